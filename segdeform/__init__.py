@@ -1,0 +1,37 @@
+"""Semantic segmentation with deformable convolutions.
+
+>>> import segdeform
+>>> segmenter = segdeform.load("runs/mine")
+>>> labels = segmenter.predict("street.jpg")  # uint8 [H, W]
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segdeform.models.deform import DeformConv2d, deformify
+    from segdeform.segmenter import Segmenter, load
+
+__version__ = "0.1.0"
+
+# Imported when first asked for: torch takes seconds, and most commands' help needs none.
+_HOMES = {
+    "DeformConv2d": "segdeform.models.deform",
+    "Segmenter": "segdeform.segmenter",
+    "deformify": "segdeform.models.deform",
+    "load": "segdeform.segmenter",
+}
+
+__all__ = ["DeformConv2d", "Segmenter", "__version__", "deformify", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,129 @@
+"""What changes the result of a training run: validated, frozen, unknown keys refused.
+
+Where and when a run happens (paths, device, workers, resume) belongs to the command line instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from segdeform.errors import ConfigError, nearest
+
+BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]
+HeadName = Literal["deeplab", "deeplabv3", "deeplabv3plus"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Pixels = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(_Section):
+    """Which pictures are trained on and how they are varied."""
+
+    name: Literal["camvid", "voc", "folder", "shapes"] = "folder"
+    train_split: str = "train"
+    val_split: str = "val"
+    crop: tuple[Pixels, Pixels] = Field((256, 256), description="training crop, pixels, [H, W]")
+    scale: tuple[Positive, Positive] = Field(
+        (0.5, 2.0), description="range of the random resizing factor, log-uniform"
+    )
+    max_class_share: Fraction = Field(
+        1.0, description="crops in which one class covers more than this share are drawn again"
+    )
+    flip: Fraction = Field(0.5, description="probability of a left-right flip")
+    rotate: float = Field(0.0, ge=0, le=180, description="largest random rotation, degrees")
+    color: Fraction = Field(0.4, description="strength of brightness/contrast/saturation/hue jitter")
+
+    @model_validator(mode="after")
+    def _scale_is_a_range(self) -> DataConfig:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError("data.scale is [low, high] with low <= high")
+        return self
+
+
+class ModelConfig(_Section):
+    """The network without its deformable part."""
+
+    backbone: BackboneName = "resnet50"
+    weights: str = Field(
+        "imagenet",
+        description="'imagenet' (torchvision's, downloaded), 'none' (random), or the path of a "
+        ".safetensors or .pth file with torchvision's keys",
+    )
+    head: HeadName = "deeplabv3plus"
+    head_channels: int = Field(256, ge=8, description="width of the head")
+    output_stride: Literal[8, 16, 32] = 16
+    auxiliary_head: bool = Field(False, description="FCN head on the last stage but one")
+
+
+class DeformConfig(_Section):
+    """The deformable part: Dai et al. 2017 (v1), Zhu et al. 2019 (v2, modulated)."""
+
+    layers: int = Field(3, ge=0, description="how many of the backbone's last 3x3 convs deform")
+    variant: Literal["v1", "v2"] = "v2"
+    offset_groups: int = Field(1, ge=1, description="groups of channels with offsets of their own")
+    dilation: int | None = Field(
+        None,
+        ge=1,
+        description="dilation of the backbone's last max(3, layers) 3x3 convs, deformable or not; "
+        "null: what the output stride gives",
+    )
+
+
+class TrainConfig(_Section):
+    """Optimisation."""
+
+    steps: int = Field(40_000, ge=1, description="optimiser steps")
+    batch_size: int = Field(16, ge=1, description="crops a step, over all processes")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.01
+    momentum: Fraction = Field(0.9, description="SGD only")
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    poly_power: Positive = 0.9
+    min_lr_factor: Fraction = Field(0.01, description="final rate / lr")
+    warmup_steps: int = Field(0, ge=0, description="linear warm-up from 0")
+    backbone_lr_factor: float = Field(1.0, ge=0, description="backbone's rate / lr")
+    offset_lr_factor: float = Field(0.1, ge=0, description="offset branches' rate / their layer's")
+    freeze_bn: bool = Field(False, description="backbone's BatchNorm: ImageNet statistics, no updates")
+    clip_grad_norm: Positive | None = Field(None, description="global L2 norm; null: no clipping")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = True
+    ema_decay: Fraction = Field(0.0, description="0: no averaged weights; else e.g. 0.999")
+    loss: Literal["cross_entropy", "ohem"] = "cross_entropy"
+    ohem_keep: Fraction = Field(0.25, description="least share of the hardest pixels kept")
+    ohem_threshold: Fraction = Field(0.7, description="pixels with p(truth) below this are kept")
+    class_weights: tuple[float, ...] | None = Field(None, description="one a class, in order")
+    label_smoothing: Fraction = 0.0
+    auxiliary_weight: float = Field(0.4, ge=0, description="weight of the auxiliary loss")
+    seed: int = Field(0, ge=0, lt=2**31)
+    save_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: only at the end")
+    log_every: int = Field(20, ge=1, description="steps between log lines")
+
+
+class EvalConfig(_Section):
+    """How a picture of any size becomes a label map, in evaluation and prediction alike."""
+
+    tile: int = Field(0, ge=0, description="side of the sliding window, pixels; 0: whole picture")
+    overlap: float = Field(0.25, ge=0, lt=1, description="overlap of neighbouring windows / side")
+    scales: tuple[Positive, ...] = Field((1.0,), min_length=1)
+    flip: bool = False
+
+
+class Config(_Section):
+    """One training run."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    deform: DeformConfig = DeformConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()

@@ -1,0 +1,19 @@
+"""Shared fixtures. External data (CamVid, VOC, weights) is found through SEGDEFORM_TEST_DATA only."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def external_data(relative: str) -> Path:
+    """Returns a path below the folder named by SEGDEFORM_TEST_DATA, or skips the test."""
+    root = os.environ.get("SEGDEFORM_TEST_DATA")
+    if not root:
+        pytest.skip("SEGDEFORM_TEST_DATA is not set: it names a folder with data/ and weights/")
+    path = Path(root) / relative
+    if not path.exists():
+        pytest.skip(f"{path} does not exist")
+    return path
