@@ -1,0 +1,6 @@
+"""Deformable operators with their own kernels, for torch >= 2.10."""
+
+from cuda_ops.deform_conv2d import deform_conv2d
+from cuda_ops.library import backend
+
+__all__ = ["backend", "deform_conv2d"]

@@ -1,0 +1,88 @@
+// What the operators ask of a CPU kernel, and the table of kernels of one instruction set.
+//
+// Images are channels-last: pixel p of image n starts at ((n * pixels) + p) * channels. Every
+// pointer is to the compute type T, float or double. A kernel call handles one unit of work on one
+// thread; no two units write the same place, so no result depends on the number of threads.
+//
+// A matrix of K rows and N columns is stored in column panels: full panels of `panel` columns, then
+// one of what is left, rounded up to `lanes` and zero-filled. Panel j holds K rows of its width.
+#pragma once
+
+#include <algorithm>
+
+#include "../geometry.h"
+
+namespace segdeform::cpu {
+
+constexpr int64_t kForwardPixels = 96;    // output pixels of a forward tile, at most
+constexpr int64_t kBackwardPixels = 96;   // output pixels of a backward tile, at most
+constexpr int64_t kColumnChannels = 512;  // elements of a column row held at a time
+constexpr int64_t kRowPadding = 16;       // keeps tile rows off strides that are powers of two
+
+struct PanelLayout {
+  int64_t panel, lanes;
+
+  int64_t padded(int64_t columns) const { return (columns + lanes - 1) / lanes * lanes; }
+  int64_t size(int64_t rows, int64_t columns) const { return rows * padded(columns); }
+  int64_t width(int64_t columns, int64_t first) const {
+    return std::min(panel, padded(columns) - first);
+  }
+};
+
+template <typename T>
+struct Sampling {
+  const T* input;   // [N, H, W, C]
+  const T* offset;  // [N, 2*G*T, P, Q], strides below
+  const T* mask;    // [N, G*T, P, Q], or nullptr for v1
+  int64_t offset_stride[4];
+  int64_t mask_stride[4];
+  const T* zeros;  // C zeros: what a corner outside the image points to
+};
+
+template <typename T>
+struct ForwardTask {
+  Geometry g;
+  Sampling<T> sampling;
+  int64_t tile_pixels;
+  const T* weight;  // dense: per group a panel matrix [T*C/groups, O/groups]; depthwise: [T, C]
+  const T* bias;    // [O] or nullptr
+  T* output;        // [N, P, Q, O]
+};
+
+// A run of channels that one backward task owns: whole groups, or a part of one group.
+struct Slice {
+  int64_t first_channel, channels;
+};
+
+template <typename T>
+struct BackwardTask {
+  Geometry g;
+  Sampling<T> sampling;
+  int64_t tile_pixels;
+  int64_t slice_channels;  // channels of a unit, at most; a unit never straddles groups
+  int64_t first_image, images;
+  const T* weight;     // dense: per unit a panel matrix [O/groups, T*channels]; depthwise: [T, C]
+  const T* grad;       // dense: per image and tile and group a panel matrix [tile_pixels, O/groups];
+                       // depthwise: [N, P, Q, O]
+  T* grad_input;       // [N, H, W, C], zeroed before; or nullptr
+  T* grad_samples;     // [N, overlapped offset groups, T, 3, P*Q]: d/dy, d/dx, d/dmask; or nullptr
+  T* grad_weight;      // dense: per unit a panel matrix [T*channels, O/groups], zeroed before;
+                       // depthwise: [T, C]; or nullptr
+};
+
+template <typename T>
+struct Kernels {
+  const char* name;
+  PanelLayout layout;
+  int64_t (*forward_scratch)(const ForwardTask<T>&);  // elements of T
+  void (*forward_tile)(const ForwardTask<T>&, int64_t tile, T* scratch);
+  int64_t (*backward_scratch)(const BackwardTask<T>&, const Slice&);
+  void (*backward_slice)(const BackwardTask<T>&, const Slice&, T* scratch);
+};
+
+// The kernels that serve this processor; the variable SEGDEFORM_CPU (avx512, avx2, portable) asks
+// for one by name. Throws if the processor lacks it.
+template <typename T>
+const Kernels<T>& kernels();
+
+}  // namespace segdeform::cpu

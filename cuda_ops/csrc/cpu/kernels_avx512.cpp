@@ -1,0 +1,23 @@
+// The kernels for processors with AVX512. Empty on other architectures.
+#if defined(__x86_64__)
+#include <cstring>
+
+#include "../bilinear.h"
+#include "kernels.h"
+
+// After all headers, so that no inline function of theirs is compiled for these instructions.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,avx2"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,avx2")
+#endif
+
+#define SEGDEFORM_ISA avx512
+#define SEGDEFORM_VECTOR_BYTES 64
+#define SEGDEFORM_PANEL_VECTORS 4
+#include "kernels.inl"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

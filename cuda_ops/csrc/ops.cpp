@@ -1,0 +1,15 @@
+// Schemas of all operators. Kernels register themselves beside their code, per device.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(segdeform, library) {
+  library.def(
+      "deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, "
+      "int[2] stride, int[2] padding, int[2] dilation, int groups, int offset_groups) -> Tensor");
+  // Gradients that are not asked for come back as empty tensors of shape [0].
+  library.def(
+      "deform_conv2d_backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, "
+      "Tensor? mask, int[2] stride, int[2] padding, int[2] dilation, int groups, "
+      "int offset_groups, bool need_input, bool need_offset, bool need_weight, bool need_bias, "
+      "bool need_mask) -> (Tensor grad_input, Tensor grad_offset, Tensor grad_weight, "
+      "Tensor grad_bias, Tensor grad_mask)");
+}

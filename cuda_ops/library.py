@@ -1,0 +1,100 @@
+"""Loads the native libraries and says which backend serves a call, and why.
+
+`SEGDEFORM_OPS=torchvision` leaves the native libraries aside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+FOLDER = Path(__file__).resolve().parent
+BUILD_COMMAND = "python -m cuda_ops.build"
+
+Backend = Literal["native", "torchvision"]
+
+
+@dataclass(frozen=True)
+class LibraryStatus:
+    """One native library: whether it is loaded, and why not or what it was built with."""
+
+    file: str
+    loaded: bool
+    reason: str
+    build: dict[str, Any]
+
+
+def _build_facts(path: Path) -> dict[str, Any]:
+    note = path.with_suffix(".json")
+    facts: dict[str, Any] = json.loads(note.read_text()) if note.exists() else {}
+    return facts
+
+
+def _why_not_to_load(path: Path, facts: dict[str, Any]) -> str:
+    if os.environ.get("SEGDEFORM_OPS", "") == "torchvision":
+        return "SEGDEFORM_OPS=torchvision asks for torchvision"
+    if not path.exists():
+        return f"not built; build it: {BUILD_COMMAND}"
+    built_for, present = facts.get("cuda"), torch.version.cuda
+    if built_for and (present is None or present.split(".")[0] != built_for.split(".")[0]):
+        return f"built for CUDA {built_for}, but torch has {present or 'no CUDA'}"
+    return ""
+
+
+def _load(path: Path) -> LibraryStatus:
+    facts = _build_facts(path)
+    if reason := _why_not_to_load(path, facts):
+        return LibraryStatus(path.name, False, reason, facts)
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return LibraryStatus(path.name, False, f"does not load: {error}", facts)
+    return LibraryStatus(path.name, True, "loaded", facts)
+
+
+_wanted = os.environ.get("SEGDEFORM_OPS", "")
+if _wanted not in ("", "native", "torchvision"):
+    raise ValueError(f"SEGDEFORM_OPS is '{_wanted}'; it takes 'native', 'torchvision' or nothing")
+
+cpu_library = _load(FOLDER / "_C.so")
+cuda_library = (
+    _load(FOLDER / "_C_cuda.so")
+    if cpu_library.loaded
+    else LibraryStatus("_C_cuda.so", False, "needs _C.so, which is not loaded", {})
+)
+
+
+def has_kernel(operator: str, device: str) -> bool:
+    """Says whether `segdeform::operator` has a native kernel for a device type."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device, "")
+    return (
+        bool(key)
+        and cpu_library.loaded
+        and bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"segdeform::{operator}", key))
+    )
+
+
+def backend(device: str | torch.device = "cpu", operator: str = "deform_conv2d") -> Backend:
+    """Answers which implementation serves an operator on a device: "native" or "torchvision"."""
+    return "native" if has_kernel(operator, torch.device(device).type) else "torchvision"
+
+
+_warned: set[str] = set()
+
+
+def warn_fallback(device: str) -> None:
+    """Warns, once a process and device type, that torchvision's operator serves the calls."""
+    if device in _warned or _wanted == "torchvision":
+        return
+    _warned.add(device)
+    status = cuda_library if device == "cuda" and cpu_library.loaded else cpu_library
+    why = f"{status.file}: {status.reason}" if not status.loaded else "there is no kernel for it"
+    warnings.warn(
+        f"deform_conv2d runs on torchvision's operator on {device} ({why})", stacklevel=4
+    )
