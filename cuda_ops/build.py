@@ -6,10 +6,10 @@ libtorch_cpu alone) and, where a CUDA compiler serves, `_C_cuda.so`. Both use Li
 ABI for torch >= 2.10 and no Python symbol, so one build serves every Python and every such torch.
 
 Environment:
-    SEGDEFORM_CUDA        1: build the CUDA half or fail; 0: never; unset: when a CUDA compiler is
-                          found (from pip, then CUDA_HOME, then PATH) whose major version is torch's.
-    SEGDEFORM_CUDA_ARCHS  compute capabilities, e.g. "80;90" (default: the GPU at hand, else 80;90).
-    CXX                   the C++ compiler (default: g++, c++ or clang++, whichever is found first).
+    SEGDEFORM_CUDA        1: build the CUDA half or fail; 0: never; unset: when a CUDA compiler of
+                          torch's major version is found (pip's, then CUDA_HOME's, then PATH's).
+    SEGDEFORM_CUDA_ARCHS  compute capabilities, e.g. "80;90" (default: the GPU at hand or 80;90).
+    CXX                   the C++ compiler (default: the first found of g++, c++ and clang++).
 
 This module imports torch only inside functions: an isolated `pip install .` runs it without torch.
 """
@@ -33,6 +33,9 @@ from setuptools.command.build_ext import build_ext
 PACKAGE = Path(__file__).resolve().parent
 SOURCES = PACKAGE / "csrc"
 HOW_TO = "python -m cuda_ops.build"
+
+Command = Sequence[str | Path]
+
 TORCH_TARGET = "0x020a000000000000"  # 2.10, the oldest torch that the libraries run with
 COMMON_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
 CPU_FLAGS = [
@@ -144,7 +147,7 @@ def nvcc_flags(architectures: Sequence[str]) -> list[str]:
     return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
 
 
-def _run(command: Sequence[str | Path]) -> None:
+def _run(command: Command) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         shown = " ".join(map(str, command))
@@ -153,19 +156,19 @@ def _run(command: Sequence[str | Path]) -> None:
         print(done.stderr.rstrip(), file=sys.stderr)
 
 
-def _compile_all(jobs: Sequence[Sequence[str | Path]]) -> None:
+def _compile_all(jobs: Sequence[Command]) -> None:
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         list(pool.map(_run, jobs))
 
 
-def _link(command: Sequence[str | Path], target: Path) -> None:
+def _link(command: Command, target: Path) -> None:
     """Links beside the target and renames, so that a running process keeps its old library."""
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     _run([*command, "-o", temporary])
     temporary.replace(target)
 
 
-def _fingerprint(sources: Sequence[Path], command: Sequence[str | Path]) -> str:
+def _fingerprint(sources: Sequence[Path], command: Command) -> str:
     headers = sorted(p for p in SOURCES.rglob("*") if p.suffix in (".h", ".inl", ".cuh"))
     digest = hashlib.sha256(" ".join(map(str, command)).encode())
     for path in [*sorted(sources), *headers]:
@@ -200,7 +203,7 @@ def build_cpu(folder: Path, work: Path) -> Path:
     cxx = cxx_compiler()
     target = folder / "_C.so"
     sources = [SOURCES / "ops.cpp", *sorted((SOURCES / "cpu").glob("*.cpp"))]
-    compile_command = [cxx, *CPU_FLAGS, "-isystem", include]
+    compile_command: Command = [cxx, *CPU_FLAGS, "-isystem", include]
     fingerprint = _fingerprint(sources, compile_command)
     if _up_to_date(target, fingerprint):
         return target
@@ -224,7 +227,7 @@ def build_cuda(folder: Path, work: Path, nvcc: Path) -> Path:
     target = folder / "_C_cuda.so"
     sources = sorted((SOURCES / "cuda").glob("*.cu"))
     architectures = cuda_architectures()
-    compile_command = [nvcc, *nvcc_flags(architectures), "-isystem", include]
+    compile_command: Command = [nvcc, *nvcc_flags(architectures), "-isystem", include]
     fingerprint = _fingerprint(sources, compile_command)
     if _up_to_date(target, fingerprint):
         return target
@@ -235,7 +238,15 @@ def build_cuda(folder: Path, work: Path, nvcc: Path) -> Path:
             for source, out in zip(sources, objects, strict=True)
         ]
     )
-    link = [nvcc, "-shared", "-cudart=static", *objects, f"-L{lib}", "-ltorch_cpu", "-ltorch_cuda"]
+    link: list[str | Path] = [
+        nvcc,
+        "-shared",
+        "-cudart=static",
+        *objects,
+        f"-L{lib}",
+        "-ltorch_cpu",
+        "-ltorch_cuda",
+    ]
     if (pip_lib := nvcc.parent.parent / "lib").exists():  # pip's nvcc does not look there itself
         link.append(f"-L{pip_lib}")
     _link(link, target)

@@ -1,6 +1,6 @@
 """Deformable convolution v1 and v2: the public function and the operator's Python faces.
 
-The sampling rule, layouts and gradients are those of `torchvision.ops.deform_conv2d`; KERNEL rules
+The sampling rule, layouts and gradients are those of `torchvision.ops.deform_conv2d`; the rules
 that torchvision leaves open (NaN, infinities, mixed precision) are stated at `deform_conv2d`.
 """
 
@@ -82,11 +82,11 @@ def _check(
     for name, tensor in (("input", input), ("offset", offset), ("weight", weight)):
         if tensor.dim() != 4:
             raise ValueError(f"{name} must have 4 dimensions, not {tensor.dim()}")
-    if not input.is_floating_point() or weight.dtype != input.dtype:
-        if not torch.is_autocast_enabled(input.device.type):
-            raise TypeError(
-                f"input and weight must share a floating dtype, not {input.dtype}, {weight.dtype}"
-            )
+    same = input.is_floating_point() and weight.dtype == input.dtype
+    if not same and not torch.is_autocast_enabled(input.device.type):
+        raise TypeError(
+            f"input and weight must share a floating dtype, not {input.dtype} and {weight.dtype}"
+        )
     n, c, *size = input.shape
     out_channels, inputs, kh, kw = weight.shape
     if inputs == 0 or c % inputs:
@@ -107,17 +107,15 @@ def _check(
     ]
     if min(out) < 1:
         raise ValueError(f"the output would be {out[0]}x{out[1]}: the kernel exceeds the input")
-    for name, tensor, channels in (
-        ("offset", offset, offset.shape[1]),
-        ("mask", mask, offset_groups * kh * kw),
-    ):
-        if tensor is not None and tuple(tensor.shape) != (n, channels, *out):
-            raise ValueError(
-                f"{name} must have shape {(n, channels, *out)}, not {tuple(tensor.shape)}"
-            )
-    if bias is not None and tuple(bias.shape) != (out_channels,):
-        raise ValueError(f"bias must have shape {(out_channels,)}, not {tuple(bias.shape)}")
+    _check_shape("offset", offset, (n, offset.shape[1], *out))
+    _check_shape("mask", mask, (n, offset_groups * kh * kw, *out))
+    _check_shape("bias", bias, (out_channels,))
     return groups, offset_groups
+
+
+def _check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+    if tensor is not None and tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, not {tuple(tensor.shape)}")
 
 
 def _by_torchvision(
@@ -263,9 +261,9 @@ def _autocast(device: str) -> Any:
 
 
 if library.cpu_library.loaded:
-    _autocast_rules = torch.library.Library("segdeform", "IMPL")
-    _autocast_rules.impl("deform_conv2d", _autocast("cpu"), "AutocastCPU")
-    _autocast_rules.impl("deform_conv2d", _autocast("cuda"), "AutocastCUDA")
+    _autocast_rules = torch.library.Library("segdeform", "IMPL")  # type: ignore[no-untyped-call]
+    for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        _autocast_rules.impl("deform_conv2d", _autocast(_device), _key)  # type: ignore[no-untyped-call]
     torch.library.register_fake("segdeform::deform_conv2d", _fake)
     torch.library.register_fake("segdeform::deform_conv2d_backward", _fake_backward)
     torch.library.register_autograd(

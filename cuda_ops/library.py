@@ -52,7 +52,7 @@ def _load(path: Path) -> LibraryStatus:
     if reason := _why_not_to_load(path, facts):
         return LibraryStatus(path.name, False, reason, facts)
     try:
-        torch.ops.load_library(str(path))
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except OSError as error:
         return LibraryStatus(path.name, False, f"does not load: {error}", facts)
     return LibraryStatus(path.name, True, "loaded", facts)
@@ -70,14 +70,23 @@ cuda_library = (
 )
 
 
+def _native_kernels() -> frozenset[tuple[str, str]]:
+    if not cpu_library.loaded:
+        return frozenset()
+    return frozenset(
+        (operator, device)
+        for operator in ("deform_conv2d",)
+        for device, key in (("cpu", "CPU"), ("cuda", "CUDA"))
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"segdeform::{operator}", key)
+    )
+
+
+_kernels = _native_kernels()
+
+
 def has_kernel(operator: str, device: str) -> bool:
     """Says whether `segdeform::operator` has a native kernel for a device type."""
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device, "")
-    return (
-        bool(key)
-        and cpu_library.loaded
-        and bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"segdeform::{operator}", key))
-    )
+    return (operator, device) in _kernels
 
 
 def backend(device: str | torch.device = "cpu", operator: str = "deform_conv2d") -> Backend:
@@ -90,11 +99,9 @@ _warned: set[str] = set()
 
 def warn_fallback(device: str) -> None:
     """Warns, once a process and device type, that torchvision's operator serves the calls."""
-    if device in _warned or _wanted == "torchvision":
+    if torch.compiler.is_compiling() or device in _warned or _wanted == "torchvision":
         return
     _warned.add(device)
     status = cuda_library if device == "cuda" and cpu_library.loaded else cpu_library
     why = f"{status.file}: {status.reason}" if not status.loaded else "there is no kernel for it"
-    warnings.warn(
-        f"deform_conv2d runs on torchvision's operator on {device} ({why})", stacklevel=4
-    )
+    warnings.warn(f"deform_conv2d runs on torchvision's operator on {device} ({why})", stacklevel=4)

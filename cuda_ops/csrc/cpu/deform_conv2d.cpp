@@ -41,16 +41,18 @@ class Buffer {
   std::unique_ptr<T, Free> data_;
 };
 
+// Calls f(begin, end) over the units on torch's threads. `cost` is the work of one unit in
+// elementary operations: waking a thread pays from some ten thousand on.
 template <typename F>
-void parallel_units(int64_t units, F f) {
-  torch::stable::parallel_for(0, units, 1, f);
+void parallel_units(int64_t units, int64_t cost, F f) {
+  torch::stable::parallel_for(0, units, std::max<int64_t>(1, 30000 / std::max<int64_t>(1, cost)), f);
 }
 
 template <typename T>
 std::unique_ptr<Buffer<T>> zeroed(int64_t elements) {
   auto buffer = std::make_unique<Buffer<T>>(elements);
   constexpr int64_t kBlock = 1 << 16;
-  parallel_units((elements + kBlock - 1) / kBlock, [&](int64_t begin, int64_t end) {
+  parallel_units((elements + kBlock - 1) / kBlock, kBlock, [&](int64_t begin, int64_t end) {
     std::fill(buffer->get() + begin * kBlock,
               buffer->get() + std::min(end * kBlock, elements), T(0));
   });
@@ -180,7 +182,7 @@ Buffer<T> packed_weight(const Geometry& g, const Operands<T>& operands, const Pa
   Buffer<T> packed(g.groups * layout.size(depth, outputs));
   constexpr int64_t kBlock = 32;  // channels packed together: reads stay in cache over the taps
   const int64_t blocks = (inputs + kBlock - 1) / kBlock;
-  parallel_units(g.groups * panels * blocks, [&](int64_t begin, int64_t end) {
+  parallel_units(g.groups * panels * blocks, kBlock * taps * layout.panel, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t group = unit / (panels * blocks), first = unit / blocks % panels * layout.panel;
       const int64_t c0 = unit % blocks * kBlock, c1 = std::min(c0 + kBlock, inputs);
@@ -227,7 +229,8 @@ Tensor forward(const Geometry& g, const Tensor& input, const Tensor& offset, con
                               bias ? static_cast<const T*>(flat_bias->data_ptr()) : nullptr,
                               static_cast<T*>(output.data_ptr())};
     const int64_t tiles = (g.batch * g.out_pixels() + task.tile_pixels - 1) / task.tile_pixels;
-    parallel_units(tiles, [&](int64_t begin, int64_t end) {
+    const int64_t macs = g.out_channels * g.channels_per_group() * g.taps();
+    parallel_units(tiles, task.tile_pixels * macs / 8, [&](int64_t begin, int64_t end) {
       const Buffer<T> scratch(kernel.forward_scratch(task));
       for (int64_t tile = begin; tile < end; ++tile)
         kernel.forward_tile(task, tile, scratch.get());
@@ -262,7 +265,7 @@ Cut cut_backward(const Geometry& g) {
   const int64_t slices = int64_t(cut.slices.size());
   cut.chunks = slices >= kEnoughSlices
                    ? 1
-                   : std::min(g.batch, (kEnoughUnits + slices - 1) / slices);
+                   : std::clamp<int64_t>((kEnoughUnits + slices - 1) / slices, 1, std::max<int64_t>(g.batch, 1));
   return cut;
 }
 
@@ -297,7 +300,7 @@ Buffer<T> transposed_weight(const Geometry& g, const Operands<T>& operands,
   const T* weight = operands.weight_data();
   const int64_t stride_o = operands.weight.stride(0), stride_c = operands.weight.stride(1);
   const int64_t stride_t = operands.tap_stride(g), outputs = g.outputs_per_group();
-  parallel_units(int64_t(units.size()), [&](int64_t begin, int64_t end) {
+  parallel_units(int64_t(units.size()), outputs * g.taps() * slice_channels, [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
       const Unit& unit = units[size_t(u)];
       const int64_t group = unit.first / g.channels_per_group();
@@ -328,7 +331,7 @@ Buffer<T> packed_grad(const Geometry& g, const T* grad, const PanelLayout& layou
   const int64_t tiles = (g.out_pixels() + tile_pixels - 1) / tile_pixels;
   const int64_t outputs = g.outputs_per_group(), size = layout.size(tile_pixels, outputs);
   Buffer<T> packed(g.batch * tiles * g.groups * size);
-  parallel_units(g.batch * tiles, [&](int64_t begin, int64_t end) {
+  parallel_units(g.batch * tiles, tile_pixels * g.out_channels, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t first = unit % tiles * tile_pixels;
       const int64_t pixels = std::min(tile_pixels, g.out_pixels() - first);
@@ -370,7 +373,7 @@ template <typename T>
 void reduce_samples(const Geometry& g, const SampleBlocks& blocks, const T* sums, T* grad_offset,
                     T* grad_mask) {
   const int64_t pixels = g.out_pixels(), taps = g.taps();
-  parallel_units(g.batch * g.offset_groups * taps, [&](int64_t begin, int64_t end) {
+  parallel_units(g.batch * g.offset_groups * taps, 3 * pixels, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t n = unit / (g.offset_groups * taps);
       const int64_t group = unit / taps % g.offset_groups, t = unit % taps;
@@ -397,7 +400,7 @@ template <typename T>
 void unpack_grad_weight(const Geometry& g, const PanelLayout& layout, int64_t slice_channels,
                         int64_t chunks, int64_t chunk_size, const T* packed, T* out) {
   const int64_t taps = g.taps(), inputs = g.channels_per_group(), outputs = g.outputs_per_group();
-  parallel_units(g.channels, [&](int64_t begin, int64_t end) {
+  parallel_units(g.channels, taps * outputs * chunks, [&](int64_t begin, int64_t end) {
     for (int64_t channel = begin; channel < end; ++channel) {
       const int64_t group = channel / inputs, c = channel % inputs;
       const int64_t first = c / slice_channels * slice_channels;
@@ -428,7 +431,7 @@ void sum_grad(const Geometry& g, const T* grad, T* out) {
   constexpr int64_t kBlock = 1024;
   const int64_t pixels = g.batch * g.out_pixels(), blocks = (pixels + kBlock - 1) / kBlock;
   const auto sums = zeroed<T>(blocks * g.out_channels);
-  parallel_units(blocks, [&](int64_t begin, int64_t end) {
+  parallel_units(blocks, kBlock * g.out_channels, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin * kBlock; p < std::min(end * kBlock, pixels); ++p) {
       T* sum = sums->get() + p / kBlock * g.out_channels;
       for (int64_t o = 0; o < g.out_channels; ++o) sum[o] += grad[p * g.out_channels + o];
@@ -489,7 +492,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   if (need.weight) weight_sums = zeroed<T>(cut.chunks * chunk_size);
 
   const int64_t slices = int64_t(cut.slices.size());
-  parallel_units(slices * cut.chunks, [&](int64_t begin, int64_t end) {
+  const int64_t macs = g.out_pixels() * cut.slice_channels * g.taps() * g.outputs_per_group();
+  parallel_units(slices * cut.chunks, g.batch * macs / (4 * cut.chunks), [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const size_t s = size_t(unit % slices);
       const int64_t chunk = unit / slices;
