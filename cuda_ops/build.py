@@ -68,10 +68,15 @@ def cxx_compiler() -> str:
     raise BuildError("no C++ compiler found; install one, e.g.: apt-get install g++")
 
 
+def pip_cuda_compiler() -> Path | None:
+    """Returns the nvcc that pip installed into this environment, if any."""
+    site = Path(sysconfig.get_path("purelib"))
+    return max(site.glob("nvidia/cu*/bin/nvcc"), default=None)
+
+
 def nvcc_candidates() -> list[Path]:
     """Lists CUDA compilers: pip's, then CUDA_HOME's, then the one on PATH."""
-    site = Path(sysconfig.get_path("purelib"))
-    candidates = sorted(site.glob("nvidia/cu*/bin/nvcc"), reverse=True)
+    candidates = [nvcc] if (nvcc := pip_cuda_compiler()) else []
     if home := os.environ.get("CUDA_HOME"):
         candidates.append(Path(home) / "bin" / "nvcc")
     if on_path := shutil.which("nvcc"):

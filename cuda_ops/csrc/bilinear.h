@@ -1,7 +1,9 @@
-// The sampling rule of deformable convolution and its derivatives, written once for host and device.
+// The sampling rule of deformable convolution and its derivatives, written once for host and
+// device.
 //
 // A sample at (y, x) is bilinear interpolation of the image surrounded by one ring of zeros:
-//   value = sum_i weight[i] * image[index[i]],  corners in the order (y0,x0) (y0,x1) (y1,x0) (y1,x1),
+//   value = sum_i weight[i] * image[index[i]],  corners in the order (y0,x0) (y0,x1) (y1,x0)
+//   (y1,x1),
 // where a corner outside the image has index -1 and is skipped, not multiplied by zero.
 // Outside the open interval (-1, H) x (-1, W) all weights are 0; exactly on its border the value is
 // 0 but the one-sided derivative is not, so the corners keep their indices there (`value_is_zero`).

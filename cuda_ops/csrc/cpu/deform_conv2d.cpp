@@ -32,9 +32,7 @@ class Buffer {
   T* get() const { return data_.get(); }
 
  private:
-  static size_t bytes(int64_t elements) {
-    return (size_t(elements) * sizeof(T) + 127) / 64 * 64;
-  }
+  static size_t bytes(int64_t elements) { return (size_t(elements) * sizeof(T) + 127) / 64 * 64; }
   struct Free {
     void operator()(void* p) const { std::free(p); }
   };
@@ -45,7 +43,8 @@ class Buffer {
 // elementary operations: waking a thread pays from some ten thousand on.
 template <typename F>
 void parallel_units(int64_t units, int64_t cost, F f) {
-  torch::stable::parallel_for(0, units, std::max<int64_t>(1, 30000 / std::max<int64_t>(1, cost)), f);
+  torch::stable::parallel_for(0, units, std::max<int64_t>(1, 30000 / std::max<int64_t>(1, cost)),
+                              f);
 }
 
 template <typename T>
@@ -53,8 +52,8 @@ std::unique_ptr<Buffer<T>> zeroed(int64_t elements) {
   auto buffer = std::make_unique<Buffer<T>>(elements);
   constexpr int64_t kBlock = 1 << 16;
   parallel_units((elements + kBlock - 1) / kBlock, kBlock, [&](int64_t begin, int64_t end) {
-    std::fill(buffer->get() + begin * kBlock,
-              buffer->get() + std::min(end * kBlock, elements), T(0));
+    std::fill(buffer->get() + begin * kBlock, buffer->get() + std::min(end * kBlock, elements),
+              T(0));
   });
   return buffer;
 }
@@ -113,14 +112,13 @@ Geometry geometry_of(const Tensor& input, const Tensor& offset, const Tensor& we
   };
   STD_TORCH_CHECK(g.out_height > 0 && g.out_width > 0 && g.channels > 0 && g.out_channels > 0 &&
                       g.channels % groups == 0 && g.out_channels % groups == 0 &&
-                      g.channels % offset_groups == 0 &&
-                      weight.size(1) == g.channels_per_group() &&
+                      g.channels % offset_groups == 0 && weight.size(1) == g.channels_per_group() &&
                       is(offset, g.batch, 2 * offset_groups * g.taps(), g.out_height, g.out_width),
                   "deform_conv2d: the shapes of input, offset and weight do not fit");
   if (mask)
-    STD_TORCH_CHECK(mask->dim() == 4 && is(*mask, g.batch, offset_groups * g.taps(), g.out_height,
-                                           g.out_width),
-                    "deform_conv2d: the shape of mask does not fit");
+    STD_TORCH_CHECK(
+        mask->dim() == 4 && is(*mask, g.batch, offset_groups * g.taps(), g.out_height, g.out_width),
+        "deform_conv2d: the shape of mask does not fit");
   STD_TORCH_CHECK(g.in_pixels() < (int64_t(1) << 31) - 2 * g.width,
                   "deform_conv2d: images of 2^31 pixels or more are not supported");
   return g;
@@ -182,22 +180,25 @@ Buffer<T> packed_weight(const Geometry& g, const Operands<T>& operands, const Pa
   Buffer<T> packed(g.groups * layout.size(depth, outputs));
   constexpr int64_t kBlock = 32;  // channels packed together: reads stay in cache over the taps
   const int64_t blocks = (inputs + kBlock - 1) / kBlock;
-  parallel_units(g.groups * panels * blocks, kBlock * taps * layout.panel, [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t group = unit / (panels * blocks), first = unit / blocks % panels * layout.panel;
-      const int64_t c0 = unit % blocks * kBlock, c1 = std::min(c0 + kBlock, inputs);
-      const int64_t width = layout.width(outputs, first), used = std::min(width, outputs - first);
-      const T* from = weight + (group * outputs + first) * stride_o;
-      T* to = packed.get() + group * layout.size(depth, outputs) + first * depth;
-      for (int64_t c = c0; c < c1; ++c)
-        for (int64_t t = 0; t < taps; ++t) {
-          const T* column = from + c * stride_c + t * stride_t;
-          T* row = to + (t * inputs + c) * width;
-          for (int64_t o = 0; o < used; ++o) row[o] = column[o * stride_o];
-          for (int64_t o = used; o < width; ++o) row[o] = T(0);
-        }
-    }
-  });
+  parallel_units(g.groups * panels * blocks, kBlock * taps * layout.panel,
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t unit = begin; unit < end; ++unit) {
+                     const int64_t group = unit / (panels * blocks),
+                                   first = unit / blocks % panels * layout.panel;
+                     const int64_t c0 = unit % blocks * kBlock, c1 = std::min(c0 + kBlock, inputs);
+                     const int64_t width = layout.width(outputs, first),
+                                   used = std::min(width, outputs - first);
+                     const T* from = weight + (group * outputs + first) * stride_o;
+                     T* to = packed.get() + group * layout.size(depth, outputs) + first * depth;
+                     for (int64_t c = c0; c < c1; ++c)
+                       for (int64_t t = 0; t < taps; ++t) {
+                         const T* column = from + c * stride_c + t * stride_t;
+                         T* row = to + (t * inputs + c) * width;
+                         for (int64_t o = 0; o < used; ++o) row[o] = column[o * stride_o];
+                         for (int64_t o = used; o < width; ++o) row[o] = T(0);
+                       }
+                   }
+                 });
   return packed;
 }
 
@@ -232,8 +233,7 @@ Tensor forward(const Geometry& g, const Tensor& input, const Tensor& offset, con
     const int64_t macs = g.out_channels * g.channels_per_group() * g.taps();
     parallel_units(tiles, task.tile_pixels * macs / 8, [&](int64_t begin, int64_t end) {
       const Buffer<T> scratch(kernel.forward_scratch(task));
-      for (int64_t tile = begin; tile < end; ++tile)
-        kernel.forward_tile(task, tile, scratch.get());
+      for (int64_t tile = begin; tile < end; ++tile) kernel.forward_tile(task, tile, scratch.get());
     });
   }
   return finished(output, input.scalar_type(), keep);
@@ -263,9 +263,9 @@ Cut cut_backward(const Geometry& g) {
     c += channels;
   }
   const int64_t slices = int64_t(cut.slices.size());
-  cut.chunks = slices >= kEnoughSlices
-                   ? 1
-                   : std::clamp<int64_t>((kEnoughUnits + slices - 1) / slices, 1, std::max<int64_t>(g.batch, 1));
+  cut.chunks = slices >= kEnoughSlices ? 1
+                                       : std::clamp<int64_t>((kEnoughUnits + slices - 1) / slices,
+                                                             1, std::max<int64_t>(g.batch, 1));
   return cut;
 }
 
@@ -300,27 +300,28 @@ Buffer<T> transposed_weight(const Geometry& g, const Operands<T>& operands,
   const T* weight = operands.weight_data();
   const int64_t stride_o = operands.weight.stride(0), stride_c = operands.weight.stride(1);
   const int64_t stride_t = operands.tap_stride(g), outputs = g.outputs_per_group();
-  parallel_units(int64_t(units.size()), outputs * g.taps() * slice_channels, [&](int64_t begin, int64_t end) {
-    for (int64_t u = begin; u < end; ++u) {
-      const Unit& unit = units[size_t(u)];
-      const int64_t group = unit.first / g.channels_per_group();
-      const int64_t inside = unit.first % g.channels_per_group();
-      const int64_t columns = g.taps() * unit.channels;
-      for (int64_t o = 0; o < outputs; ++o) {
-        const T* row = weight + (group * outputs + o) * stride_o + inside * stride_c;
-        for (int64_t n0 = 0; n0 < columns; n0 += layout.panel) {
-          const int64_t width = layout.width(columns, n0);
-          T* to = packed.get() + unit.before + n0 * outputs + o * width;
-          for (int64_t i = 0; i < width; ++i) {
-            const int64_t n = n0 + i;
-            to[i] = n < columns
-                        ? row[n % unit.channels * stride_c + n / unit.channels * stride_t]
-                        : T(0);
+  parallel_units(
+      int64_t(units.size()), outputs * g.taps() * slice_channels, [&](int64_t begin, int64_t end) {
+        for (int64_t u = begin; u < end; ++u) {
+          const Unit& unit = units[size_t(u)];
+          const int64_t group = unit.first / g.channels_per_group();
+          const int64_t inside = unit.first % g.channels_per_group();
+          const int64_t columns = g.taps() * unit.channels;
+          for (int64_t o = 0; o < outputs; ++o) {
+            const T* row = weight + (group * outputs + o) * stride_o + inside * stride_c;
+            for (int64_t n0 = 0; n0 < columns; n0 += layout.panel) {
+              const int64_t width = layout.width(columns, n0);
+              T* to = packed.get() + unit.before + n0 * outputs + o * width;
+              for (int64_t i = 0; i < width; ++i) {
+                const int64_t n = n0 + i;
+                to[i] = n < columns
+                            ? row[n % unit.channels * stride_c + n / unit.channels * stride_t]
+                            : T(0);
+              }
+            }
           }
         }
-      }
-    }
-  });
+      });
   return packed;
 }
 
@@ -425,7 +426,8 @@ void unpack_grad_weight(const Geometry& g, const PanelLayout& layout, int64_t sl
   });
 }
 
-// [N, P*Q, O] -> [O], summed in blocks of a fixed size, so in an order that no thread count changes.
+// [N, P*Q, O] -> [O], summed in blocks of a fixed size, so in an order that no thread count
+// changes.
 template <typename T>
 void sum_grad(const Geometry& g, const T* grad, T* out) {
   constexpr int64_t kBlock = 1024;
@@ -493,19 +495,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 
   const int64_t slices = int64_t(cut.slices.size());
   const int64_t macs = g.out_pixels() * cut.slice_channels * g.taps() * g.outputs_per_group();
-  parallel_units(slices * cut.chunks, g.batch * macs / (4 * cut.chunks), [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const size_t s = size_t(unit % slices);
-      const int64_t chunk = unit / slices;
-      BackwardTask<T> mine = task;
-      mine.first_image = g.batch * chunk / cut.chunks;
-      mine.images = g.batch * (chunk + 1) / cut.chunks - mine.first_image;
-      if (samples) mine.grad_samples = samples->get() + blocks.start[s];
-      if (weight_sums) mine.grad_weight = weight_sums->get() + chunk * chunk_size;
-      const Buffer<T> scratch(kernel.backward_scratch(mine, cut.slices[s]));
-      kernel.backward_slice(mine, cut.slices[s], scratch.get());
-    }
-  });
+  parallel_units(slices * cut.chunks, g.batch * macs / (4 * cut.chunks),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t unit = begin; unit < end; ++unit) {
+                     const size_t s = size_t(unit % slices);
+                     const int64_t chunk = unit / slices;
+                     BackwardTask<T> mine = task;
+                     mine.first_image = g.batch * chunk / cut.chunks;
+                     mine.images = g.batch * (chunk + 1) / cut.chunks - mine.first_image;
+                     if (samples) mine.grad_samples = samples->get() + blocks.start[s];
+                     if (weight_sums) mine.grad_weight = weight_sums->get() + chunk * chunk_size;
+                     const Buffer<T> scratch(kernel.backward_scratch(mine, cut.slices[s]));
+                     kernel.backward_slice(mine, cut.slices[s], scratch.get());
+                   }
+                 });
 
   const auto empty = [&](const Tensor& like, std::array<int64_t, 4> sizes) {
     return empty_like_format(like, sizes, type, plain);
@@ -549,8 +552,8 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
                      const std::optional<Tensor>& bias, const std::optional<Tensor>& mask,
                      const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                      const std::vector<int64_t>& dilation, int64_t groups, int64_t offset_groups) {
-  const Geometry g = geometry_of(input, offset, weight, mask, stride, padding, dilation, groups,
-                                 offset_groups);
+  const Geometry g =
+      geometry_of(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups);
   if (input.scalar_type() == ScalarType::Double)
     return forward<double>(g, input, offset, weight, bias, mask, ScalarType::Double);
   return forward<float>(g, input, offset, weight, bias, mask, ScalarType::Float);
@@ -562,8 +565,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(
     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
     int64_t offset_groups, bool need_input, bool need_offset, bool need_weight, bool need_bias,
     bool need_mask) {
-  const Geometry g = geometry_of(input, offset, weight, mask, stride, padding, dilation, groups,
-                                 offset_groups);
+  const Geometry g =
+      geometry_of(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups);
   STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == g.batch && grad.size(1) == g.out_channels &&
                       grad.size(2) == g.out_height && grad.size(3) == g.out_width,
                   "deform_conv2d_backward: the shape of grad does not fit");

@@ -8,10 +8,10 @@
 
 namespace segdeform::cpu {
 
-#define SEGDEFORM_DECLARE(isa)                  \
-  namespace isa {                               \
-  extern const Kernels<float> kernels_float;    \
-  extern const Kernels<double> kernels_double;  \
+#define SEGDEFORM_DECLARE(isa)                 \
+  namespace isa {                              \
+  extern const Kernels<float> kernels_float;   \
+  extern const Kernels<double> kernels_double; \
   }
 SEGDEFORM_DECLARE(portable)
 #if defined(__x86_64__)

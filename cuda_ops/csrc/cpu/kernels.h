@@ -61,13 +61,13 @@ struct BackwardTask {
   int64_t tile_pixels;
   int64_t slice_channels;  // channels of a unit, at most; a unit never straddles groups
   int64_t first_image, images;
-  const T* weight;     // dense: per unit a panel matrix [O/groups, T*channels]; depthwise: [T, C]
-  const T* grad;       // dense: per image and tile and group a panel matrix [tile_pixels, O/groups];
-                       // depthwise: [N, P, Q, O]
-  T* grad_input;       // [N, H, W, C], zeroed before; or nullptr
-  T* grad_samples;     // [N, overlapped offset groups, T, 3, P*Q]: d/dy, d/dx, d/dmask; or nullptr
-  T* grad_weight;      // dense: per unit a panel matrix [T*channels, O/groups], zeroed before;
-                       // depthwise: [T, C]; or nullptr
+  const T* weight;  // dense: per unit a panel matrix [O/groups, T*channels]; depthwise: [T, C]
+  const T* grad;    // dense: per image and tile and group a panel matrix [tile_pixels, O/groups];
+                    // depthwise: [N, P, Q, O]
+  T* grad_input;    // [N, H, W, C], zeroed before; or nullptr
+  T* grad_samples;  // [N, overlapped offset groups, T, 3, P*Q]: d/dy, d/dx, d/dmask; or nullptr
+  T* grad_weight;   // dense: per unit a panel matrix [T*channels, O/groups], zeroed before;
+                    // depthwise: [T, C]; or nullptr
 };
 
 template <typename T>

@@ -88,12 +88,18 @@ void row_blocks(int64_t rows, const T* a, int64_t a_stride, const T* b, int64_t 
     c += kMicroRows * c_stride;
   }
   switch (rows) {
-    case 1: return micro_kernel<T, 1, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
-    case 2: return micro_kernel<T, 2, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
-    case 3: return micro_kernel<T, 3, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
-    case 4: return micro_kernel<T, 4, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
-    case 5: return micro_kernel<T, 5, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
-    default: return;
+    case 1:
+      return micro_kernel<T, 1, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
+    case 2:
+      return micro_kernel<T, 2, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
+    case 3:
+      return micro_kernel<T, 3, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
+    case 4:
+      return micro_kernel<T, 4, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
+    case 5:
+      return micro_kernel<T, 5, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
+    default:
+      return;
   }
 }
 
@@ -101,13 +107,18 @@ template <typename T, bool Transposed>
 void panel_product(int64_t width, int64_t rows, const T* a, int64_t a_stride, const T* b,
                    int64_t depth, T* c, int64_t c_stride) {
   switch (width / kLanes<T>) {
-    case 1: return row_blocks<T, 1, Transposed>(rows, a, a_stride, b, depth, c, c_stride);
-    case 2: return row_blocks<T, 2, Transposed>(rows, a, a_stride, b, depth, c, c_stride);
+    case 1:
+      return row_blocks<T, 1, Transposed>(rows, a, a_stride, b, depth, c, c_stride);
+    case 2:
+      return row_blocks<T, 2, Transposed>(rows, a, a_stride, b, depth, c, c_stride);
 #if SEGDEFORM_PANEL_VECTORS == 4
-    case 3: return row_blocks<T, 3, Transposed>(rows, a, a_stride, b, depth, c, c_stride);
-    case 4: return row_blocks<T, 4, Transposed>(rows, a, a_stride, b, depth, c, c_stride);
+    case 3:
+      return row_blocks<T, 3, Transposed>(rows, a, a_stride, b, depth, c, c_stride);
+    case 4:
+      return row_blocks<T, 4, Transposed>(rows, a, a_stride, b, depth, c, c_stride);
 #endif
-    default: return;
+    default:
+      return;
   }
 }
 
@@ -342,8 +353,8 @@ void forward_dense(const ForwardTask<T>& task, int64_t first, int64_t pixels, T*
 
   // A block holds whole groups, or a part of one group that is too large.
   const int64_t inputs = g.channels_per_group();
-  const int64_t block = inputs > kColumnChannels ? kColumnChannels
-                                                 : kColumnChannels / inputs * inputs;
+  const int64_t block =
+      inputs > kColumnChannels ? kColumnChannels : kColumnChannels / inputs * inputs;
   for (int64_t c = 0; c < g.channels;) {
     const int64_t group_end = inputs > kColumnChannels ? (c / inputs + 1) * inputs : g.channels;
     const int64_t channels = least(block, group_end - c);
@@ -388,9 +399,9 @@ void depthwise_pixel(const CornerRows<T>* rows, int64_t taps, const T* weight,
   for (; c < run; ++c)
     for (int64_t t = 0; t < taps; ++t) {
       const CornerRows<T>& r = rows[t];
-      out[c] += weight[t * weight_stride + c] *
-                (r.row[0][c] * r.weight[0] + r.row[1][c] * r.weight[1] +
-                 r.row[2][c] * r.weight[2] + r.row[3][c] * r.weight[3]);
+      out[c] +=
+          weight[t * weight_stride + c] * (r.row[0][c] * r.weight[0] + r.row[1][c] * r.weight[1] +
+                                           r.row[2][c] * r.weight[2] + r.row[3][c] * r.weight[3]);
     }
 }
 
@@ -404,8 +415,7 @@ void forward_depthwise(const ForwardTask<T>& task, int64_t first, int64_t pixels
   CornerRows<T>* rows = scratch.template take_structs<CornerRows<T>>(taps);
   locate_tile(g, task.sampling, first, pixels, tile);
   for_offset_groups(g, 0, g.channels, [&](int64_t group, int64_t c, int64_t run) {
-    for (int64_t t = 0; t < taps; ++t)
-      locate_samples(g, task.sampling, tile, t, group, points[t]);
+    for (int64_t t = 0; t < taps; ++t) locate_samples(g, task.sampling, tile, t, group, points[t]);
     for (int64_t m = 0; m < pixels; ++m) {
       T* out = task.output + (first + m) * g.channels + c;
       for (int64_t i = 0; i < run; ++i) out[i] = task.bias ? task.bias[c + i] : T(0);
@@ -457,8 +467,8 @@ SEGDEFORM_INLINE CornerProducts<T> backpropagate(const CornerRows<T>& r, T* cons
     const Vec<T> grad = load(column + c);
     Vec<T> v[4];
     for (int i = 0; i < 4; ++i) v[i] = load(r.row[i] + c);
-    store(column + c, v[0] * r.weight[0] + v[1] * r.weight[1] + v[2] * r.weight[2] +
-                          v[3] * r.weight[3]);
+    store(column + c,
+          v[0] * r.weight[0] + v[1] * r.weight[1] + v[2] * r.weight[2] + v[3] * r.weight[3]);
     for (int i = 0; i < 4; ++i) {
       if (NeedSamples) sums[i] += grad * v[i];
       if (NeedInput) store(grad_rows[i] + c, load(grad_rows[i] + c) + grad * r.weight[i]);
@@ -469,8 +479,8 @@ SEGDEFORM_INLINE CornerProducts<T> backpropagate(const CornerRows<T>& r, T* cons
     for (int i = 0; i < 4; ++i) products.s[i] = sum<T>(sums[i]);
   for (; c < channels; ++c) {
     const T grad = column[c];
-    column[c] = r.row[0][c] * r.weight[0] + r.row[1][c] * r.weight[1] +
-                r.row[2][c] * r.weight[2] + r.row[3][c] * r.weight[3];
+    column[c] = r.row[0][c] * r.weight[0] + r.row[1][c] * r.weight[1] + r.row[2][c] * r.weight[2] +
+                r.row[3][c] * r.weight[3];
     for (int i = 0; i < 4; ++i) {
       if (NeedSamples) products.s[i] += grad * r.row[i][c];
       if (NeedInput) grad_rows[i][c] += grad * r.weight[i];
@@ -558,8 +568,8 @@ int64_t backward_scratch(const BackwardTask<T>& task, const Slice& slice) {
 // One unit (channels of one group) of one tile of the dense backward.
 template <typename T>
 void backward_unit(const BackwardTask<T>& task, const Tile<T>& tile, SamplePoints<T>& points,
-                   const Slice& slice, int64_t first_channel, int64_t channels,
-                   int64_t first_pixel, const T* grad, T* columns, T* spare) {
+                   const Slice& slice, int64_t first_channel, int64_t channels, int64_t first_pixel,
+                   const T* grad, T* columns, T* spare) {
   const Geometry& g = task.g;
   const PanelLayout layout = panel_layout<T>();
   const int64_t outputs = g.outputs_per_group(), width = g.taps() * channels;
@@ -615,11 +625,10 @@ void backward_dense(const BackwardTask<T>& task, const Slice& slice, T* memory) 
       locate_tile(g, task.sampling, n * g.out_pixels() + first, pixels, tile);
       const T* grad = task.grad + (n * tiles + i) * g.groups * grad_size;
       for (int64_t c = slice.first_channel; c < slice.first_channel + slice.channels;) {
-        const int64_t channels = least(
-            least(task.slice_channels, inputs - c % inputs),
-            slice.first_channel + slice.channels - c);
-        backward_unit(task, tile, points, slice, c, channels, first,
-                      grad + c / inputs * grad_size, columns, spare);
+        const int64_t channels = least(least(task.slice_channels, inputs - c % inputs),
+                                       slice.first_channel + slice.channels - c);
+        backward_unit(task, tile, points, slice, c, channels, first, grad + c / inputs * grad_size,
+                      columns, spare);
         c += channels;
       }
     }
@@ -646,11 +655,10 @@ void backward_depthwise(const BackwardTask<T>& task, const Slice& slice, T* memo
         for (int64_t t = 0; t < taps; ++t) {
           const T* weight = task.weight + t * g.channels + first_channel;
           T* column = columns + m * stride + t * channels;
-          for (int64_t c = 0; c < channels; ++c)
-            column[c] = grad[m * g.channels + c] * weight[c];
+          for (int64_t c = 0; c < channels; ++c) column[c] = grad[m * g.channels + c] * weight[c];
         }
-      backpropagate_tile(task, tile, points, slice, first_channel, channels, first, columns,
-                         stride, spare);
+      backpropagate_tile(task, tile, points, slice, first_channel, channels, first, columns, stride,
+                         spare);
       if (!task.grad_weight) continue;
       for (int64_t m = 0; m < pixels; ++m)
         for (int64_t t = 0; t < taps; ++t) {

@@ -1,5 +1,5 @@
-// Samples an image at given points on the GPU, by the rule that all kernels share. `segdeform doctor`
-// runs it to prove that this library loads, launches and agrees with the CPU.
+// Samples an image at given points on the GPU, by the rule that all kernels share. `segdeform
+// doctor` runs it to prove that this library loads, launches and agrees with the CPU.
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -43,8 +43,7 @@ Tensor sample_points(const Tensor& image, const Tensor& points) {
   sample_points_kernel<<<unsigned((count + kThreads - 1) / kThreads), kThreads, 0,
                          static_cast<cudaStream_t>(stream)>>>(
       static_cast<const float*>(image.data_ptr()), int32_t(image.size(0)), int32_t(image.size(1)),
-      static_cast<const float*>(points.data_ptr()), count,
-      static_cast<float*>(values.data_ptr()));
+      static_cast<const float*>(points.data_ptr()), count, static_cast<float*>(values.data_ptr()));
   const cudaError_t launched = cudaGetLastError();
   STD_TORCH_CHECK(launched == cudaSuccess,
                   "sample_points: launch failed: ", cudaGetErrorString(launched));
