@@ -19,10 +19,14 @@ struct Simd;
 template <>
 struct Simd<float> {
   typedef float Vector __attribute__((vector_size(SEGDEFORM_VECTOR_BYTES)));
+  typedef int32_t IntVector __attribute__((vector_size(SEGDEFORM_VECTOR_BYTES)));
+  typedef float Four __attribute__((vector_size(16)));
 };
 template <>
 struct Simd<double> {
   typedef double Vector __attribute__((vector_size(SEGDEFORM_VECTOR_BYTES)));
+  typedef int64_t IntVector __attribute__((vector_size(SEGDEFORM_VECTOR_BYTES)));
+  typedef double Four __attribute__((vector_size(32)));
 };
 template <typename T>
 using Vec = typename Simd<T>::Vector;
@@ -41,13 +45,32 @@ template <typename T>
 SEGDEFORM_INLINE void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
+// The sums of the lanes of four vectors.
 template <typename T>
-SEGDEFORM_INLINE T sum(Vec<T> v) {
-  T lanes[kLanes<T>];
-  store(lanes, v);
-  for (int64_t width = kLanes<T> / 2; width > 0; width /= 2)
-    for (int64_t i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+SEGDEFORM_INLINE void sums_of_lanes(const Vec<T> v[4], T out[4]) {
+  using Four = typename Simd<T>::Four;
+  T lanes[4][kLanes<T>];
+  for (int i = 0; i < 4; ++i) store(lanes[i], v[i]);
+  if constexpr (kLanes<T> < 4) {
+    for (int i = 0; i < 4; ++i) out[i] = lanes[i][0] + lanes[i][1];
+  } else {
+    Four four[4];
+    for (int i = 0; i < 4; ++i) {
+      __builtin_memcpy(&four[i], lanes[i], sizeof(Four));
+      for (int64_t k = 4; k < kLanes<T>; k += 4) {
+        Four more;
+        __builtin_memcpy(&more, lanes[i] + k, sizeof(Four));
+        four[i] += more;
+      }
+    }
+    const Four ab = __builtin_shufflevector(four[0], four[1], 0, 4, 1, 5) +
+                    __builtin_shufflevector(four[0], four[1], 2, 6, 3, 7);
+    const Four cd = __builtin_shufflevector(four[2], four[3], 0, 4, 1, 5) +
+                    __builtin_shufflevector(four[2], four[3], 2, 6, 3, 7);
+    const Four all =
+        __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    __builtin_memcpy(out, &all, sizeof(Four));
+  }
 }
 SEGDEFORM_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 SEGDEFORM_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -124,23 +147,38 @@ void panel_product(int64_t width, int64_t rows, const T* a, int64_t a_stride, co
 
 // ---- sampling ----
 
+// As many samples as a vector has lanes, for corners_at.
+template <typename T>
+struct VectorOfSamples {
+  using Real = Vec<T>;
+  using Int = typename Simd<T>::IntVector;
+  static SEGDEFORM_INLINE Int to_int(Real v) { return __builtin_convertvector(v, Int); }
+  static SEGDEFORM_INLINE Real to_real(Int v) { return __builtin_convertvector(v, Real); }
+};
+template <typename T>
+using Index = decltype(typename Simd<T>::IntVector{}[0] + 0);
+
+constexpr int64_t kTilePixels = kForwardPixels > kBackwardPixels ? kForwardPixels : kBackwardPixels;
+static_assert(kTilePixels % 16 == 0, "samples are located a vector at a time");
+
 // Where the pixels of one tile sample one (tap, offset group): arrays over the tile's pixels.
 template <typename T>
 struct SamplePoints {
-  int32_t index[4][kForwardPixels];
-  T weight[4][kForwardPixels];  // bilinear only; the mask is apart
-  T fraction_y[kForwardPixels], fraction_x[kForwardPixels];
-  T mask[kForwardPixels];
-  uint8_t value_is_zero[kForwardPixels];
+  Index<T> index[4][kTilePixels];
+  T weight[4][kTilePixels];  // bilinear
+  T scaled[4][kTilePixels];  // bilinear times the mask
+  T fraction_y[kTilePixels], fraction_x[kTilePixels];
+  T mask[kTilePixels];
+  Index<T> value_is_zero[kTilePixels];
 };
 
 // The pixels of one tile: consecutive in [N, P, Q].
 template <typename T>
 struct Tile {
   int64_t pixels;
-  int64_t image[kForwardPixels];
-  int32_t y[kForwardPixels], x[kForwardPixels];  // top-left of the kernel window in the input
-  int64_t offset_at[kForwardPixels], mask_at[kForwardPixels];
+  int64_t image[kTilePixels];
+  int32_t y[kTilePixels], x[kTilePixels];  // top-left of the kernel window in the input
+  int64_t offset_at[kTilePixels], mask_at[kTilePixels];
 };
 
 template <typename T>
@@ -168,28 +206,28 @@ void locate_samples(const Geometry& g, const Sampling<T>& s, const Tile<T>& tile
   const int64_t channel = (offset_group * g.taps() + tap);
   const T* dy = s.offset + 2 * channel * s.offset_stride[1];
   const T* dx = dy + s.offset_stride[1];
+  const T* mask = s.mask ? s.mask + channel * s.mask_stride[1] : nullptr;
   const int32_t tap_y = int32_t(tap / g.kernel_w * g.dilation_h);
   const int32_t tap_x = int32_t(tap % g.kernel_w * g.dilation_w);
-  T y[kForwardPixels], x[kForwardPixels];
+  T y[kTilePixels], x[kTilePixels];
   for (int64_t m = 0; m < tile.pixels; ++m) {
-    y[m] = dy[tile.offset_at[m]];
-    x[m] = dx[tile.offset_at[m]];
+    y[m] = T(tile.y[m] + tap_y) + dy[tile.offset_at[m]];
+    x[m] = T(tile.x[m] + tap_x) + dx[tile.offset_at[m]];
+    points.mask[m] = mask ? mask[tile.mask_at[m]] : T(1);
   }
-  const int32_t height = int32_t(g.height), width = int32_t(g.width);
-  for (int64_t m = 0; m < tile.pixels; ++m) {
-    const Corners<T> c =
-        corners_at(T(tile.y[m] + tap_y) + y[m], T(tile.x[m] + tap_x) + x[m], height, width);
-    for (int i = 0; i < 4; ++i) points.index[i][m] = c.index[i];
-    for (int i = 0; i < 4; ++i) points.weight[i][m] = c.weight[i];
-    points.fraction_y[m] = c.fraction_y;
-    points.fraction_x[m] = c.fraction_x;
-    points.value_is_zero[m] = c.value_is_zero;
-  }
-  if (s.mask == nullptr) {
-    for (int64_t m = 0; m < tile.pixels; ++m) points.mask[m] = T(1);
-  } else {
-    const T* mask = s.mask + channel * s.mask_stride[1];
-    for (int64_t m = 0; m < tile.pixels; ++m) points.mask[m] = mask[tile.mask_at[m]];
+  for (int64_t m = tile.pixels; m % kLanes<T> != 0; ++m) y[m] = x[m] = points.mask[m] = T(0);
+  for (int64_t m = 0; m < tile.pixels; m += kLanes<T>) {
+    const auto c = corners_at<VectorOfSamples<T>>(load(y + m), load(x + m), int32_t(g.height),
+                                                  int32_t(g.width));
+    const Vec<T> scale = load(points.mask + m);
+    for (int i = 0; i < 4; ++i) {
+      __builtin_memcpy(&points.index[i][m], &c.index[i], sizeof c.index[i]);
+      store(&points.weight[i][m], c.weight[i]);
+      store(&points.scaled[i][m], c.weight[i] * scale);
+    }
+    store(&points.fraction_y[m], c.fraction_y);
+    store(&points.fraction_x[m], c.fraction_x);
+    __builtin_memcpy(&points.value_is_zero[m], &c.value_is_zero, sizeof c.value_is_zero);
   }
 }
 
@@ -206,9 +244,9 @@ SEGDEFORM_INLINE CornerRows<T> corner_rows(const Geometry& g, const Sampling<T>&
   const T* image = s.input + tile.image[m] * g.in_pixels() * g.channels + first_channel;
   CornerRows<T> rows;
   for (int i = 0; i < 4; ++i) {
-    const int32_t index = points.index[i][m];
-    rows.row[i] = index < 0 ? s.zeros : image + int64_t(index) * g.channels;
-    rows.weight[i] = points.weight[i][m] * points.mask[m];
+    const int64_t index = points.index[i][m];
+    rows.row[i] = index < 0 ? s.zeros : image + index * g.channels;
+    rows.weight[i] = points.scaled[i][m];
   }
   return rows;
 }
@@ -446,8 +484,8 @@ SEGDEFORM_INLINE void gradient_rows(const BackwardTask<T>& task, const Tile<T>& 
   const Geometry& g = task.g;
   T* image = task.grad_input + tile.image[m] * g.in_pixels() * g.channels + channel;
   for (int i = 0; i < 4; ++i) {
-    const int32_t index = points.index[i][m];
-    rows[i] = index < 0 || points.value_is_zero[m] ? spare : image + int64_t(index) * g.channels;
+    const int64_t index = points.index[i][m];
+    rows[i] = index < 0 || points.value_is_zero[m] ? spare : image + index * g.channels;
   }
 }
 
@@ -475,8 +513,7 @@ SEGDEFORM_INLINE CornerProducts<T> backpropagate(const CornerRows<T>& r, T* cons
     }
   }
   CornerProducts<T> products = {};
-  if (NeedSamples)
-    for (int i = 0; i < 4; ++i) products.s[i] = sum<T>(sums[i]);
+  if (NeedSamples) sums_of_lanes<T>(sums, products.s);
   for (; c < channels; ++c) {
     const T grad = column[c];
     column[c] = r.row[0][c] * r.weight[0] + r.row[1][c] * r.weight[1] + r.row[2][c] * r.weight[2] +

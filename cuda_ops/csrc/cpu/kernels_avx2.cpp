@@ -2,10 +2,10 @@
 #if defined(__x86_64__)
 #include <cstring>
 
-#include "../bilinear.h"
 #include "kernels.h"
 
-// After all headers, so that no inline function of theirs is compiled for these instructions.
+// After all headers but bilinear.h, which holds nothing that is not force-inlined: no inline
+// function of theirs may be compiled for these instructions.
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else

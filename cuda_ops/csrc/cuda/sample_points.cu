@@ -19,7 +19,8 @@ __global__ void sample_points_kernel(const float* image, int32_t height, int32_t
                                      const float* points, int64_t count, float* values) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
-  const Corners<float> c = corners_at(points[2 * i], points[2 * i + 1], height, width);
+  const Corners<OneSample<float>> c =
+      corners_at<OneSample<float>>(points[2 * i], points[2 * i + 1], height, width);
   float value = 0;
   for (int k = 0; k < 4; ++k)
     value += c.index[k] < 0 ? c.weight[k] * 0.0f : c.weight[k] * image[c.index[k]];
