@@ -1,0 +1,31 @@
+"""Data sets, read in place: `load_dataset` lists a split, `read_pair` reads one pair of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from segdeform.data import camvid, folder, shapes, voc
+from segdeform.data.dataset import IGNORE, Dataset, Sample, read_pair
+from segdeform.errors import DataError, UsageError, nearest
+
+__all__ = ["DATASETS", "IGNORE", "Dataset", "Sample", "load_dataset", "read_pair"]
+
+DATASETS: dict[str, Callable[[Path, str], Dataset]] = {
+    "camvid": camvid.load,
+    "voc": voc.load,
+    "folder": folder.load,
+    "shapes": shapes.load,
+}
+
+
+def load_dataset(name: str, root: Path, split: str) -> Dataset:
+    """Lists the pictures of one split of a data set; no picture is opened.
+
+    Raises UsageError for an unknown name, DataError when the folder, a list or a file is missing.
+    """
+    if name not in DATASETS:
+        raise UsageError(f"no data set '{name}'.{nearest(name, DATASETS)}")
+    if not root.exists():
+        raise DataError(f"{root}: no such folder; where is the {name} data set?")
+    return DATASETS[name](root, split)

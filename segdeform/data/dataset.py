@@ -1,0 +1,115 @@
+"""What a data set is: named samples, classes, colours, and the rule from file values to classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from segdeform.data.image_io import UInt8, read_image, read_mask
+from segdeform.errors import DataError
+
+IGNORE = 255  # the label of pixels that are neither trained on nor scored
+MAX_CLASSES = 255
+
+
+class MissingSplitError(DataError):
+    """The data set is there, or seems to be, but not this split of it."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture, with its mask where there is one."""
+
+    name: str  # unique, relative, without suffix, may hold '/'; outputs are named after it
+    image: Path
+    mask: Path | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split of a data set, read in place. Raises DataError for class lists that cannot be."""
+
+    name: str
+    split: str
+    root: Path
+    classes: tuple[str, ...]  # K names
+    palette: tuple[tuple[int, int, int], ...]  # K RGB colours
+    samples: tuple[Sample, ...]
+    label_map: Mapping[int, int] | None = None  # file value -> class or IGNORE; None: identity
+    void: frozenset[int] = frozenset({IGNORE})  # file values that mean IGNORE
+
+    def __post_init__(self) -> None:
+        count = len(self.classes)
+        if not 1 <= count <= MAX_CLASSES:
+            raise DataError(f"{self.root}: {count} classes; from 1 to {MAX_CLASSES} are possible")
+        if len(self.palette) != count:
+            raise DataError(f"{self.root}: {len(self.palette)} colours for {count} classes")
+        if len(set(self.classes)) != count:
+            raise DataError(f"{self.root}: a class name is given twice")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @cached_property
+    def lookup(self) -> npt.NDArray[np.int16]:
+        """Maps every possible file value, [65536], to a class, to IGNORE, or to -1: not allowed."""
+        table = np.full(1 << 16, -1, np.int16)
+        if self.label_map is None:
+            table[: len(self.classes)] = np.arange(len(self.classes))
+        table[list(self.void)] = IGNORE
+        for value, label in (self.label_map or {}).items():
+            table[value] = label
+        return table
+
+
+def read_pair(dataset: Dataset, index: int) -> tuple[UInt8, UInt8]:
+    """Reads a picture, uint8 [H, W, 3] RGB, and its labels, uint8 [H, W], classes or IGNORE.
+
+    Raises DataError naming the file (and value and position of a label outside the classes).
+    """
+    sample = dataset.samples[index]
+    if sample.mask is None:
+        raise DataError(f"{sample.image}: has no mask")
+    image = read_image(sample.image)
+    labels = read_labels(dataset, sample.mask)
+    if labels.shape != image.shape[:2]:
+        (height, width), (rows, columns) = image.shape[:2], labels.shape
+        raise DataError(
+            f"{sample.mask}: is {rows}x{columns} (HxW), its picture {sample.image} "
+            f"is {height}x{width}"
+        )
+    return image, labels
+
+
+def read_labels(dataset: Dataset, mask: Path) -> UInt8:
+    """Reads a mask file as labels uint8 [H, W]: class indices or IGNORE. Raises DataError."""
+    values = read_mask(mask)
+    labels = dataset.lookup[values]
+    if labels.min() < 0:
+        row, column = np.unravel_index(int(np.argmin(labels)), labels.shape)
+        allowed = (
+            f"0 to {len(dataset.classes) - 1}" if dataset.label_map is None else "label_mapping"
+        )
+        raise DataError(
+            f"{mask}: label {values[row, column]} at row {row}, column {column} is outside the "
+            f"{len(dataset.classes)} classes (allowed: {allowed}; "
+            f"ignored: {', '.join(map(str, sorted(dataset.void)))})"
+        )
+    return labels.astype(np.uint8)
+
+
+def colour_map(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Returns the first `count` RGB colours of the PASCAL VOC colour map (bits of the index dealt
+    to red, green and blue in turn, from the highest bit of each colour down)."""
+    colours = []
+    for index in range(count):
+        channels = [0, 0, 0]
+        for bit in range(8):
+            channels[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
+        colours.append((channels[0], channels[1], channels[2]))
+    return tuple(colours)

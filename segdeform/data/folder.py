@@ -1,0 +1,133 @@
+"""Data sets in folders: parallel images/ and masks/, with a class list, a data YAML or neither."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segdeform.data.class_list import ClassList, find_class_list, parse_class_list
+from segdeform.data.dataset import IGNORE, Dataset, MissingSplitError, Sample, colour_map
+from segdeform.data.image_io import MASK_SUFFIXES, read_mask
+from segdeform.data.layout import files_by_name, pair_folders
+from segdeform.errors import DataError, nearest
+from segdeform.yaml_io import read_yaml
+
+LAYOUT = (
+    "ROOT/{train,val}/{images,masks} or ROOT/{images,masks}/{train,val}, "
+    "or a data YAML with names, train and val"
+)
+_SPLIT_KEYS = ("train", "val", "test")
+_YAML_KEYS = {*_SPLIT_KEYS, "path", "names", "nc", "masks", "masks_dir", "label_mapping", "palette"}
+# What data YAMLs of other tools hold beside that, without a meaning here.
+_UNUSED_KEYS = {"download", "channels", "author", "license", "version", "description"}
+
+
+def load(root: Path, split: str) -> Dataset:
+    """Lists one split of ROOT, a folder or a data YAML; pictures and masks are paired by name.
+
+    Classes come from the YAML's `names`, else from classes.json or classes.txt in ROOT, else they
+    are counted in the masks of all splits. Raises DataError when something does not fit.
+    """
+    description = root if root.is_file() else _find_data_yaml(root)
+    if description is not None:
+        return _load_yaml(root, description, split)
+    images, masks = _split_folders(root, split)
+    samples = pair_folders(images, masks)
+    return _dataset(root, split, samples, find_class_list(root) or _count_classes(root))
+
+
+def _dataset(root: Path, split: str, samples: Iterable[Sample], labels: ClassList) -> Dataset:
+    return Dataset(
+        name="folder",
+        split=split,
+        root=root,
+        classes=labels.names,
+        palette=labels.palette,
+        samples=tuple(samples),
+        label_map=labels.label_map,
+        void=labels.void,
+    )
+
+
+def _find_data_yaml(root: Path) -> Path | None:
+    described = [
+        path
+        for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
+        if "names" in _read_mapping(path)
+    ]
+    if len(described) > 1:
+        names = ", ".join(path.name for path in described)
+        raise DataError(f"{root}: holds several data YAMLs ({names}); give the path of one")
+    return described[0] if described else None
+
+
+def _read_mapping(path: Path) -> dict[Any, Any]:
+    content = read_yaml(path, DataError)
+    return content if isinstance(content, dict) else {}
+
+
+def _load_yaml(root: Path, description: Path, split: str) -> Dataset:
+    content = _read_mapping(description)
+    if "names" not in content:
+        raise DataError(f"{description}: a data YAML needs names: a list of the class names")
+    for key in content:
+        if key not in _YAML_KEYS | _UNUSED_KEYS:
+            raise DataError(f"{description}: unknown key '{key}'.{nearest(str(key), _YAML_KEYS)}")
+    if split not in _SPLIT_KEYS or not isinstance(content.get(split), str):
+        raise MissingSplitError(f"{description}: needs {split}: images/{split}, or another folder")
+    base = description.parent / _text(content, "path", "", description)
+    images = base / content[split]
+    beside = _text(content, "masks", _text(content, "masks_dir", "masks", description), description)
+    parts = list(Path(content[split]).parts)
+    if "images" not in parts:
+        raise DataError(
+            f"{description}: {split}: {content[split]} has no part 'images' that '{beside}' "
+            "could take the place of to find the masks"
+        )
+    parts[len(parts) - 1 - parts[::-1].index("images")] = beside
+    samples = pair_folders(images, base / Path(*parts))
+    return _dataset(root, split, samples, parse_class_list(content, description))
+
+
+def _text(content: dict[Any, Any], key: str, default: str, source: Path) -> str:
+    value = content.get(key, default)
+    if not isinstance(value, str):
+        raise DataError(f"{source}: {key} is the name of a folder, not {value!r}")
+    return value
+
+
+def _split_folders(root: Path, split: str) -> tuple[Path, Path]:
+    for images, masks in (
+        (root / split / "images", root / split / "masks"),
+        (root / "images" / split, root / "masks" / split),
+    ):
+        if images.is_dir() and masks.is_dir():
+            return images, masks
+    raise MissingSplitError(f"{root}: holds no split '{split}'; expected {LAYOUT}")
+
+
+def _count_classes(root: Path) -> ClassList:
+    """Takes classes 0 to the highest mask value of all splits; refuses values that look odd."""
+    folders = [*root.glob("*/masks"), *(root / "masks").glob("*")]
+    masks = [mask for folder in folders for mask in files_by_name(folder, MASK_SUFFIXES).values()]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        used = set().union(*pool.map(_mask_values, masks))
+    values = sorted(used - {IGNORE})
+    count = values[-1] + 1 if values else 0
+    if used == {0, IGNORE} or 2 * len(values) < count or count > IGNORE:
+        shown = ", ".join(map(str, sorted(used)[:12]))
+        raise DataError(
+            f"{root}: the masks hold the values {shown}, which do not count classes from 0; write "
+            f"ROOT/data.yaml with names: [...], train: ..., val: ... and label_mapping: "
+            f"{{value: class}}, e.g. {{0: 0, 255: 1}} for black and white masks"
+        )
+    return ClassList(tuple(f"class_{index}" for index in range(count)), colour_map(count))
+
+
+def _mask_values(path: Path) -> set[int]:
+    counts = np.bincount(read_mask(path).ravel())
+    return {int(value) for value in np.flatnonzero(counts)}

@@ -1,0 +1,135 @@
+"""Feeds training: the batches of consecutive steps, made by worker processes."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from functools import partial
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.utils.data
+from torch import Tensor
+
+from segdeform.config import DataConfig
+from segdeform.data.dataset import Dataset, read_pair
+from segdeform.data.image_io import UInt8
+from segdeform.data.sampler import batch_indices
+from segdeform.data.transforms import TrainTransform
+from segdeform.errors import ResourceError, SegdeformError
+
+_TIMEOUT = 300  # seconds without a batch after which the workers count as hanging
+
+# How PyTorch words the loss of a worker, always as a RuntimeError.
+_LOST = ("exited unexpectedly", "killed by signal", "timed out")
+
+Crop = tuple[UInt8, UInt8]
+
+
+def train_loader(
+    dataset: Dataset,
+    config: DataConfig,
+    *,
+    seed: int,
+    first_step: int,
+    steps: int,
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (images, labels) of the steps first_step .. first_step + steps - 1.
+
+    Images are uint8 [N, 3, h, w] RGB (channels last in memory), labels uint8 [N, h, w]. Batches
+    depend on the arguments alone, not on `workers`; `batch_size` counts over all ranks.
+    Raises SegdeformError for a picture that cannot be read, ResourceError for lost workers.
+    """
+    plan = (
+        batch_indices(seed, step, batch_size, len(dataset), rank, world_size)
+        for step in range(first_step, first_step + steps)
+    )
+    loader: torch.utils.data.DataLoader[Crop] = torch.utils.data.DataLoader(
+        _Crops(dataset, config, seed),
+        batch_sampler=plan,
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=_start_worker,
+        timeout=_TIMEOUT if workers else 0,
+        # Its own generator, because the loader would draw a number from the global one.
+        generator=torch.Generator(),
+    )
+    others = set(multiprocessing.active_children())
+    batches = iter(loader)
+    end = partial(_end_workers, batches, set(multiprocessing.active_children()) - others)
+    atexit.register(end)  # an exception's traceback may hold this generator until then
+    try:
+        for batch in batches:
+            if isinstance(batch, SegdeformError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _LOST):
+            raise
+        raise ResourceError(
+            f"a data loader worker was lost or hangs ({str(error).splitlines()[0]}); "
+            "use fewer --workers or free memory"
+        ) from error
+    finally:
+        end()
+        atexit.unregister(end)
+
+
+def _end_workers(batches: Any, workers: set[BaseProcess]) -> None:
+    """Ends the workers in peace, those that hang by force: they do not hear SIGTERM."""
+    if workers:
+        batches._shutdown_workers()
+    for worker in workers:
+        worker.kill()
+        worker.join()
+
+
+class _Crops(torch.utils.data.Dataset[Crop]):
+    """Training crops, addressed by (epoch, index)."""
+
+    def __init__(self, dataset: Dataset, config: DataConfig, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.transform = TrainTransform(
+            crop=config.crop,
+            scale=config.scale,
+            max_class_share=config.max_class_share,
+            flip=config.flip,
+            rotate=config.rotate,
+            color=config.color,
+        )
+
+    def __getitem__(self, key: tuple[int, int]) -> Crop | SegdeformError:  # type: ignore[override]
+        epoch, index = key
+        try:
+            image, labels = read_pair(self.dataset, index)
+        except SegdeformError as error:
+            return error  # raised in a worker, it would arrive wrapped in a traceback
+        return self.transform(image, labels, self.seed, epoch, index)
+
+
+def _collate(crops: list[Crop | SegdeformError]) -> tuple[Tensor, Tensor] | SegdeformError:
+    images, labels = [], []
+    for crop in crops:
+        if isinstance(crop, SegdeformError):
+            return crop
+        images.append(crop[0])
+        labels.append(crop[1])
+    stacked = torch.from_numpy(np.stack(images))  # [N, h, w, 3]
+    return stacked.permute(0, 3, 1, 2), torch.from_numpy(np.stack(labels))
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)
+    # Ctrl-C and SIGTERM may reach the whole group; the main process saves first, then ends us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,199 @@
+"""Draws the pictures of the shapes data set: textured objects over textured ground.
+
+Classes differ in their outlines alone; colours and textures are drawn independently of the class.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from segdeform.data.image_io import UInt8
+from segdeform.data.shapes_outlines import OUTLINES, Outline, pose
+
+Float = npt.NDArray[np.float32]
+
+_RADIUS = 0.125  # of an outline of unit size at scale 1, as a share of the picture's side
+_FINE = 4  # samples a pixel and direction for smooth edges
+_LEAST_VISIBLE = 0.55  # share of each object that later ones and the frame leave visible
+_PLACEMENTS = 40
+_MARGIN = 16  # pixels that a shadow reaches beyond its object
+_SHADOW, _RIM, _GLOSS = np.float32(0.5), np.float32(0.9), np.float32(0.25)
+
+# Colours that look well together; every picture takes one row.
+_SCHEMES = np.array(
+    [
+        ["#264653", "#2a9d8f", "#e9c46a", "#f4a261", "#e76f51", "#f1faee"],
+        ["#1d3557", "#457b9d", "#a8dadc", "#f1faee", "#e63946", "#ffb703"],
+        ["#3d405b", "#81b29a", "#f2cc8f", "#e07a5f", "#f4f1de", "#5f797b"],
+        ["#22223b", "#4a4e69", "#9a8c98", "#c9ada7", "#f2e9e4", "#d1495b"],
+        ["#003049", "#d62828", "#f77f00", "#fcbf49", "#eae2b7", "#2a9d8f"],
+        ["#606c38", "#283618", "#fefae0", "#dda15e", "#bc6c25", "#588b8b"],
+        ["#355070", "#6d597a", "#b56576", "#e56b6f", "#eaac8b", "#f6e7cb"],
+        ["#0b3954", "#087e8b", "#bfd7ea", "#ff5a5f", "#c81d25", "#f7d08a"],
+        ["#2d3047", "#93b7be", "#e0ca3c", "#a799b7", "#048a81", "#f0e7d8"],
+        ["#5f0f40", "#9a031e", "#fb8b24", "#e36414", "#0f4c5c", "#f3e9d2"],
+    ]
+)
+
+
+def draw_picture(rng: np.random.Generator, size: int) -> tuple[UInt8, UInt8]:
+    """Draws a picture, uint8 [S, S, 3] RGB, and its labels, uint8 [S, S].
+
+    Label 0 is the ground, 1 and up are the outlines. All randomness comes from `rng`.
+    """
+    grid = _grid(size)
+    colours = _scheme(rng)
+    picture = _ground(rng, grid, colours)
+    labels = np.zeros((size, size), np.uint8)
+    for place, (kind, cover) in enumerate(_objects(rng, size)):
+        colour = colours[1 + place % (len(colours) - 1)]
+        _lay(rng, picture, cover, grid, colour)
+        labels[cover >= 0.5] = kind + 1
+    pixels = (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0)), labels
+
+
+# Objects: where they lie and what they cover.
+
+
+def _objects(rng: np.random.Generator, size: int) -> list[tuple[int, Float]]:
+    """Returns (outline index, cover [S, S] in 0..1) from the lowest object to the topmost."""
+    outlines = list(OUTLINES.values())
+    placed: list[tuple[int, Float]] = []
+    visible: list[tuple[npt.NDArray[np.bool_], float]] = []  # pixels still seen, whole area
+    count = int(rng.integers(3, 6, endpoint=True))
+    # Large ones first, so that they do not hide the small ones.
+    for scale in sorted(2 ** rng.uniform(-1, 1, count), reverse=True):
+        kind = int(rng.integers(len(outlines)))
+        for _ in range(_PLACEMENTS):
+            outline = pose(rng, outlines[kind](), scale * _RADIUS * size, size)
+            cover, area = _cover(outline, size)
+            mask = cover >= 0.5
+            left = [(seen & ~mask, whole) for seen, whole in visible] + [(mask, area)]
+            if all(np.count_nonzero(seen) >= _LEAST_VISIBLE * whole for seen, whole in left):
+                visible = left
+                placed.append((kind, cover))
+                break
+    return placed
+
+
+def _cover(outline: Outline, size: int) -> tuple[Float, float]:
+    """Returns the share of each pixel inside the outline, [S, S], and the outline's whole area."""
+    corners = np.concatenate(outline)
+    left, top = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, size - 1)
+    right, bottom = np.clip(np.ceil(corners.max(axis=0)).astype(int), 1, size)
+    fine = np.zeros(((bottom - top) * _FINE, (right - left) * _FINE), np.uint8)
+    # OpenCV gives pixel centres integer coordinates; four more bits place the corners.
+    contours = [
+        (((contour - [left, top]) * _FINE - 0.5) * 16).round().astype(np.int32)
+        for contour in outline
+    ]
+    cv2.fillPoly(fine, contours, 255, shift=4)
+    small = cv2.resize(fine, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
+    cover = np.zeros((size, size), np.float32)
+    cover[top:bottom, left:right] = small.astype(np.float32) / np.float32(255)
+    areas = sorted(abs(cv2.contourArea(contour.astype(np.float32))) for contour in outline)
+    return cover, areas[-1] - sum(areas[:-1])
+
+
+# Colours, textures and light.
+
+
+def _scheme(rng: np.random.Generator) -> Float:
+    """Draws a scheme of RGB colours in 0..1, [6, 3], in random order, a little varied."""
+    row = rng.permutation(_SCHEMES[rng.integers(len(_SCHEMES))])
+    colours = [[int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)] for text in row]
+    return np.clip(np.array(colours) + rng.normal(0, 0.03, (6, 3)), 0, 1).astype(np.float32)
+
+
+def _grid(size: int) -> tuple[Float, Float]:
+    y, x = np.mgrid[:size, :size].astype(np.float32) * np.float32(256 / size)
+    return x, y
+
+
+def _ground(rng: np.random.Generator, grid: tuple[Float, Float], colours: Float) -> Float:
+    second = _shade(rng, colours[0], 0.12)
+    ground = _blend(colours[0], second, _texture(rng, grid))
+    return ground * (np.float32(0.875) + np.float32(0.25) * _noise(rng, grid[0].shape, 128))
+
+
+def _lay(
+    rng: np.random.Generator,
+    picture: Float,  # [3, S, S], drawn upon
+    cover: Float,  # [S, S]
+    grid: tuple[Float, Float],
+    colour: Float,  # [3]
+) -> None:
+    """Lays an object over the picture, with a soft shadow below and light on its rim."""
+    left, top, width, height = cv2.boundingRect((cover > 0).astype(np.uint8))
+    window = (
+        slice(max(0, top - _MARGIN), top + height + _MARGIN),
+        slice(max(0, left - _MARGIN), left + width + _MARGIN),
+    )
+    cover = cover[window]
+    texture = _texture(rng, (grid[0][window], grid[1][window]))
+    surface = _blend(colour, _shade(rng, colour, 0.22), texture)
+    moved = np.zeros_like(cover)
+    moved[4:, 3:] = cover[:-4, :-3]
+    shadow = cv2.GaussianBlur(moved, (0, 0), 4)
+    soft = cv2.GaussianBlur(cover, (0, 0), 2)
+    # The blurred cover rises towards the inside: its slope against the light is the rim's shade.
+    slope = np.zeros_like(cover)
+    slope[1:-1, 1:-1] = soft[2:, 2:] - soft[:-2, :-2]
+    surface = surface * (1 + _RIM * slope) + _GLOSS * slope.clip(0)
+    below = picture[:, *window] * (1 - _SHADOW * shadow)
+    picture[:, *window] = below + (surface - below) * cover
+
+
+def _shade(rng: np.random.Generator, colour: Float, least: float) -> Float:
+    """Draws a lighter or darker tone of a colour."""
+    amount = np.float32(rng.uniform(least, least + 0.18))
+    target = np.float32(1 if rng.random() < 0.5 else 0)
+    return colour + (target - colour) * amount
+
+
+def _blend(first: Float, second: Float, share: Float) -> Float:
+    """Mixes two colours [3] by a pattern [S, S] into [3, S, S]."""
+    return first[:, None, None] + (second - first)[:, None, None] * share
+
+
+def _texture(rng: np.random.Generator, grid: tuple[Float, Float]) -> Float:
+    """Draws a pattern, [S, S] in 0..1, one of eight kinds in any direction."""
+    angle, wavelength = rng.uniform(0, math.pi), rng.uniform(8, 18)
+    along = np.float32(2 * math.pi / wavelength * math.cos(angle))
+    across = np.float32(2 * math.pi / wavelength * math.sin(angle))
+    (x, y), shape = grid, grid[0].shape
+    u, v = along * x + across * y, along * y - across * x
+    match int(rng.integers(8)):
+        case 0:  # almost plain
+            return _noise(rng, shape, 128)
+        case 1:  # stripes
+            return _crisp(np.sin(u))
+        case 2:  # waves
+            return _crisp(np.sin(u + np.float32(1.5) * np.sin(v / 2)))
+        case 3:  # checks
+            return _crisp(2 * np.sin(u) * np.sin(v))
+        case 4:  # dots
+            return _crisp(np.cos(u) + np.cos(v) - np.float32(0.7))
+        case 5:  # clouds
+            return _noise(rng, shape, 40)
+        case 6:  # wood
+            return _crisp(np.float32(0.6) * np.sin(u / 2 + 14 * _noise(rng, shape, 80)))
+        case _:  # speckles
+            return _crisp(8 * _noise(rng, shape, 9) - 5)
+
+
+def _crisp(wave: Float) -> Float:
+    return (wave * 1.5 + 0.5).clip(0, 1)
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], wavelength: int) -> Float:
+    """Draws smooth noise [H, W] in 0..1 with bumps of about `wavelength` pixels."""
+    height, width = shape
+    coarse = rng.random((height // wavelength + 3, width // wavelength + 3), dtype=np.float32)
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(smooth, np.float32).clip(0, 1)

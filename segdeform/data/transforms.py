@@ -1,0 +1,178 @@
+"""Random crops, flips and colours for training, each a pure function of (seed, epoch, index).
+
+All random numbers are drawn here; albumentations' functions then do the work on the pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import numpy as np
+
+from segdeform.data.dataset import IGNORE
+from segdeform.data.image_io import UInt8
+
+# Asked for at import, or albumentations looks for a newer version on the network.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations.augmentations.geometric.functional as geometric
+import albumentations.augmentations.pixel.functional as photometric
+import cv2
+
+_MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean, RGB: zero after normalisation
+_CROP_TRIES = 10
+_AUGMENTATION = 1  # keeps these draws apart from those of the epochs' orders
+
+
+class TrainTransform:
+    """Cuts a random crop out of a picture and its labels and varies it.
+
+    `crop` is the result's (H, W) in pixels; `scale` the range of the resizing factor, drawn
+    log-uniformly; crops in which one class covers more than `max_class_share` of the labelled
+    pixels are drawn again (ten times at most); `flip` is the probability of a left-right flip,
+    `rotate` the largest rotation in degrees, `color` the strength of the jitter of brightness,
+    contrast and saturation (factors within 1 - color .. 1 + color) and of hue (a quarter of it).
+    """
+
+    def __init__(
+        self,
+        crop: tuple[int, int],
+        scale: tuple[float, float],
+        max_class_share: float,
+        flip: float,
+        rotate: float,
+        color: float,
+    ) -> None:
+        self.crop = crop
+        self.scale = scale
+        self.max_class_share = max_class_share
+        self.flip = flip
+        self.rotate = rotate
+        self.color = color
+
+    def __call__(
+        self,
+        image: UInt8,  # [H, W, 3] RGB
+        labels: UInt8,  # [H, W]
+        seed: int,
+        epoch: int,
+        index: int,
+    ) -> tuple[UInt8, UInt8]:  # [h, w, 3], [h, w]: the crop's size
+        """Returns a crop of the picture and its labels; the arguments alone decide which.
+
+        Outside the picture, the crop shows a mean colour labelled IGNORE.
+        """
+        rng = np.random.Generator(
+            np.random.Philox(
+                key=np.array([seed, epoch], np.uint64), counter=[0, 0, index, _AUGMENTATION]
+            )
+        )
+        low, high = self.scale
+        factor = math.exp(rng.uniform(math.log(low), math.log(high)))
+        angle = rng.uniform(-self.rotate, self.rotate) if self.rotate else 0.0
+        size = _bounding_size(self.crop, angle)
+        window = self._draw_window(labels, size, factor, rng)
+        image = _cut(image, window, size, _MEAN_COLOUR)
+        labels = _cut(labels, window, size, IGNORE)
+        if angle:
+            image = _turn(image, angle, self.crop, cv2.INTER_LINEAR, _MEAN_COLOUR)
+            labels = _turn(labels, angle, self.crop, cv2.INTER_NEAREST, IGNORE)
+        if rng.random() < self.flip:
+            image, labels = geometric.hflip(image), geometric.hflip(labels)
+        return _jitter(image, self.color, rng) if self.color else image, labels
+
+    def _draw_window(
+        self,
+        labels: UInt8,
+        size: tuple[int, int],
+        factor: float,
+        rng: np.random.Generator,
+    ) -> tuple[int, int, int, int]:
+        """Draws the (top, left, bottom, right) of the source pixels that fill the crop."""
+        height, width = (max(1, round(side / factor)) for side in size)
+        for _ in range(_CROP_TRIES):
+            # A window larger than the picture hangs over its edges by a random share.
+            top, left = (
+                int(rng.integers(min(0, room), max(0, room), endpoint=True))
+                for room in (labels.shape[0] - height, labels.shape[1] - width)
+            )
+            window = (top, left, top + height, left + width)
+            inside = labels[max(0, top) : top + height, max(0, left) : left + width]
+            if self.max_class_share >= 1 or _largest_share(inside) <= self.max_class_share:
+                break
+        return window
+
+
+def _largest_share(labels: UInt8) -> float:
+    counts = np.bincount(labels.ravel(), minlength=IGNORE + 1)[:IGNORE]
+    return float(counts.max() / max(1, counts.sum()))
+
+
+def _bounding_size(crop: tuple[int, int], angle: float) -> tuple[int, int]:
+    """Returns (H, W) of the upright rectangle that holds the crop turned by `angle` degrees."""
+    height, width = crop
+    cosine, sine = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
+    return (
+        math.ceil(height * cosine + width * sine),
+        math.ceil(height * sine + width * cosine),
+    )
+
+
+def _cut(
+    pixels: UInt8,
+    window: tuple[int, int, int, int],
+    size: tuple[int, int],
+    fill: int | tuple[int, int, int],
+) -> UInt8:
+    """Resizes the window of `pixels` to `size` (H, W): only its pixels are ever touched."""
+    top, left, bottom, right = window
+    height, width = pixels.shape[:2]
+    source = pixels[max(0, top) : min(bottom, height), max(0, left) : min(right, width)]
+    # Where the source's edges fall in the result, which it fills unless the window hangs over.
+    rows = [round((y - top) * size[0] / (bottom - top)) for y in _clip(top, bottom, height)]
+    columns = [round((x - left) * size[1] / (right - left)) for x in _clip(left, right, width)]
+    inner = (max(1, rows[1] - rows[0]), max(1, columns[1] - columns[0]))
+    method = cv2.INTER_NEAREST_EXACT
+    if pixels.ndim == 3:
+        # Linear samples 2x2 pixels, enough down to half the size and 7 times faster than areas.
+        method = cv2.INTER_AREA if 2 * inner[0] < source.shape[0] else cv2.INTER_LINEAR
+    resized = geometric.resize(np.ascontiguousarray(source), inner, method)
+    if inner == size:
+        return np.asarray(resized)
+    result = np.empty((*size, *pixels.shape[2:]), np.uint8)
+    result[:] = fill
+    y, x = min(rows[0], size[0] - 1), min(columns[0], size[1] - 1)
+    result[y : y + inner[0], x : x + inner[1]] = resized
+    return result
+
+
+def _clip(start: int, end: int, limit: int) -> tuple[int, int]:
+    return max(0, start), min(end, limit)
+
+
+def _turn(
+    pixels: UInt8,
+    angle: float,
+    size: tuple[int, int],
+    method: int,
+    fill: int | tuple[int, int, int],
+) -> UInt8:
+    """Rotates by `angle` degrees about the centre and keeps the central (H, W) = `size`."""
+    centre = ((pixels.shape[1] - 1) / 2, (pixels.shape[0] - 1) / 2)
+    matrix = cv2.getRotationMatrix2D(centre, angle, 1.0)
+    matrix[:, 2] += ((size[1] - 1) / 2 - centre[0], (size[0] - 1) / 2 - centre[1])
+    turned = geometric.warp_affine(
+        pixels, np.vstack([matrix, [0, 0, 1]]), method, fill, cv2.BORDER_CONSTANT, size
+    )
+    return np.asarray(turned)
+
+
+def _jitter(image: UInt8, strength: float, rng: np.random.Generator) -> UInt8:
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, size=3)
+    hue = rng.uniform(-strength, strength) / 4
+    image = photometric.adjust_brightness_torchvision(image, brightness)
+    image = photometric.adjust_contrast_torchvision(image, contrast)
+    image = photometric.adjust_saturation_torchvision(image, saturation)
+    image = photometric.adjust_hue_torchvision(image, hue)
+    return np.asarray(image)

@@ -1,0 +1,67 @@
+"""PASCAL VOC 2012 segmentation in its official layout: 20 classes and the background."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segdeform.data.dataset import Dataset, MissingSplitError, Sample, colour_map
+from segdeform.data.layout import read_names
+from segdeform.errors import DataError
+
+CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+LAYOUT = (
+    "ROOT/VOCdevkit/VOC2012/{ImageSets/Segmentation,JPEGImages,SegmentationClass} "
+    "(ROOT may also be VOCdevkit or VOC2012)"
+)
+SOURCE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
+
+
+def load(root: Path, split: str) -> Dataset:
+    """Lists the pictures of ImageSets/Segmentation/SPLIT.txt; 255, the border, is ignored.
+
+    Raises DataError when the folder does not look like VOC 2012 or a listed file is missing.
+    """
+    home = _find_home(root)
+    listing = home / "ImageSets" / "Segmentation" / f"{split}.txt"
+    if not listing.is_file():
+        known = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt")))
+        raise MissingSplitError(f"{listing}: no such split; there are: {known}")
+    samples = []
+    for name in read_names(listing):
+        image = home / "JPEGImages" / f"{name}.jpg"
+        mask = home / "SegmentationClass" / f"{name}.png"
+        for path in (image, mask):
+            if not path.exists():
+                raise DataError(f"{path}: missing, but listed in {listing}")
+        samples.append(Sample(name, image, mask))
+    return Dataset("voc", split, root, CLASSES, colour_map(len(CLASSES)), tuple(samples))
+
+
+def _find_home(root: Path) -> Path:
+    parts = ("ImageSets/Segmentation", "JPEGImages", "SegmentationClass")
+    for home in (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root):
+        if all((home / part).is_dir() for part in parts):
+            return home
+    raise DataError(f"{root}: does not hold VOC 2012; expected {LAYOUT}")
