@@ -1,0 +1,154 @@
+"""Folders that are complete or absent, and whose every file is checked by its SHA-256.
+
+A kill or a full disk at any moment leaves the previous folder or the new one, never a mixture:
+files are written beside the target, synced, the manifest last, and then renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from segdeform.atomic import write_error
+from segdeform.atomic import write_json as write_json
+from segdeform.errors import ModelError, UsageError
+
+MANIFEST = "manifest.json"
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync_file(path: Path) -> None:
+    """Forces a file's bytes to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def fsync_folder(path: Path) -> None:
+    """Forces a folder's entries (creations, renames) to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of a model or checkpoint folder.
+
+    Raises:
+        ModelError: the file is missing, unreadable or not JSON.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path} is missing")
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not JSON ({error}); the file is damaged") from error
+
+
+def write_manifest(folder: Path) -> None:
+    """Syncs every file of a folder and writes manifest.json, last, with their sizes and hashes."""
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    for path in files:
+        fsync_file(path)
+    entries = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}
+    write_json(folder / MANIFEST, {"files": entries})
+    fsync_folder(folder)
+
+
+def verify_manifest(folder: Path, required: Iterable[str] = ()) -> dict[str, str]:
+    """Checks every file that manifest.json lists and returns {name: SHA-256}.
+
+    Files that the manifest does not list are left alone; name the ones you will read in `required`.
+
+    Raises:
+        ModelError: names the first file that is missing, changed or not listed.
+    """
+    entries = _entries(folder)
+    for name in required:
+        if name not in entries:
+            raise ModelError(f"{folder / MANIFEST} does not list {name}; the folder is incomplete")
+    for name, (digest, size) in entries.items():
+        path = folder / name
+        if not path.is_file():
+            raise ModelError(f"{path} is missing, though {MANIFEST} lists it")
+        try:
+            found = path.stat().st_size
+            intact = found == size and sha256(path) == digest
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+        if found != size:
+            raise ModelError(f"{path} has {found} bytes, not {size}; the file is damaged")
+        if not intact:
+            raise ModelError(f"{path} does not match its SHA-256; the file is damaged")
+    return {name: digest for name, (digest, _) in entries.items()}
+
+
+def _entries(folder: Path) -> dict[str, tuple[str, int]]:
+    manifest = read_json(folder / MANIFEST)
+    malformed = ModelError(f"{folder / MANIFEST} is not a list of files; the file is damaged")
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        raise malformed
+    entries = {}
+    for name, entry in files.items():
+        plain = name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+        match entry:
+            case {"sha256": str(digest), "bytes": int(size)} if plain:
+                entries[name] = (digest, size)
+            case _:
+                raise malformed
+    return entries
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """Yields an empty folder that takes the place of `target`, complete, when the block ends.
+
+    The block writes plain files into it; the manifest is written here. A former `target` is
+    deleted only after the new one has been verified in its place. One writer at a time.
+
+    Raises:
+        UsageError: `target` exists and is not a folder that was written this way, or writing there
+            is not allowed.
+        ResourceError: the disk is full.
+    """
+    if target.is_dir():
+        if any(target.iterdir()) and not (target / MANIFEST).is_file():
+            raise UsageError(f"{target} holds other files; choose another output folder")
+    elif target.exists():
+        raise UsageError(f"{target} is not a folder; choose another output folder")
+    new, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("new", "old"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if old.exists() and not target.exists():  # killed between the two renames below
+            old.rename(target)
+        for leftover in (new, old):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        new.mkdir()
+        yield new
+        write_manifest(new)
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+        fsync_folder(target.parent)
+        verify_manifest(target)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise write_error(target, error) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

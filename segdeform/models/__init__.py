@@ -1,0 +1,71 @@
+"""Networks: `build_model` puts one together from its config sections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from segdeform.config import DeformConfig, ModelConfig
+from segdeform.models.backbones import Backbone, build_backbone, freeze_batch_norm, set_dilation
+from segdeform.models.deeplab import IMAGENET_MEAN, IMAGENET_STD, DeepLab, Output
+from segdeform.models.deform import DeformConv2d, deformify
+from segdeform.models.heads import (
+    AuxiliaryHead,
+    DeepLabHead,
+    DeepLabV3Head,
+    DeepLabV3PlusHead,
+)
+
+# Dilations of the pyramid at each output stride: the same field of view, in input pixels.
+ASPP_RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
+
+
+def build_model(
+    model: ModelConfig,
+    deform: DeformConfig,
+    classes: int,
+    *,
+    pretrained: bool = True,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> DeepLab:
+    """Builds the network that the config describes, in training mode, on the default device.
+
+    Args:
+        classes: K, channels of the logits.
+        pretrained: False leaves `model.weights` alone: the caller fills in all weights.
+        mean, std: per channel, RGB, of pictures in 0..1.
+
+    Raises:
+        ConfigError: deform.layers or deform.offset_groups do not suit the backbone.
+        ModelError, DownloadError: the weights are damaged, do not fit, or cannot be fetched.
+    """
+    weights = model.weights if pretrained else "none"
+    backbone = build_backbone(model.backbone, weights, model.output_stride)
+    if deform.dilation is not None:
+        set_dilation(backbone, max(3, deform.layers), deform.dilation)
+    deformify(backbone, deform.layers, variant=deform.variant, offset_groups=deform.offset_groups)
+    auxiliary = None
+    if model.auxiliary_head:
+        auxiliary = AuxiliaryHead(backbone.middle_channels, classes, model.head_channels)
+    return DeepLab(backbone, _build_head(model, backbone, classes), auxiliary, mean, std)
+
+
+def _build_head(model: ModelConfig, backbone: Backbone, classes: int) -> nn.Module:
+    width, rates = model.head_channels, ASPP_RATES[model.output_stride]
+    if model.head == "deeplab":
+        return DeepLabHead(backbone.channels, classes, width)
+    if model.head == "deeplabv3":
+        return DeepLabV3Head(backbone.channels, classes, width, rates)
+    return DeepLabV3PlusHead(backbone.channels, backbone.low_channels, classes, width, rates)
+
+
+__all__ = [
+    "DeepLab",
+    "DeformConv2d",
+    "Output",
+    "build_model",
+    "deformify",
+    "freeze_batch_norm",
+]

@@ -1,0 +1,161 @@
+"""Image classifiers as feature extractors: torchvision's ResNets and MobileNetV2, dilated.
+
+State-dict keys are torchvision's; the classifier is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torchvision import models as torchvision_models
+
+from segdeform.errors import ConfigError
+from segdeform.models.deform import conv3x3_layers
+from segdeform.models.weights import load_weights
+
+
+class Features(NamedTuple):
+    """What the heads see: [N, C, ceil(H / stride), ceil(W / stride)] each."""
+
+    low: Tensor  # stride 4
+    middle: Tensor  # what enters the last stage; stride 16, or the output stride if smaller
+    high: Tensor  # the last stage's output, at the output stride
+
+
+class Backbone(nn.Module):
+    """Turns pictures [N, 3, H, W] into `Features`; the attributes give their channels."""
+
+    low_channels: int
+    middle_channels: int
+    channels: int
+
+
+class ResNet(Backbone):
+    """Takes torchvision's ResNet (He et al. 2016; stride in the 3x3 conv) without its classifier.
+
+    The features are the outputs of layer1, layer3 and layer4.
+    """
+
+    def __init__(self, net: torchvision_models.ResNet, output_stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        self.layer1, self.layer2 = net.layer1, net.layer2
+        self.layer3, self.layer4 = net.layer3, net.layer4
+        self.channels = net.fc.in_features
+        self.middle_channels, self.low_channels = self.channels // 2, self.channels // 8
+        _dilate((self.layer2, self.layer3, self.layer4), output_stride)
+
+    def forward(self, x: Tensor) -> Features:  # [N, 3, H, W]
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        low = self.layer1(x)
+        middle = self.layer3(self.layer2(low))
+        return Features(low, middle, self.layer4(middle))
+
+
+class MobileNetV2(Backbone):
+    """Takes torchvision's MobileNetV2 (Sandler et al. 2018) up to its 320-channel block.
+
+    The closing 1x1 convolution to 1280 channels belongs to the classifier and is left out, as in
+    DeepLab. Features: blocks 3 (24 channels), 13 (96) and 17 (320).
+    """
+
+    low_channels, middle_channels, channels = 24, 96, 320
+
+    def __init__(self, net: torchvision_models.MobileNetV2, output_stride: int) -> None:
+        super().__init__()
+        self.features = net.features[:18]
+        _dilate((self.features[4:7], self.features[7:14], self.features[14:]), output_stride)
+
+    def forward(self, x: Tensor) -> Features:  # [N, 3, H, W]
+        outputs = []
+        for block in self.features:
+            x = block(x)
+            outputs.append(x)
+        return Features(outputs[3], outputs[13], outputs[17])
+
+
+BACKBONES: dict[str, Callable[[int], Backbone]] = {
+    "resnet18": lambda stride: ResNet(torchvision_models.resnet18(), stride),
+    "resnet34": lambda stride: ResNet(torchvision_models.resnet34(), stride),
+    "resnet50": lambda stride: ResNet(torchvision_models.resnet50(), stride),
+    "resnet101": lambda stride: ResNet(torchvision_models.resnet101(), stride),
+    "mobilenet_v2": lambda stride: MobileNetV2(torchvision_models.mobilenet_v2(), stride),
+}
+
+
+def build_backbone(name: str, weights: str, output_stride: int) -> Backbone:
+    """Builds a backbone by its name in BACKBONES and loads its weights.
+
+    Args:
+        weights: "imagenet" (downloaded), "none" (random), or the path of a file with torchvision's
+            keys.
+        output_stride: 8, 16 or 32, height of the input / height of the last features.
+
+    Raises:
+        ModelError: the file is damaged or does not fit.
+        DownloadError: the download failed.
+    """
+    backbone = BACKBONES[name](output_stride)
+    load_weights(backbone, name, weights)
+    return backbone
+
+
+def set_dilation(backbone: nn.Module, layers: int, dilation: int) -> None:
+    """Gives the last `layers` 3x3 convolutions one dilation; sizes of the features stay."""
+    found = list(conv3x3_layers(backbone).values())
+    if layers > len(found):
+        raise ConfigError(f"deform.layers is {layers}; the network has {len(found)} 3x3 convs")
+    for conv in found[len(found) - layers :]:
+        conv.dilation = conv.padding = (dilation, dilation)
+
+
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """Normalises by its running statistics for ever: `train()` does not wake it."""
+
+    def train(self, mode: bool = True) -> FrozenBatchNorm2d:
+        """Stays in evaluation mode whatever `mode` is."""
+        super().train(False)
+        return self
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Freezes every BatchNorm2d and SyncBatchNorm below a module, in place.
+
+    Neither the running statistics nor scale and shift change any more (no gradient), also after
+    `module.train()`. State-dict keys stay. Convert to SyncBatchNorm before this, not after.
+    """
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm):
+                setattr(parent, name, _frozen(child))
+
+
+def _frozen(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm2d:
+    frozen = FrozenBatchNorm2d(norm.num_features, norm.eps, norm.momentum, affine=norm.affine)
+    # The very same tensors, so that whoever holds them already keeps them.
+    tensors: list[dict[str, Any]] = [norm._parameters, norm._buffers]
+    for name, tensor in (item for group in tensors for item in group.items()):
+        setattr(frozen, name, tensor)
+    return frozen.requires_grad_(False).eval()
+
+
+def _dilate(stages: Iterable[nn.Module], output_stride: int) -> None:
+    """Replaces the strides beyond the output stride by dilation, as torchvision does.
+
+    The convolution that loses its stride keeps the dilation of its input; all after it double it.
+    Stages have strides 8, 16 and 32.
+    """
+    dilation = 1
+    for stage, stride in zip(stages, (8, 16, 32), strict=True):
+        if stride <= output_stride:
+            continue
+        for conv in stage.modules():
+            if isinstance(conv, nn.Conv2d):
+                strided = conv.stride != (1, 1)
+                conv.stride = (1, 1)
+                if conv.kernel_size == (3, 3):
+                    rate = dilation if strided else 2 * dilation
+                    conv.dilation = conv.padding = (rate, rate)
+        dilation *= 2

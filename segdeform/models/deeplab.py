@@ -1,0 +1,61 @@
+"""The whole network: normalisation, backbone, head, resizing to the input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segdeform.models.backbones import Backbone, Features
+
+# Mean and standard deviation of ImageNet's pictures, RGB, 0..1: what torchvision's weights expect.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Output(NamedTuple):
+    """Class scores before softmax, float32, at the size of the input."""
+
+    logits: Tensor  # [N, K, H, W]
+    auxiliary: Tensor | None  # [N, K, H, W] of the auxiliary head, in training mode only
+
+
+class DeepLab(nn.Module):
+    """Labels every pixel; pictures of any size, not only multiples of the output stride."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: nn.Module,  # Features -> [N, K, h, w]
+        auxiliary_head: nn.Module | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.auxiliary_head = auxiliary_head
+        # The device is named because these are in no state dict: also a network built on "meta", to
+        # be filled from a file, needs their values.
+        for name, values in (("mean", mean), ("std", std)):
+            buffer = torch.tensor(list(values), dtype=torch.float32, device="cpu")
+            self.register_buffer(name, buffer.view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Output:  # [N, 3, H, W] float, 0..1, RGB
+        size = images.shape[-2:]
+        features: Features = self.backbone((images - self.mean) / self.std)
+        logits = _resize(self.head(features), size)
+        if self.auxiliary_head is None or not self.training:
+            return Output(logits, None)
+        return Output(logits, _resize(self.auxiliary_head(features), size))
+
+
+def _resize(scores: Tensor, size: torch.Size) -> Tensor:
+    """Resizes scores to (H, W) in float32, also where autocast computed them in less."""
+    return F.interpolate(scores.float(), size, mode="bilinear", align_corners=False)

@@ -1,0 +1,167 @@
+"""Heads: from a backbone's features to class scores, at the resolution of the features.
+
+Sources: `DeepLabHead` Dai et al. 2017 (Deformable ConvNets, section 3); `DeepLabV3Head` Chen et
+al. 2017 (Rethinking Atrous Convolution); `DeepLabV3PlusHead` Chen et al. 2018 (Encoder-Decoder with
+Atrous Separable Convolution).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segdeform.models.backbones import Features
+
+LOW_LEVEL_CHANNELS = 48  # DeepLabV3+, table 1
+
+
+class DeepLabHead(nn.Module):
+    """Scores the last features by two 1x1 convolutions."""
+
+    def __init__(self, channels: int, classes: int, head_channels: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(channels, head_channels, 1)
+        self.score = nn.Conv2d(head_channels, classes, 1)
+        initialize(self)
+
+    def forward(self, features: Features) -> Tensor:  # [N, K, h, w] at the output stride
+        scores: Tensor = self.score(F.relu(self.project(features.high)))
+        return scores
+
+
+class DeepLabV3Head(nn.Module):
+    """Scores the last features after atrous spatial pyramid pooling."""
+
+    def __init__(
+        self, channels: int, classes: int, head_channels: int, rates: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.aspp = ASPP(channels, head_channels, rates, separable=False, dropout=0.5)
+        self.score = nn.Conv2d(head_channels, classes, 1)
+        initialize(self)
+
+    def forward(self, features: Features) -> Tensor:  # [N, K, h, w] at the output stride
+        scores: Tensor = self.score(self.aspp(features.high))
+        return scores
+
+
+class DeepLabV3PlusHead(nn.Module):
+    """Scores pyramid features refined by low-level ones; its 3x3 convolutions are separable."""
+
+    def __init__(
+        self,
+        channels: int,
+        low_channels: int,
+        classes: int,
+        head_channels: int,
+        rates: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.aspp = ASPP(channels, head_channels, rates, separable=True, dropout=0.1)
+        self.low_level = conv_bn_relu(low_channels, LOW_LEVEL_CHANNELS, 1)
+        self.decoder = nn.Sequential(
+            separable_conv(head_channels + LOW_LEVEL_CHANNELS, head_channels),
+            separable_conv(head_channels, head_channels),
+        )
+        self.score = nn.Conv2d(head_channels, classes, 1)
+        initialize(self)
+
+    def forward(self, features: Features) -> Tensor:  # [N, K, h, w] at stride 4
+        low = self.low_level(features.low)
+        high = F.interpolate(self.aspp(features.high), low.shape[-2:], mode="bilinear")
+        scores: Tensor = self.score(self.decoder(torch.cat((high, low), dim=1)))
+        return scores
+
+
+class AuxiliaryHead(nn.Module):
+    """Scores the features before the last stage by a 3x3 and a 1x1 convolution; training only."""
+
+    def __init__(self, channels: int, classes: int, head_channels: int) -> None:
+        super().__init__()
+        self.conv = conv_bn_relu(channels, head_channels, 3)
+        self.dropout = nn.Dropout2d(0.1)
+        self.score = nn.Conv2d(head_channels, classes, 1)
+        initialize(self)
+
+    def forward(self, features: Features) -> Tensor:  # [N, K, h, w] at the middle features' size
+        scores: Tensor = self.score(self.dropout(self.conv(features.middle)))
+        return scores
+
+
+class ASPP(nn.Module):
+    """Looks at the same features at several dilations and at their mean, side by side.
+
+    The branch of the mean has one value a channel and picture: it is not batch-normalised, so that
+    a batch of one picture trains and a small batch's noise stays out.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        rates: Sequence[int],
+        separable: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([conv_bn_relu(channels, out_channels, 1)])
+        for rate in rates:
+            self.branches.append(
+                separable_conv(channels, out_channels, rate)
+                if separable
+                else conv_bn_relu(channels, out_channels, 3, rate)
+            )
+        self.pooled = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, out_channels, 1), nn.ReLU(inplace=True)
+        )
+        self.project = conv_bn_relu((len(rates) + 2) * out_channels, out_channels, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, h, w] -> [N, out_channels, h, w]
+        branches = [branch(x) for branch in self.branches]
+        branches.append(self.pooled(x).expand(-1, -1, *x.shape[-2:]))
+        mixed: Tensor = self.dropout(self.project(torch.cat(branches, dim=1)))
+        return mixed
+
+
+def conv_bn_relu(
+    channels: int, out_channels: int, kernel_size: int, dilation: int = 1, groups: int = 1
+) -> nn.Sequential:
+    """Returns convolution (same size), batch normalisation and ReLU."""
+    padding = dilation * (kernel_size // 2)
+    return nn.Sequential(
+        nn.Conv2d(
+            channels,
+            out_channels,
+            kernel_size,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=False,
+        ),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def separable_conv(channels: int, out_channels: int, dilation: int = 1) -> nn.Sequential:
+    """Returns a depthwise 3x3 and a pointwise convolution, each normalised and rectified."""
+    return nn.Sequential(
+        conv_bn_relu(channels, channels, 3, dilation, groups=channels),
+        conv_bn_relu(channels, out_channels, 1),
+    )
+
+
+def initialize(head: nn.Module) -> None:
+    """Draws a head's weights: He et al. 2015 before a ReLU, small (0.01) for the last, `score`."""
+    for name, layer in head.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            if name == "score":
+                nn.init.normal_(layer.weight, std=0.01)
+            else:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

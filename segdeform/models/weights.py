@@ -1,0 +1,113 @@
+"""Weights that a backbone starts from: torchvision's download, or a file with the same keys."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision import models as torchvision_models
+
+from segdeform.errors import ConfigError, DownloadError, ModelError
+from segdeform.tensors import check_fit, read_tensors
+
+# Version 1 is what torchvision's own dense predictors and the papers start from.
+IMAGENET = {
+    "resnet18": torchvision_models.ResNet18_Weights.IMAGENET1K_V1,
+    "resnet34": torchvision_models.ResNet34_Weights.IMAGENET1K_V1,
+    "resnet50": torchvision_models.ResNet50_Weights.IMAGENET1K_V1,
+    "resnet101": torchvision_models.ResNet101_Weights.IMAGENET1K_V1,
+    "mobilenet_v2": torchvision_models.MobileNet_V2_Weights.IMAGENET1K_V1,
+}
+
+# What classifiers have beyond the backbone (features.18: MobileNetV2's 1x1 conv to 1280).
+CLASSIFIER = ("fc.", "classifier.", "features.18.")
+
+TIMEOUT = 30  # seconds without a byte
+
+
+def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
+    """Loads a backbone's weights from "imagenet" or a file; "none" leaves it as it is.
+
+    A file holds torchvision's keys for this network, in any floating dtype, with the classifier or
+    without it.
+
+    Raises:
+        ConfigError: the file is neither .safetensors nor .pth.
+        ModelError: it is missing, damaged, or a key is missing, unknown or of another shape.
+        DownloadError: the download failed or its checksum is wrong.
+    """
+    if weights == "none":
+        return
+    path = _imagenet_file(name) if weights == "imagenet" else Path(weights)
+    if path.suffix == ".safetensors":
+        given = read_tensors(path)
+    elif path.suffix == ".pth":
+        given = _read_pth(path)
+    else:
+        raise ConfigError(
+            f"model.weights is {weights!r}; it must be 'imagenet', 'none' or the path of a "
+            ".safetensors or .pth file"
+        )
+    own = backbone.state_dict()
+    given = {key: value for key, value in given.items() if not key.startswith(CLASSIFIER)}
+    for key, value in own.items():  # files older than this counter lack it; it has no influence
+        if key.endswith("num_batches_tracked"):
+            given.setdefault(key, value)
+    check_fit(own, given, path)
+    backbone.load_state_dict(given)
+
+
+def _read_pth(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ModelError(f"{path} is missing")
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError) as error:
+        raise ModelError(f"{path} is damaged or no torch file ({_first_line(error)})") from error
+    except (AttributeError, AssertionError, pickle.UnpicklingError) as error:
+        raise ModelError(f"{path} holds more than tensors; it is not opened") from error
+    if not isinstance(value, dict) or not all(isinstance(v, Tensor) for v in value.values()):
+        raise ModelError(f"{path} is not a plain state dict (names to tensors)")
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _imagenet_file(name: str) -> Path:
+    """Returns torchvision's weights file in torch's own cache, downloaded if need be, checked."""
+    url: str = IMAGENET[name].url
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    prefix = path.stem.rpartition("-")[2]  # of the SHA-256, by torchvision's naming
+    try:
+        if not path.is_file():
+            _download(url, path)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise DownloadError(
+            f"cannot download {url} ({reason}); give a file with torchvision's keys instead: "
+            "--set model.weights=FILE"
+        ) from error
+    if not digest.startswith(prefix):
+        raise DownloadError(f"{path} has a wrong checksum; delete it and try again")
+    return path
+
+
+def _download(url: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as reply, part.open("wb") as file:
+            while block := reply.read(1 << 20):
+                file.write(block)
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,233 @@
+"""A trained network with everything needed to use it, and the folder it is kept in.
+
+A model folder holds model.safetensors (weights), model.json (`ModelDescription`) and manifest.json
+(their SHA-256). It needs no config file, no training data and no network to be used.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from segdeform import __version__
+from segdeform.atomic import write_json
+from segdeform.config import DeformConfig, EvalConfig, ModelConfig
+from segdeform.device import resolve_device
+from segdeform.errors import ConfigError, DataError, ModelError
+from segdeform.manifest import MANIFEST, read_json, replacing_folder, verify_manifest
+from segdeform.models import build_model
+from segdeform.models.deeplab import IMAGENET_MEAN, IMAGENET_STD, DeepLab
+from segdeform.tensors import check_fit, read_tensors, write_tensors
+
+FORMAT_VERSION: Final = 1
+WEIGHTS = "model.safetensors"
+AVERAGED_WEIGHTS = "ema.safetensors"  # in checkpoints
+DESCRIPTION = "model.json"
+
+Channel = Annotated[int, Field(ge=0, le=255)]
+Positive = Annotated[float, Field(gt=0)]
+Image = NDArray[np.uint8] | str | Path
+
+_log = logging.getLogger(__name__)
+
+
+class ModelDescription(BaseModel):
+    """What model.json says: all that the weights alone do not tell."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format_version: Literal[1] = FORMAT_VERSION
+    segdeform_version: str = __version__
+    model: ModelConfig
+    deform: DeformConfig
+    classes: tuple[str, ...] = Field(min_length=1, max_length=255)
+    palette: tuple[tuple[Channel, Channel, Channel], ...]
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    eval: EvalConfig = EvalConfig()
+    training: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_colour_a_class(self) -> ModelDescription:
+        if len(self.palette) != len(self.classes):
+            raise ValueError(f"{len(self.palette)} colours for {len(self.classes)} classes")
+        return self
+
+
+@dataclass
+class Segmenter:
+    """Labels pictures with a network in evaluation mode.
+
+    `options` says how a picture becomes labels (tiles, scales, flip); replace it to try others.
+    `info` tells what the folder says of the network, JSON values only.
+    """
+
+    model: DeepLab
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    options: EvalConfig
+    device: torch.device
+    info: dict[str, Any]
+
+    def logits(self, image: Image) -> Tensor:
+        """Computes class scores [K, H, W], float32, on the device, for a picture or its path.
+
+        See `segdeform.inference.logits` for what they are with several scales or flips.
+
+        Raises:
+            DataError: the file is no readable picture, or the array not uint8 [H, W, 3].
+        """
+        from segdeform.inference import logits
+
+        pixels = torch.tensor(_pixels(image)).permute(2, 0, 1)  # [3, H, W]
+        return logits(self.model, pixels.to(self.device, torch.float32) / 255, self.options)
+
+    def predict(self, image: Image) -> NDArray[np.uint8]:
+        """Computes the class index of every pixel, uint8 [H, W], for a picture or its path.
+
+        Raises:
+            DataError: the file is no readable picture, or the array not uint8 [H, W, 3].
+        """
+        from segdeform.inference import predict_labels
+
+        return predict_labels(self.model, _pixels(image), self.options, self.device)
+
+
+def save_model(folder: Path, model: DeepLab, description: ModelDescription) -> None:
+    """Writes a model folder; it appears complete or not at all and replaces a former one.
+
+    Weights are written as float32 in the plain memory layout.
+
+    Raises:
+        UsageError: `folder` holds something else, or cannot be written.
+        ResourceError: the disk is full.
+    """
+    with replacing_folder(folder) as new:
+        write_tensors(new / WEIGHTS, model.state_dict())
+        write_description(new, description)
+
+
+def write_description(folder: Path, description: ModelDescription) -> None:
+    """Writes model.json, which makes a folder with weights a loadable model."""
+    write_json(folder / DESCRIPTION, description.model_dump(mode="json"))
+
+
+def read_description(path: Path) -> ModelDescription:
+    """Reads a model.json.
+
+    Raises:
+        ModelError: it is damaged, or of a format that this version does not know.
+    """
+    value = read_json(path)
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if not isinstance(version, int):
+        raise ModelError(f"{path} does not describe a model")
+    if version != FORMAT_VERSION:
+        raise ModelError(
+            f"{path} has format version {version}; segdeform {__version__} reads version "
+            f"{FORMAT_VERSION}: use the segdeform that wrote it ({value.get('segdeform_version')})"
+        )
+    try:
+        return ModelDescription.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the whole"
+        raise ModelError(f"{path} is damaged: {key}: {first['msg']}") from error
+
+
+def load(path: str | Path, device: str = "auto") -> Segmenter:
+    """Loads a trained network from a model folder, a run folder or a checkpoint folder.
+
+    Of a run folder: its model, or while it is still training the newest checkpoint that is intact.
+    Of a checkpoint: the averaged weights where there are any. All files are checked by SHA-256.
+
+    Raises:
+        ModelError: there is no model, or a file is damaged or does not fit.
+        UsageError: no such device.
+    """
+    where = resolve_device(device)
+    try:
+        folder, digests = _find_model(Path(path))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    description = read_description(folder / DESCRIPTION)
+    weights = AVERAGED_WEIGHTS if AVERAGED_WEIGHTS in digests else WEIGHTS
+    model = _fill(description, read_tensors(folder / weights), folder / weights)
+    model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    info = description.model_dump(mode="json") | {
+        "path": str(folder),
+        "weights": weights,
+        "sha256": digests[weights],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    return Segmenter(
+        model.eval(), description.classes, description.palette, description.eval, where, info
+    )
+
+
+def _fill(description: ModelDescription, tensors: Mapping[str, Tensor], source: Path) -> DeepLab:
+    """Builds the described network around tensors from a file."""
+    # On "meta": sizes are compared before memory is taken, and no random number is drawn.
+    try:
+        with torch.device("meta"):
+            model = build_model(
+                description.model,
+                description.deform,
+                len(description.classes),
+                pretrained=False,
+                mean=description.mean,
+                std=description.std,
+            )
+    except ConfigError as error:
+        raise ModelError(f"{source.with_name(DESCRIPTION)} does not make sense: {error}") from error
+    check_fit(model.state_dict(), tensors, source)
+    model.load_state_dict(tensors, assign=True)
+    return model
+
+
+def _find_model(path: Path) -> tuple[Path, dict[str, str]]:
+    """Finds the folder that a user means; returns it and the verified {file: SHA-256}."""
+    required = (DESCRIPTION, WEIGHTS)
+    for folder in (path, path / "model"):
+        if any((folder / name).exists() for name in (*required, MANIFEST)):
+            return folder, verify_manifest(folder, required)
+    steps = [folder for folder in path.glob("checkpoints/step-*") if _step(folder) >= 0]
+    for folder in sorted(steps, key=_step, reverse=True):
+        try:
+            return folder, verify_manifest(folder, required)
+        except ModelError as error:
+            _log.warning("%s; an older checkpoint is tried", error)
+    if steps:
+        raise ModelError(f"{path}: all {len(steps)} checkpoints are damaged")
+    if path.is_dir():
+        raise ModelError(f"{path} holds no model: it has neither {DESCRIPTION} nor checkpoints")
+    raise ModelError(f"{path} is not a folder; give a model folder or a run folder")
+
+
+def _step(folder: Path) -> int:
+    """Returns a checkpoint folder's step number, -1 for other names."""
+    match = re.fullmatch(r"step-(\d+)", folder.name)
+    return int(match[1]) if match else -1
+
+
+def _pixels(image: Image) -> NDArray[np.uint8]:  # [H, W, 3] RGB
+    if isinstance(image, str | Path):
+        from segdeform.data.image_io import read_image
+
+        return read_image(Path(image))
+    if not isinstance(image, np.ndarray):
+        raise DataError(f"a picture is an array or a path; this is {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        found = f"{image.dtype} {list(image.shape)}"
+        raise DataError(f"a picture's array is uint8 [H, W, 3], not empty; this is {found}")
+    return np.ascontiguousarray(image)  # torch takes no negative strides, as of a flipped picture

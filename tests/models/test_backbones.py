@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision import models as torchvision_models
+
+from segdeform.config import BackboneName
+from segdeform.errors import ConfigError
+from segdeform.models.backbones import (
+    BACKBONES,
+    build_backbone,
+    freeze_batch_norm,
+    set_dilation,
+)
+from segdeform.models.deform import conv3x3_layers
+
+SMALL = ("resnet18", "resnet34", "resnet50", "mobilenet_v2")
+
+
+def classify(net: Any, high: Tensor) -> Tensor:
+    """Finishes torchvision's classifier from the last features."""
+    if isinstance(net, torchvision_models.ResNet):
+        high = net.fc(net.avgpool(high).flatten(1))
+    else:
+        high = net.classifier(net.features[18](high).mean((2, 3)))
+    return high
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_features_are_those_of_torchvision(name: str) -> None:
+    torch.manual_seed(0)
+    net = torchvision_models.get_model(name).eval()
+    backbone = build_backbone(name, "none", 32).eval()
+    keys = backbone.state_dict().keys()
+    backbone.load_state_dict({key: net.state_dict()[key] for key in keys})
+    images = torch.randn(2, 3, 65, 97)
+    with torch.inference_mode():
+        features = backbone(images)
+        torch.testing.assert_close(classify(net, features.high), net(images))
+    assert features.low.shape == (2, backbone.low_channels, 17, 25)
+    assert features.middle.shape == (2, backbone.middle_channels, 5, 7)
+    assert features.high.shape == (2, backbone.channels, 3, 4)
+
+
+@pytest.mark.parametrize(("stride", "replaced"), [(16, (0, 0, 1)), (8, (0, 1, 1))])
+def test_dilation_is_laid_out_as_torchvision_does(stride: int, replaced: tuple[int, ...]) -> None:
+    net = torchvision_models.resnet50(replace_stride_with_dilation=[bool(x) for x in replaced])
+    backbone = build_backbone("resnet50", "none", stride)
+    theirs = {k: m for k, m in net.named_modules() if isinstance(m, nn.Conv2d)}
+    ours = {k: m for k, m in backbone.named_modules() if isinstance(m, nn.Conv2d)}
+    assert {k: str(m) for k, m in ours.items()} == {k: str(m) for k, m in theirs.items()}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_smaller_output_stride_computes_the_same_more_densely(name: str) -> None:
+    """Dilating after a removed stride gives the strided network's values at every other place."""
+    torch.manual_seed(0)
+    coarse = build_backbone(name, "none", 32).eval().double()
+    images = torch.randn(1, 3, 67, 32, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = coarse(images).high
+        for stride in (16, 8):
+            dense = build_backbone(name, "none", stride).eval().double()
+            dense.load_state_dict(coarse.state_dict())
+            high = dense(images).high
+            step = 32 // stride
+            assert high.shape[2:] == (-(-67 // stride), 32 // stride)
+            torch.testing.assert_close(high[..., ::step, ::step], expected)
+
+
+def test_every_backbone_is_known_to_the_config() -> None:
+    assert set(BACKBONES) == set(get_args(BackboneName))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_a_fixed_dilation_of_the_last_layers_keeps_sizes(name: str) -> None:
+    backbone = build_backbone(name, "none", 32).eval()
+    before = [conv.dilation for conv in conv3x3_layers(backbone).values()]
+    images = torch.randn(1, 3, 65, 65)
+    with torch.inference_mode():
+        high = backbone(images).high
+        set_dilation(backbone, 4, 6)  # with resnet18 one of them has a stride
+        assert backbone(images).high.shape == high.shape
+    after = [conv.dilation for conv in conv3x3_layers(backbone).values()]
+    assert after == [*before[:-4], *[(6, 6)] * 4]
+    with pytest.raises(ConfigError, match="99"):
+        set_dilation(backbone, 99, 2)
+
+
+def test_frozen_batch_norm_stays_frozen_in_training() -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone("resnet18", "none", 16)
+    backbone(torch.randn(4, 3, 32, 32))  # statistics of their own
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    images = torch.randn(2, 3, 32, 32)
+    expected = backbone.eval()(images).high
+    freeze_batch_norm(backbone)
+    backbone.train()
+    high = backbone(images).high
+    torch.testing.assert_close(high, expected)
+    high.sum().backward()
+    after = backbone.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    grown = {key for key, parameter in backbone.named_parameters() if parameter.grad is not None}
+    assert (
+        "conv1.weight" in grown and "bn1.weight" not in grown and "layer4.0.bn1.bias" not in grown
+    )
+    assert not any(p.requires_grad for k, p in backbone.named_parameters() if ".bn1." in k)

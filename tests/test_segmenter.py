@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import segdeform
+from segdeform.config import DeformConfig, EvalConfig, ModelConfig
+from segdeform.errors import DataError, ModelError, SegdeformError, UsageError
+from segdeform.manifest import MANIFEST, replacing_folder, write_manifest
+from segdeform.models import build_model
+from segdeform.models.deeplab import DeepLab
+from segdeform.segmenter import ModelDescription, load, save_model, write_description
+from segdeform.tensors import write_tensors
+
+FILES = ("model.safetensors", "model.json", MANIFEST)
+
+
+@pytest.fixture(scope="module")
+def description() -> ModelDescription:
+    return ModelDescription(
+        model=ModelConfig.model_validate(
+            {"backbone": "mobilenet_v2", "weights": "/gone/w.pth", "head_channels": 8}
+        ),
+        deform=DeformConfig.model_validate({"layers": 2, "variant": "v1"}),
+        classes=("ground", "Bäume"),
+        palette=((0, 0, 0), (20, 255, 30)),
+        mean=(0.5, 0.4, 0.3),
+        eval=EvalConfig.model_validate({"flip": True}),
+        training={"steps": 3, "data": {"name": "shapes"}},
+    )
+
+
+@pytest.fixture(scope="module")
+def model(description: ModelDescription) -> DeepLab:
+    torch.manual_seed(0)
+    model = build_model(
+        description.model, description.deform, 2, pretrained=False, mean=description.mean
+    ).eval()
+    for name, parameter in model.named_parameters():
+        if "offset_conv" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model.to(memory_format=torch.channels_last)
+
+
+@pytest.fixture(scope="module")
+def original(
+    tmp_path_factory: pytest.TempPathFactory, model: DeepLab, description: ModelDescription
+) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "model"
+    save_model(folder, model, description)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, original: Path) -> Path:
+    """Returns a copy of a model folder, to be spoilt."""
+    return shutil.copytree(original, tmp_path / "model")
+
+
+def test_a_saved_model_computes_the_same(
+    original: Path, model: DeepLab, description: ModelDescription
+) -> None:
+    state = torch.get_rng_state()
+    segmenter = load(original, "cpu")
+    assert torch.equal(torch.get_rng_state(), state)
+    images = torch.rand(1, 3, 40, 37)
+    with torch.inference_mode():
+        assert torch.equal(segmenter.model(images).logits, model(images).logits)
+    assert not segmenter.model.training
+    assert segmenter.classes == description.classes and segmenter.palette == description.palette
+    assert segmenter.options == description.eval and segmenter.device == torch.device("cpu")
+    assert segmenter.info["training"] == description.training
+    assert segmenter.info["sha256"] == segmenter_hash(original)
+    assert segmenter.info["parameters"] == sum(p.numel() for p in model.parameters())
+    assert json.loads(json.dumps(segmenter.info)) == segmenter.info
+
+
+def segmenter_hash(folder: Path) -> str:
+    digest = json.loads((folder / MANIFEST).read_text())["files"]["model.safetensors"]["sha256"]
+    assert isinstance(digest, str)
+    return digest
+
+
+def test_weights_are_float32_in_the_file(original: Path, model: DeepLab, tmp_path: Path) -> None:
+    tensors = load_file(original / "model.safetensors")
+    for name, value in model.state_dict().items():
+        assert tensors[name].dtype == value.dtype and torch.equal(tensors[name], value)
+    write_tensors(tmp_path / "half.safetensors", {"w": torch.ones(2, dtype=torch.bfloat16)})
+    assert load_file(tmp_path / "half.safetensors")["w"].dtype == torch.float32
+
+
+def test_pictures_are_given_as_arrays_or_paths(original: Path, tmp_path: Path) -> None:
+    segmenter = segdeform.load(str(original), device="cpu")
+    image = np.random.default_rng(0).integers(0, 256, (30, 44, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    labels = segmenter.predict(image)
+    assert labels.shape == (30, 44) and labels.dtype == np.uint8
+    assert np.array_equal(segmenter.predict(tmp_path / "a.png"), labels)
+    assert np.array_equal(segmenter.logits(str(tmp_path / "a.png")).argmax(0).numpy(), labels)
+    # The average over both flips does not know left from right.
+    assert np.mean(segmenter.predict(image[:, ::-1])[:, ::-1] == labels) > 0.99
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((3, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+        [[0, 0, 0]],
+    ],
+)
+def test_other_arrays_are_refused(original: Path, image: Any) -> None:
+    segmenter = load(original, "cpu")
+    for method in (segmenter.predict, segmenter.logits):
+        with pytest.raises(DataError, match=r"\[H, W, 3\]|list"):
+            method(image)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "remove"])
+def test_damage_is_found_and_named(folder: Path, name: str, damage: str) -> None:
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        # A digit of a hash in the manifest; elsewhere any byte will do.
+        position = content.rindex(b'"bytes"') - 10 if name == MANIFEST else len(content) // 2
+        content[position] ^= 1
+    spoilt = {"cut": content[:-10], "empty": b""}.get(damage, content)
+    path.write_bytes(spoilt)
+    if damage == "remove":
+        path.unlink()
+    with pytest.raises(ModelError) as caught:
+        load(folder, "cpu")
+    text = str(caught.value)
+    # A wrong hash in the manifest looks like a wrong file.
+    assert (str(folder) if (name, damage) == (MANIFEST, "flip") else name) in text
+    assert "\n" not in text
+
+
+def test_unsuitable_tensors_are_refused_though_their_hash_is_right(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    good = load_file(path)
+    name = "head.score.bias"
+    changes: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+        "lacks head.score.bias": lambda t: t.pop(name),
+        "unknown stranger": lambda t: t.update(stranger=torch.zeros(1)),
+        r"head.score.bias has the shape \[3\].*\[2\]": lambda t: t.update({name: torch.zeros(3)}),
+        "head.score.bias is torch.int64": lambda t: t.update({name: torch.tensor([1, 2])}),
+        "head.score.bias is torch.float16": lambda t: t.update({name: torch.zeros(2).half()}),
+        "head.score.bias holds values": lambda t: t.update({name: torch.tensor([0, torch.nan])}),
+    }
+    for message, change in changes.items():
+        tensors = dict(good)
+        change(tensors)
+        save_file(tensors, path)
+        write_manifest(folder)
+        with pytest.raises(ModelError, match=message) as caught:
+            load(folder, "cpu")
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("format_version", 2, "format version 2"),
+        ("format_version", None, "does not describe a model"),
+        ("stranger", 1, "stranger"),
+        ("classes", [], "classes"),
+        ("classes", ["a"], "2 colours for 1 classes"),
+        ("palette", [[0, 0, 0], [0, 0, 256]], r"palette\.1\.2"),
+        ("std", [1, 1, 0], r"std\.2"),
+        ("deform", {"layers": 99}, "deform.layers is 99"),
+        ("deform", {"layers": 2, "variant": "v1", "offset_groups": 7}, "offset_groups is 7"),
+        ("deform", {"layers": 1, "variant": "v1"}, "unknown backbone"),
+        ("model", {"backbone": "resnet101", "weights": "none"}, "and .* more"),
+        (
+            "model",
+            {"backbone": "mobilenet_v2", "weights": "none", "head_channels": 10**6},
+            "this network needs",
+        ),
+    ],
+)
+def test_an_unsuitable_description_is_refused_though_its_hash_is_right(
+    folder: Path, key: str, value: Any, message: str
+) -> None:
+    path = folder / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    write_manifest(folder)
+    with pytest.raises(ModelError, match=message) as caught:
+        load(folder, "cpu")
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b"null"])
+def test_a_description_that_is_no_json_object_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "model.json").write_bytes(content)
+    write_manifest(folder)
+    with pytest.raises(ModelError, match=r"model\.json"):
+        load(folder, "cpu")
+
+
+def test_a_run_folder_gives_its_model(original: Path, tmp_path: Path) -> None:
+    shutil.copytree(original, tmp_path / "run" / "model")
+    (tmp_path / "run" / "checkpoints" / "step-00000009").mkdir(parents=True)
+    assert load(tmp_path / "run", "cpu").info["path"] == str(tmp_path / "run" / "model")
+    (tmp_path / "run" / "model" / "model.json").unlink()
+    with pytest.raises(ModelError, match=r"model\.json"):  # never something older in silence
+        load(tmp_path / "run", "cpu")
+
+
+def test_a_run_in_progress_gives_its_newest_intact_checkpoint(
+    model: DeepLab,
+    description: ModelDescription,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+    average["head.score.bias"] += 1
+    for step in (90, 1000, 100_000_000):
+        folder = tmp_path / "checkpoints" / f"step-{step:08d}"
+        with replacing_folder(folder) as new:
+            write_tensors(new / "model.safetensors", model.state_dict())
+            if step != 90:
+                write_tensors(new / "ema.safetensors", average)
+            (new / "state.json").write_text("{}")
+            write_description(new, description)
+    (tmp_path / "checkpoints" / "step-best").mkdir()
+
+    def bias() -> float:
+        segmenter = load(tmp_path, "cpu")
+        found = (
+            segmenter.model.state_dict()["head.score.bias"] - model.state_dict()["head.score.bias"]
+        )
+        return float(found[0])
+
+    assert load(tmp_path, "cpu").info["path"].endswith("step-100000000")
+    (tmp_path / "checkpoints" / "step-100000000" / "state.json").write_text("{1")
+    assert bias() == 1  # of the averaged weights
+    assert "state.json" in caplog.text
+    (tmp_path / "checkpoints" / "step-00001000" / "ema.safetensors").unlink()
+    assert load(tmp_path / "checkpoints" / "step-00000090", "cpu").info["weights"] == FILES[0]
+    assert bias() == 0
+    (tmp_path / "checkpoints" / "step-00000090" / "model.json").unlink()
+    with pytest.raises(ModelError, match="all 3 checkpoints are damaged"):
+        load(tmp_path, "cpu")
+
+
+def test_where_there_is_no_model_it_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path, message in [
+        (tmp_path, "holds no model"),
+        (tmp_path / "absent", "not a folder"),
+        (tmp_path / "file", "not a folder"),
+        (tmp_path / ("x" * 300), "x"),
+    ]:
+        with pytest.raises(ModelError, match=message) as caught:
+            load(path, "cpu")
+        assert caught.value.exit_code == 5
+
+
+def test_a_model_is_not_saved_over_other_files(
+    tmp_path: Path, model: DeepLab, description: ModelDescription
+) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(SegdeformError, match="other files"):
+        save_model(tmp_path, model, description)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:99", "mps", ""])
+def test_a_device_that_is_not_there_is_refused(original: Path, device: str) -> None:
+    with pytest.raises(UsageError, match="--device"):
+        load(original, device)
+    assert load(original, "auto").device.type == ("cuda" if torch.cuda.is_available() else "cpu")
