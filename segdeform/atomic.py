@@ -1,0 +1,81 @@
+"""Files that are either whole or not there: temporary name, fsync, rename.
+
+A reader, a kill or a full disk never meets half a file under its final name, and what stood there
+before stays until the new file is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from segdeform.errors import ResourceError, SegdeformError, UsageError
+
+_RESOURCE_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
+)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Lends a temporary path in the folder of `path` and renames it to `path` on success.
+
+    The folder is made when missing. The temporary name is hidden and keeps the suffix, by which
+    writers choose the format; on any failure the temporary file is removed.
+    Raises ResourceError (disk, quota, file handles) or UsageError (permission, not a folder).
+    """
+    temporary = path.with_name(f".segdeform-{secrets.token_hex(8)}.tmp{path.suffix}")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        except OSError as error:
+            raise write_error(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Writes a file atomically; raises ResourceError or UsageError as `atomic_path` does."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically, newlines as they are.
+
+    File names that are no UTF-8 hold lone surrogates; they become \\udcXX, which JSON reads back.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as indented JSON atomically; NaN and infinities raise ValueError."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_error(path: Path, error: OSError) -> SegdeformError:
+    """Turns a failure to write `path` into the one-line error that the user reads."""
+    reason = error.strerror or str(error)
+    if error.errno in _RESOURCE_ERRORS:
+        return ResourceError(f"{path}: cannot be written: {reason}. Free some space and run again.")
+    return UsageError(f"{path}: cannot be written: {reason}. Choose another output folder.")
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file's contents, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,111 @@
+"""The confusion matrix in exact integers, and the scores that follow from it.
+
+Adding int64 counts is exact and has no order, so any split of the pictures over processes gives the
+same matrix and the same scores, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeform.data.dataset import IGNORE
+from segdeform.errors import DataError
+
+Labels = NDArray[np.integer[Any]]
+_CHUNK = 2**20  # pixels counted at a time, so that memory does not grow with the picture
+
+
+def confusion_matrix(
+    truth: Labels,  # [H, W] class indices or IGNORE
+    prediction: Labels,  # [H, W] class indices
+    classes: int,  # K, at most 255
+) -> NDArray[np.int64]:  # [K, K] pixels, rows truth, columns prediction
+    """Counts pixels by true and predicted class; those whose truth is IGNORE are left out.
+
+    Raises DataError where the shapes differ or a value is no class, naming value and position.
+    """
+    if truth.shape != prediction.shape:
+        raise DataError(
+            f"the prediction is {_size(prediction)} pixels and the mask {_size(truth)}: "
+            "they must be equal"
+        )
+    _refuse_other_values("mask", truth, classes, allowed=IGNORE)
+    _refuse_other_values("prediction", prediction, classes, allowed=None)
+    row = np.arange(IGNORE + 1) * classes  # first cell of each class's row
+    row[IGNORE] = classes * classes  # a row of its own below the matrix, dropped at the end
+    cells = classes * (classes + 1)
+    matrix = np.zeros(cells, np.int64)
+    truth, prediction = truth.reshape(-1), prediction.reshape(-1)
+    for start in range(0, truth.size, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        matrix += np.bincount(row[truth[part]] + prediction[part], minlength=cells)
+    return matrix[: classes * classes].reshape(classes, classes)
+
+
+def _refuse_other_values(what: str, labels: Labels, classes: int, allowed: int | None) -> None:
+    """Raises DataError for the first value that is neither a class index nor `allowed`."""
+    if not labels.size or (labels.min() >= 0 and labels.max() < classes):
+        return
+    wrong = (labels < 0) | (labels >= classes)
+    if allowed is not None:
+        wrong &= labels != allowed
+    if wrong.any():
+        at = np.unravel_index(int(wrong.argmax()), labels.shape)
+        position = ", ".join(str(int(i)) for i in at)
+        raise DataError(
+            f"the {what} holds {int(labels[at])} at ({position}); classes are 0 to {classes - 1}"
+        )
+
+
+def _size(labels: Labels) -> str:
+    return "x".join(str(side) for side in labels.shape)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one confusion matrix, as fractions; NaN where nothing was there to be scored."""
+
+    iou: tuple[float, ...]  # TP / (TP + FP + FN); NaN: absent from truth and prediction
+    class_accuracy: tuple[float, ...]  # TP / (TP + FN); NaN: absent from the truth
+    miou: float  # mean of the IoUs that are not NaN
+    accuracy: float  # correct pixels / all counted pixels
+    mean_accuracy: float  # mean of the class accuracies that are not NaN
+    fw_iou: float  # IoUs weighted by the classes' shares of the truth
+
+
+def scores(matrix: NDArray[np.int64]) -> Scores:
+    """Computes the scores of a [K, K] confusion matrix (Long et al. 2015, section 5).
+
+    A class that is absent from truth and prediction has no IoU and does not enter the mean; one
+    that is predicted but never true has IoU 0 and does.
+    """
+    correct = [int(count) for count in matrix.diagonal()]
+    truth = [int(count) for count in matrix.sum(axis=1)]
+    predicted = [int(count) for count in matrix.sum(axis=0)]
+    union = [t + p - c for t, p, c in zip(truth, predicted, correct, strict=True)]
+    iou = tuple(_ratio(c, u) for c, u in zip(correct, union, strict=True))
+    class_accuracy = tuple(_ratio(c, t) for c, t in zip(correct, truth, strict=True))
+    weighted = [t * i for t, i in zip(truth, iou, strict=True) if t]
+    return Scores(
+        iou=iou,
+        class_accuracy=class_accuracy,
+        miou=_mean(iou),
+        accuracy=_ratio(sum(correct), sum(truth)),
+        mean_accuracy=_mean(class_accuracy),
+        fw_iou=_ratio(math.fsum(weighted), sum(truth)),
+    )
+
+
+def _ratio(part: float, whole: int) -> float:
+    return part / whole if whole else math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    present = [value for value in values if not math.isnan(value)]
+    return math.fsum(present) / len(present) if present else math.nan

@@ -1,0 +1,266 @@
+"""Scores and labels for a picture of any size: whole or tiled, several scales, flipped.
+
+The one path of evaluation and prediction, so that a number and a mask come from the same pixels.
+
+A *pass* is the network on one window at one scale, flipped or not; its logits are resized back to
+the window. With one pass the scores are the logits themselves; with several they are the mean of
+the passes' class probabilities. Scales and flips are applied to each window, never to the whole of
+a tiled picture, so memory depends on the window only.
+
+Windows overlap and their scores are blended with Gaussian weights, the middle counting most. Only
+the rows of windows under work are held: finished rows leave before the next row of windows starts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from segdeform.config import EvalConfig
+from segdeform.errors import NotFiniteError, ResourceError
+
+WHOLE_LIMIT = 2**24  # pixels; a larger picture is tiled even where options.tile is 0
+AUTOMATIC_TILE = 512  # pixels, side of those tiles
+_ACCUMULATOR_BYTES = 2**29  # bounds the blended scores in work, whatever K and the width are
+
+
+class Window(NamedTuple):
+    """A rectangle of the picture, pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Block(NamedTuple):
+    """Finished scores of a rectangle of the picture."""
+
+    top: int
+    left: int
+    scores: Tensor  # [K, h, w] float32
+
+
+ReadWindow = Callable[[Window], Tensor]  # -> [1, 3, h, w] float32, 0..1, on the model's device
+
+
+def logits(
+    model: nn.Module,
+    image: Tensor,  # [3, H, W] float32, 0..1, RGB, on the model's device
+    options: EvalConfig,
+) -> Tensor:  # [K, H, W] float32
+    """Computes the scores of a picture: logits of a single pass, log-probabilities of several.
+
+    Both give probabilities by softmax over the classes and labels by argmax. The whole [K, H, W]
+    is held; `predict_labels` is the way for very large pictures. Raises NotFiniteError where the
+    network gives NaN or infinity and ResourceError where memory ends.
+    """
+
+    def read(window: Window) -> Tensor:
+        return image[None, :, window.top :, window.left :][..., : window.height, : window.width]
+
+    height, width = image.shape[1:]
+    with torch.inference_mode(), _memory_errors(height, width):
+        scores: Tensor | None = None
+        for block in _blocks(model, read, (height, width), options):
+            classes, h, w = block.scores.shape
+            if (h, w) == (height, width):
+                scores = block.scores
+                break
+            if scores is None:
+                scores = image.new_empty(classes, height, width)
+            scores[:, block.top : block.top + h, block.left : block.left + w] = block.scores
+        if scores is None:
+            raise ValueError(f"a picture of {height}x{width} pixels has no scores")
+        if _passes(options) == 1:
+            return scores
+        return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
+
+
+def predict_labels(
+    model: nn.Module,
+    image: NDArray[np.uint8],  # [H, W, 3] RGB
+    options: EvalConfig,
+    device: torch.device | str,
+) -> NDArray[np.uint8]:  # [H, W] class indices
+    """Gives every pixel the class with the highest score; of equal ones the lowest index.
+
+    Memory besides the picture and its labels does not grow with the picture where it is tiled.
+    Raises NotFiniteError where the network gives NaN or infinity and ResourceError where memory
+    ends.
+    """
+
+    def read(window: Window) -> Tensor:
+        top, left, h, w = window
+        pixels = torch.tensor(image[top : top + h, left : left + w])  # [h, w, 3]
+        # [h, w, 3] seen as [3, h, w] is channels-last already, the layout convolutions like best.
+        return pixels.permute(2, 0, 1)[None].to(device=device, dtype=torch.float32) / 255
+
+    height, width = image.shape[:2]
+    with torch.inference_mode(), _memory_errors(height, width):
+        labels = np.empty((height, width), np.uint8)
+        for top, left, scores in _blocks(model, read, (height, width), options):
+            classes, h, w = scores.shape
+            if classes > 255:
+                raise ValueError(f"{classes} classes do not fit into an 8-bit label map")
+            labels[top : top + h, left : left + w] = scores.argmax(0).to(torch.uint8).cpu().numpy()
+        return labels
+
+
+def _blocks(
+    model: nn.Module, read: ReadWindow, size: tuple[int, int], options: EvalConfig
+) -> Iterator[Block]:
+    """Yields finished scores that together cover the picture, each pixel once.
+
+    A block is a view of a buffer that is written again: use it before asking for the next.
+    """
+    height, width = size
+    tile = options.tile or (AUTOMATIC_TILE if height * width > WHOLE_LIMIT else max(size))
+    tops, tile_height = _starts(height, tile, options.overlap), min(tile, height)
+    lefts, tile_width = _starts(width, tile, options.overlap), min(tile, width)
+    first = Window(0, 0, tile_height, tile_width)
+    scores = _scores(model, read(first), options)  # [K, tile_height, tile_width]
+    if len(tops) == len(lefts) == 1:
+        yield Block(0, 0, scores)
+        return
+    known = {first: scores}  # it told K, by which the bands are made, and is not computed twice
+    columns = _ACCUMULATOR_BYTES // (4 * scores.shape[0] * tile_height)
+    del scores
+    weight = _gaussian(tile_height)[:, None] * _gaussian(tile_width)  # [tile_height, tile_width]
+
+    def window_scores(window: Window) -> Tensor:
+        found = known.pop(window, None)
+        return _scores(model, read(window), options) if found is None else found
+
+    for left, right in _bands(lefts, width, columns):
+        windows = [x for x in lefts if x < right and x + tile_width > left]
+        for top, block in _band_rows(window_scores, tops, height, windows, (left, right), weight):
+            yield Block(top, left, block)
+
+
+def _band_rows(
+    window_scores: Callable[[Window], Tensor],
+    tops: list[int],
+    height: int,
+    lefts: list[int],  # of the windows that reach into the band
+    band: tuple[int, int],  # first column, column after the last
+    weight: Tensor,  # [tile_height, tile_width]
+) -> Iterator[tuple[int, Tensor]]:
+    """Blends one band of columns from the top down; yields (top, scores [K, rows, columns])."""
+    tile_height, tile_width = weight.shape
+    left, right = band
+    total = share = weight.new_empty(0)
+    for top, next_top in zip(tops, [*tops[1:], height], strict=True):
+        for x in lefts:
+            scores = window_scores(Window(top, x, tile_height, tile_width))
+            if not total.numel():
+                weight = weight.to(scores.device)
+                total = scores.new_zeros(scores.shape[0], tile_height, right - left)
+                share = scores.new_zeros(tile_height, right - left)
+            begin, end = max(x, left), min(x + tile_width, right)
+            mine, its = slice(begin - left, end - left), slice(begin - x, end - x)
+            total[:, :, mine].addcmul_(scores[:, :, its], weight[:, its])
+            share[:, mine] += weight[:, its]
+        done = next_top - top
+        yield top, total[:, :done].div_(share[:done])
+        _shift_up(total, done)
+        _shift_up(share[None], done)
+
+
+def _shift_up(
+    rows: Tensor,  # [K, h, w]
+    count: int,
+) -> None:
+    """Drops the first `count` rows and adds as many zeros below, in place."""
+    kept = rows[:, count:].clone()
+    rows.zero_()
+    rows[:, : kept.shape[1]] = kept
+
+
+def _scores(
+    model: nn.Module,
+    window: Tensor,  # [1, 3, h, w] float32, 0..1
+    options: EvalConfig,
+) -> Tensor:  # [K, h, w] float32
+    """Runs all passes on one window: logits of one, mean probabilities of several."""
+    size = window.shape[2:]
+    passes = _passes(options)
+    mean: Tensor | None = None
+    for scale in options.scales:
+        resized = _resize(window, [max(1, round(side * scale)) for side in size])
+        for flip in (False, True)[: 1 + options.flip]:
+            images = resized.flip(3) if flip else resized
+            output: Tensor = model(images.contiguous(memory_format=torch.channels_last)).logits
+            scores = _resize((output.flip(3) if flip else output).float(), list(size))[0]
+            if not all(torch.isfinite(extreme) for extreme in scores.aminmax()):
+                raise NotFiniteError(
+                    "the network's output holds NaN or infinity: train again with a lower "
+                    "train.lr, or use an earlier checkpoint"
+                )
+            if passes == 1:
+                return scores
+            probabilities = scores.softmax(0)
+            mean = probabilities if mean is None else mean.add_(probabilities)
+    assert mean is not None  # EvalConfig holds at least one scale
+    return mean.div_(passes)
+
+
+def _passes(options: EvalConfig) -> int:
+    return len(options.scales) * (1 + options.flip)
+
+
+def _resize(images: Tensor, size: list[int]) -> Tensor:
+    """Resizes [N, C, h, w] bilinearly, smoothing where it shrinks; same size: the same tensor."""
+    if list(images.shape[2:]) == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _starts(size: int, tile: int, overlap: float) -> list[int]:
+    """Places windows of `tile` pixels along a side; the last one ends where the side ends."""
+    if size <= tile:
+        return [0]
+    stride = max(1, round(tile * (1 - overlap)))
+    return [min(i * stride, size - tile) for i in range(math.ceil((size - tile) / stride) + 1)]
+
+
+def _bands(lefts: list[int], width: int, columns: int) -> list[tuple[int, int]]:
+    """Cuts the width at windows' left sides into bands of about `columns` pixels at most.
+
+    Windows across a cut are computed for both bands, the price of memory that does not grow with
+    the number of classes times the width.
+    """
+    if len(lefts) == 1 or columns >= width:
+        return [(0, width)]
+    cuts = lefts[:: max(1, columns // lefts[1])]
+    return list(zip(cuts, [*cuts[1:], width], strict=True))
+
+
+def _gaussian(size: int) -> Tensor:  # [size], 1 in the middle, exp(-2) = 0.14 at the ends
+    """Weighs the pixels of a window by their distance from its middle, sigma a quarter of it."""
+    middle = (size - 1) / 2
+    distance = (torch.arange(size, dtype=torch.float32) - middle) / (size / 4)
+    return torch.exp(-0.5 * distance.square())
+
+
+@contextmanager
+def _memory_errors(height: int, width: int) -> Iterator[None]:
+    """Turns the ways in which memory ends into a ResourceError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        ended = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not ended and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise ResourceError(
+            f"memory ended on a picture of {height}x{width} pixels: work in windows with --tile "
+            "(config key eval.tile), or in smaller ones"
+        ) from error

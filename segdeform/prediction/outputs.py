@@ -1,0 +1,105 @@
+"""Pictures a person looks at: overlays, and one sheet that shows many of them with a legend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Picture = NDArray[np.uint8]  # [H, W, 3] RGB
+Color = tuple[int, int, int]
+
+_FILL, _BORDER = 128, 240  # opacity of a class's area and of its border, of 256
+_ROWS = 256  # rows blended at a time, so that little memory is needed beside the picture
+_CELL = (240, 320)  # largest [H, W] of a picture on the sheet
+_GAP = 8  # pixels between them
+_PAPER, _INK = (255, 255, 255), (32, 32, 32)
+
+
+def overlay(
+    image: Picture,  # [H, W, 3]
+    labels: NDArray[np.uint8],  # [H, W]
+    palette: Sequence[Color],  # K colours
+    out: Picture | None = None,  # [H, W, 3], may be `image` itself to save memory
+) -> Picture:  # [H, W, 3]
+    """Tints every class in its colour, with a stronger line where two classes meet.
+
+    Black classes are left as they are in the picture: black is the colour of "nothing to show".
+    """
+    result = np.empty_like(image) if out is None else out
+    colors = np.array(palette, np.uint16)  # [K, 3]
+    visible = np.any(colors != 0, axis=1)  # [K]
+    height, width = labels.shape
+    line = max(1, round(min(height, width) / 500))  # half the border's width
+    for top in range(0, height, _ROWS):
+        rows = slice(top, min(top + _ROWS, height))
+        part = labels[rows]
+        opacity = np.where(_borders(labels, rows, line), _BORDER, _FILL) * visible[part]
+        opacity = opacity.astype(np.uint16)[:, :, None]  # [h, w, 1]
+        mixed = image[rows] * (256 - opacity) + colors[part] * opacity  # at most 255 * 256
+        result[rows] = mixed >> 8
+    return result
+
+
+def _borders(labels: NDArray[np.uint8], rows: slice, reach: int) -> NDArray[np.bool_]:
+    """Marks pixels of some rows with another class `reach` pixels left, right, above or below."""
+    above = min(reach, rows.start)
+    part = labels[rows.start - above : rows.stop + reach]
+    border = np.zeros(part.shape, bool)
+    across = part[:, reach:] != part[:, :-reach]
+    border[:, reach:] |= across
+    border[:, :-reach] |= across
+    down = part[reach:] != part[:-reach]
+    border[reach:] |= down
+    border[:-reach] |= down
+    return border[above : above + rows.stop - rows.start]
+
+
+def thumbnail(image: Picture) -> Picture:
+    """Shrinks a picture, where it is larger, to fit a cell of the sheet."""
+    height, width = image.shape[:2]
+    shrink = max(height / _CELL[0], width / _CELL[1], 1.0)
+    step = max(1, int(shrink) // 4)  # a giant picture is thinned out before it is smoothed
+    size = (max(1, round(width / shrink)), max(1, round(height / shrink)))
+    small = Image.fromarray(np.ascontiguousarray(image[::step, ::step]))
+    return np.asarray(small.resize(size, Image.Resampling.LANCZOS if shrink > 1 else None))
+
+
+def overview(images: Sequence[Picture], columns: int = 4) -> Picture:
+    """Lays out thumbnails on one white sheet, row by row, each in the middle of its cell."""
+    images = [thumbnail(image) for image in images]
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    height = max(image.shape[0] for image in images)
+    width = max(image.shape[1] for image in images)
+    shape = (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3)
+    sheet = np.full(shape, _PAPER, np.uint8)
+    for index, image in enumerate(images):
+        h, w = image.shape[:2]
+        top = _GAP + (index // columns) * (height + _GAP) + (height - h) // 2
+        left = _GAP + (index % columns) * (width + _GAP) + (width - w) // 2
+        sheet[top : top + h, left : left + w] = image
+    return sheet
+
+
+def legend(entries: Iterable[tuple[str, Color]], width: int) -> Picture:  # [H, width, 3]
+    """Draws a swatch and a name for each class, wrapped into lines of `width` pixels."""
+    font = ImageFont.load_default(size=13)
+    swatch, line = 14, 22
+    places: list[tuple[int, int, str, Color]] = []  # left, top, name, colour
+    left = top = _GAP
+    for name, color in entries:
+        advance = swatch + 6 + math.ceil(font.getlength(name)) + 2 * _GAP
+        if left > _GAP and left + advance > width:
+            left, top = _GAP, top + line
+        places.append((left, top, name, color))
+        left += advance
+    sheet = Image.new("RGB", (width, top + line), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for left, top, name, color in places:
+        draw.rectangle((left, top, left + swatch, top + swatch), fill=color, outline=_INK)
+        draw.text((left + swatch + 6, top - 1), name, fill=_INK, font=font)
+    return np.asarray(sheet)

@@ -1,0 +1,156 @@
+"""Evaluation of small data sets whose right scores are known."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from segdeform.config import EvalConfig
+from segdeform.data.dataset import Dataset, Sample
+from segdeform.errors import DataError, InterruptedByUserError, NotFiniteError
+from segdeform.evaluation.evaluate import evaluate, write_metrics
+
+CLASSES = ("dark", "light", "never")
+
+
+class Output(NamedTuple):
+    logits: Tensor
+
+
+class Threshold(nn.Module):
+    """Calls a pixel light where its red value is above one half."""
+
+    def forward(self, images: Tensor) -> Output:
+        light = (images[:, :1] - 0.5) * 10
+        return Output(torch.cat([-light, light, torch.full_like(light, -9)], 1))
+
+
+def segmenter(model: nn.Module | None = None, **options: Any) -> Any:
+    return SimpleNamespace(
+        model=(model or Threshold()).eval(),
+        classes=CLASSES,
+        palette=((0, 0, 0), (255, 0, 0), (0, 255, 0)),
+        options=EvalConfig(**options),
+        device=torch.device("cpu"),
+        info={"sha256": "abc"},
+    )
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    """Two pictures of other sizes; the masks are right but for 5 wrong and 7 ignored pixels."""
+    samples = []
+    for index, size in enumerate([(20, 30), (33, 12)]):
+        labels = np.zeros(size, np.uint8)
+        labels[:, ::3] = 1
+        image = np.repeat(labels[:, :, None] * 200, 3, 2)
+        labels[-1, : 2 + index] ^= 1
+        labels[0, : 7 * index] = 255
+        image_path, mask_path = tmp_path / f"{index}.png", tmp_path / f"{index}-mask.png"
+        Image.fromarray(image).save(image_path)
+        Image.fromarray(labels).save(mask_path)
+        samples.append(Sample(f"s/{index}", image_path, mask_path))
+    palette = ((0, 0, 0), (255, 0, 0), (0, 255, 0))
+    return Dataset("tiny", "val", tmp_path, CLASSES, palette, tuple(samples))
+
+
+def count_by_hand(dataset: Dataset) -> list[list[int]]:
+    matrix = [[0] * 3 for _ in range(3)]
+    for sample in dataset.samples:
+        assert sample.mask is not None
+        image, mask = Image.open(sample.image), Image.open(sample.mask)
+        for pixel, label in zip(
+            np.asarray(image).reshape(-1, 3), np.asarray(mask).flat, strict=True
+        ):
+            if label != 255:
+                matrix[label][int(pixel[0] > 127)] += 1
+    return matrix
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": 8}, {"flip": True}, {"tile": 8, "overlap": 0.5}])
+def test_matrix_equals_a_count_by_hand(dataset: Dataset, options: dict[str, Any]) -> None:
+    steps: list[tuple[int, int]] = []
+    result = evaluate(
+        segmenter(**options), dataset, progress=lambda done, total: steps.append((done, total))
+    )
+    assert result.matrix.tolist() == count_by_hand(dataset)
+    assert result.matrix.sum() == 20 * 30 + 33 * 12 - 7
+    wrong = result.matrix.sum() - np.trace(result.matrix)
+    assert wrong == 5
+    assert result.scores.accuracy == pytest.approx(1 - wrong / result.matrix.sum())
+    assert steps == [(1, 2), (2, 2)]
+
+
+def test_metrics_file_states_the_protocol(dataset: Dataset, tmp_path: Path) -> None:
+    result = evaluate(segmenter(tile=8), dataset)
+    path = write_metrics(tmp_path / "out" / "eval", result)
+    value = json.loads(path.read_text())
+    assert value["miou"] == result.scores.miou
+    assert value["classes"][2] == {
+        "name": "never",
+        "iou": None,
+        "accuracy": None,
+        "truth_pixels": 0,
+        "predicted_pixels": 0,
+    }
+    assert value["classes"][0]["truth_pixels"] == sum(count_by_hand(dataset)[0])
+    assert value["confusion_matrix"] == count_by_hand(dataset)
+    protocol = value["protocol"]
+    assert protocol["dataset"] == "tiny"
+    assert protocol["pictures"] == 2
+    assert protocol["void_pixels"] == 7
+    assert protocol["names_sha256"] == hashlib.sha256(b"s/0\ns/1\n").hexdigest()
+    assert protocol["inference"]["tile"] == 8
+    assert protocol["model_sha256"] == "abc"
+    assert protocol["versions"]["torch"] == torch.__version__
+    assert str(tmp_path.parent) not in path.read_text()
+
+
+def test_equal_evaluations_are_equal_files(dataset: Dataset, tmp_path: Path) -> None:
+    first, second = (write_metrics(tmp_path / x, evaluate(segmenter(), dataset)) for x in "ab")
+    assert first.read_bytes() == second.read_bytes()
+    assert json.loads((tmp_path / "a" / "timing.json").read_text())["seconds"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("dark", "light"), "3 classes and data set 'tiny' has 2.*class 2: 'never' against none"),
+        (("light", "dark", "never"), "part at class 0: 'dark' against 'light'"),
+    ],
+)
+def test_other_class_lists_are_refused(
+    dataset: Dataset, classes: tuple[str, ...], message: str
+) -> None:
+    other = dataclasses.replace(dataset, classes=classes, palette=dataset.palette[: len(classes)])
+    with pytest.raises(DataError, match=message):
+        evaluate(segmenter(), other)
+
+
+def test_stop_is_asked_before_each_picture(dataset: Dataset) -> None:
+    answers = iter([False, True])
+    with pytest.raises(InterruptedByUserError, match="after 1 of 2 pictures"):
+        evaluate(segmenter(), dataset, stop=lambda: next(answers))
+
+
+class NotANumber(nn.Module):
+    def forward(self, images: Tensor) -> Output:
+        return Output(images * float("nan"))
+
+
+def test_errors_name_the_picture(dataset: Dataset) -> None:
+    with pytest.raises(NotFiniteError, match=r"0\.png: the network's output"):
+        evaluate(segmenter(NotANumber()), dataset)
+    dataset.samples[1].image.write_bytes(b"")
+    with pytest.raises(DataError, match=r"1\.png"):
+        evaluate(segmenter(), dataset)

@@ -1,0 +1,80 @@
+"""Overlays, the sheet and its legend, pixel by pixel where the right pixels are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from segdeform.prediction import outputs
+from segdeform.prediction.outputs import legend, overlay, overview, thumbnail
+
+PALETTE = ((0, 0, 0), (200, 0, 100), (0, 250, 0))
+
+
+def test_areas_are_tinted_borders_stronger_and_black_left_alone() -> None:
+    image = np.full((5, 9, 3), 100, np.uint8)
+    labels = np.zeros((5, 9), np.uint8)
+    labels[:, 4:] = 1
+    before = image.copy()
+    result = overlay(image, labels, PALETTE)
+    np.testing.assert_array_equal(image, before)
+    np.testing.assert_array_equal(result[:, :4], 100)
+    inside = [100 * 128 // 256 + c * 128 // 256 for c in PALETTE[1]]
+    np.testing.assert_allclose(result[:, 5:], np.broadcast_to(inside, (5, 4, 3)), atol=1)
+    line = [(100 * 16 + c * 240) / 256 for c in PALETTE[1]]
+    np.testing.assert_allclose(result[:, 4], np.broadcast_to(line, (5, 3)), atol=1)
+
+
+def test_extremes_do_not_overflow() -> None:
+    image = np.full((3, 3, 3), 255, np.uint8)
+    labels = np.arange(9, dtype=np.uint8).reshape(3, 3) % 2
+    result = overlay(image, labels, ((255, 255, 255), (255, 255, 255)))
+    np.testing.assert_array_equal(result, 255)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 1000])
+def test_strips_and_in_place_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (1200, 11, 3), np.uint8)[:, :, :]
+    labels = np.kron(rng.integers(0, 3, (120, 1)), np.ones((10, 11))).astype(np.uint8)
+    whole = overlay(image, labels, PALETTE)
+    monkeypatch.setattr(outputs, "_ROWS", rows)
+    assert overlay(image, labels, PALETTE, out=image) is image
+    np.testing.assert_array_equal(image, whole)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (700, 1)])
+def test_thin_pictures(shape: tuple[int, int]) -> None:
+    image, labels = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8)
+    assert overlay(image, labels, PALETTE).shape == (*shape, 3)
+    assert min(thumbnail(image).shape) >= 1
+
+
+@pytest.mark.parametrize("shape", [(100, 50), (240, 320), (960, 640), (6000, 9000)])
+def test_thumbnails_fit_and_keep_their_proportions(shape: tuple[int, int]) -> None:
+    small = thumbnail(np.full((*shape, 3), 77, np.uint8))
+    height, width = small.shape[:2]
+    assert height <= 240
+    assert width <= 320
+    assert abs(height / width - shape[0] / shape[1]) < 0.02
+    np.testing.assert_array_equal(small, 77)
+
+
+def test_every_picture_is_on_the_sheet() -> None:
+    images = [np.full((20, 30, 3), 10 * (k + 1), np.uint8) for k in range(6)]
+    sheet = overview(images, columns=4)
+    assert sheet.shape == (2 * 28 + 8, 4 * 38 + 8, 3)
+    for k, image in enumerate(images):
+        top, left = 8 + (k // 4) * 28, 8 + (k % 4) * 38
+        np.testing.assert_array_equal(sheet[top : top + 20, left : left + 30], image)
+    np.testing.assert_array_equal(sheet[36:, 2 * 38 + 8 :], 255)
+
+
+def test_the_legend_wraps_and_shows_every_colour() -> None:
+    entries = [(f"class number {k}", (k, 255 - k, 7)) for k in range(30)]
+    picture = legend(entries, 400)
+    assert picture.shape[1] == 400
+    for _, color in entries:
+        assert (picture == color).all(2).sum() > 100
+    assert legend(entries, 4000).shape[0] < picture.shape[0]
+    assert legend([("a very long name " * 20, (1, 2, 3))], 50).shape[1] == 50

@@ -1,0 +1,236 @@
+"""Predicting whole folders: every picture is done or listed, and nothing else is touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from segdeform.config import EvalConfig
+from segdeform.errors import DataError, InterruptedByUserError, ResourceError, UsageError
+from segdeform.prediction import predict as module
+from segdeform.prediction.predict import Summary, predict
+from tests.conftest import external_data
+
+PALETTE = ((0, 0, 0), (250, 0, 0), (0, 0, 250))
+
+
+class Output(NamedTuple):
+    logits: Tensor
+
+
+class Reddest(nn.Module):
+    """Class 0, 1 or 2 for pixels that are most green, most red or most blue."""
+
+    def forward(self, images: Tensor) -> Output:
+        if images.shape[3] == 13:
+            raise MemoryError
+        return Output(images[:, [1, 0, 2]])
+
+
+@pytest.fixture
+def segmenter() -> Any:
+    return SimpleNamespace(
+        model=Reddest(),
+        classes=("green", "red", "blue"),
+        palette=PALETTE,
+        options=EvalConfig(),
+        device=torch.device("cpu"),
+        info={"sha256": "abc"},
+    )
+
+
+def save_picture(path: Path, seed: int = 0, size: tuple[int, int] = (20, 24)) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def test_outputs_mirror_the_inputs(segmenter: Any, tmp_path: Path) -> None:
+    pixels = save_picture(tmp_path / "in" / "sub" / "a.png")
+    save_picture(tmp_path / "in" / "b.png", 1, (5, 7))
+    steps: list[tuple[int, int]] = []
+    summary = predict(
+        segmenter,
+        [tmp_path / "in"],
+        tmp_path / "out",
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert sorted(tree(tmp_path / "out")) == [
+        "masks/b.png",
+        "masks/sub/a.png",
+        "overlays/b.png",
+        "overlays/sub/a.png",
+        "overview.png",
+        "summary.json",
+    ]
+    mask = Image.open(tmp_path / "out" / "masks" / "sub" / "a.png")
+    expected = pixels[:, :, [1, 0, 2]].argmax(2)
+    assert mask.mode == "P"
+    assert (mask.getpalette() or [])[:9] == [c for color in PALETTE for c in color]
+    np.testing.assert_array_equal(np.asarray(mask), expected)
+    overlay = np.asarray(Image.open(tmp_path / "out" / "overlays" / "sub" / "a.png"))
+    np.testing.assert_array_equal(overlay[expected == 0], pixels[expected == 0])
+    assert (overlay[expected == 1] != pixels[expected == 1]).any()
+    assert steps == [(1, 2), (2, 2)]
+    shares = summary.done[1].shares
+    assert shares["red"] == pytest.approx((expected == 1).mean())
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_the_summary_is_whole(segmenter: Any, tmp_path: Path) -> None:
+    save_picture(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.jpg").write_bytes(b"no picture")
+    (tmp_path / "in" / "notes.txt").write_text("")
+    predict(segmenter, [tmp_path / "in"], tmp_path / "out")
+    value = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert value["finished"] is True
+    assert value["model_sha256"] == "abc"
+    assert value["skipped"] == 1
+    assert [d["name"] for d in value["done"]] == ["a"]
+    assert value["done"][0]["size"] == [20, 24]
+    assert value["failed"][0]["picture"].endswith("b.jpg")
+    assert "b.jpg" not in value["failed"][0]["reason"]
+
+
+def test_one_bad_picture_costs_no_other(segmenter: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    save_picture(folder / "good.png")
+    save_picture(folder / "last.jpg")
+    save_picture(folder / "too-large.png", size=(20, 13))
+    save_picture(folder / "cut.png")
+    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:200])
+    (folder / "empty.jpg").touch()
+    (folder / "dangling.png").symlink_to("nowhere")
+    (folder / "text.png").write_text("hello")
+    (folder / "folder.jpg").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    summary = predict(segmenter, [folder], tmp_path / "out")
+    assert [d.name for d in summary.done] == ["good", "last"]
+    assert {source.name for source, _ in summary.failed} == {
+        *("too-large.png", "cut.png", "empty.jpg", "dangling.png", "text.png", "pipe.png"),
+    }
+    reasons = {source.name: reason for source, reason in summary.failed}
+    assert "--tile" in reasons["too-large.png"]
+    assert all(reason and "\n" not in reason for reason in reasons.values())
+    assert sorted(tree(tmp_path / "out" / "masks")) == ["good.png", "last.png"]
+
+
+def test_a_rerun_writes_the_same_bytes(segmenter: Any, tmp_path: Path) -> None:
+    for k in range(15):
+        save_picture(tmp_path / "in" / f"{k}.png", k)
+    predict(segmenter, [tmp_path / "in"], tmp_path / "in" / "out")
+    before = tree(tmp_path / "in" / "out")
+    summary = predict(segmenter, [tmp_path / "in"], tmp_path / "in" / "out")
+    assert len(summary.done) == 15
+    assert tree(tmp_path / "in" / "out") == before
+
+
+def test_a_picture_that_fails_now_leaves_no_old_mask(segmenter: Any, tmp_path: Path) -> None:
+    save_picture(tmp_path / "in" / "a.png")
+    predict(segmenter, [tmp_path / "in"], tmp_path / "out")
+    (tmp_path / "in" / "a.png").write_bytes(b"")
+    summary = predict(segmenter, [tmp_path / "in"], tmp_path / "out")
+    assert (len(summary.done), len(summary.failed)) == (0, 1)
+    assert list(tree(tmp_path / "out")) == ["summary.json"]
+
+
+def test_a_picture_that_cannot_be_written_is_listed(segmenter: Any, tmp_path: Path) -> None:
+    """The mask of a.png and the folder a.png/ want the same name."""
+    save_picture(tmp_path / "in" / "a.jpg")
+    save_picture(tmp_path / "in" / "a.png" / "b.png")
+    summary = predict(segmenter, [tmp_path / "in"], tmp_path / "out")
+    assert [d.name for d in summary.done] == ["a"]
+    assert [source.name for source, _ in summary.failed] == ["b.png"]
+
+
+def test_a_full_disk_ends_the_work(
+    segmenter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_picture(tmp_path / "in" / "a.png")
+
+    def full(*_: object) -> None:
+        raise ResourceError("a.png: cannot be written: no space")
+
+    monkeypatch.setattr(module, "write_index_png", full)
+    with pytest.raises(ResourceError, match="no space"):
+        predict(segmenter, [tmp_path / "in"], tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["finished"] is False
+
+
+def test_a_stop_keeps_what_is_done_and_says_so(segmenter: Any, tmp_path: Path) -> None:
+    for k in range(3):
+        save_picture(tmp_path / "in" / f"{k}.png", k)
+    answers = iter([False, True])
+    with pytest.raises(InterruptedByUserError, match="after 1 of 3"):
+        predict(segmenter, [tmp_path / "in"], tmp_path / "out", stop=lambda: next(answers))
+    value = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert value["finished"] is False
+    assert len(value["done"]) == 1
+    assert len(predict(segmenter, [tmp_path / "in"], tmp_path / "out").done) == 3
+
+
+@pytest.mark.parametrize("foreign", ["masks/a.png", "overlays/b.png", "summary.json"])
+def test_files_that_are_not_ours_are_never_overwritten(
+    segmenter: Any, tmp_path: Path, foreign: str
+) -> None:
+    save_picture(tmp_path / "images" / "a.png")
+    (tmp_path / foreign).parent.mkdir(exist_ok=True)
+    (tmp_path / foreign).write_text("{}")
+    before = tree(tmp_path)
+    with pytest.raises(UsageError, match="choose another --output"):
+        predict(segmenter, [tmp_path / "images"], tmp_path)
+    assert tree(tmp_path) == before
+
+
+def test_nothing_to_do_is_refused_before_anything_is_written(
+    segmenter: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").touch()
+    with pytest.raises(DataError, match="no pictures in"):
+        predict(segmenter, [tmp_path / "in"], tmp_path / "out")
+    with pytest.raises(UsageError, match="no such file"):
+        predict(segmenter, [tmp_path / "in", tmp_path / "x.png"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_overlays_there_are_masks_only(segmenter: Any, tmp_path: Path) -> None:
+    save_picture(tmp_path / "a.png")
+    predict(segmenter, [tmp_path / "a.png"], tmp_path / "out")
+    predict(segmenter, [tmp_path / "a.png"], tmp_path / "new", overlays=False)
+    assert sorted(tree(tmp_path / "new")) == ["masks/a.png", "summary.json"]
+
+
+def check_awkward(summary: Summary, folder: Path) -> None:
+    for done in summary.done:
+        mask = Image.open(summary.output / "masks" / f"{done.name}.png")
+        assert (mask.height, mask.width) == done.size
+    assert len(summary.done) > 10
+    assert len(summary.done) + len(summary.failed) + summary.skipped == len(
+        [path for path in folder.rglob("*") if path.is_file()]
+    )
+
+
+def test_awkward_pictures_are_done_or_listed(segmenter: Any, tmp_path: Path) -> None:
+    folder = external_data("data/awkward_images")
+    check_awkward(predict(segmenter, [folder], tmp_path / "out"), folder)
