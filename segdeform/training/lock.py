@@ -1,0 +1,68 @@
+"""One process at a time in a run folder: an advisory lock that the kernel frees when we die."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from segdeform.errors import RunLockedError, UsageError
+
+_held: set[int] = set()
+
+
+def _close_in_child() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+# A forked loader worker would keep the lock for seconds after its parent was killed.
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Holds FOLDER/.lock while the body runs; makes the folder if need be.
+
+    Raises:
+        RunLockedError: another process holds it; the message names the process.
+        UsageError: the folder cannot be written to.
+    """
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UsageError(
+            f"{folder} cannot be written to ({error.strerror}): choose another --output"
+        ) from error
+    try:
+        _acquire(descriptor, folder)
+        _held.add(descriptor)
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _acquire(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+        raise RunLockedError(
+            f"{folder} is in use by another process {owner}: wait for it or choose another --output"
+        ) from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(_identity()).encode(), 0)
+
+
+def _identity() -> dict[str, str | int]:
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
+    boot = boot_id.read_text().strip() if boot_id.exists() else ""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "boot_id": boot}

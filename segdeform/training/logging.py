@@ -1,0 +1,229 @@
+"""What a training run tells: a progress bar or plain lines, RUN/log.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch import Tensor
+
+from segdeform.atomic import write_error, write_text
+
+
+@dataclass(frozen=True)
+class LogRecord:
+    """The averages since the record before."""
+
+    step: int  # steps done
+    loss: float
+    learning_rate: float
+    images_per_second: float  # over all processes
+    loader_wait: float  # share of the time spent waiting for pictures
+    memory_bytes: int  # highest so far: of the GPU, or of the process without one
+    unlabelled_batches: int  # batches without one labelled pixel; their loss is 0
+    seconds_left: float
+
+    def line(self, steps: int) -> str:
+        """Describes the record in one line of text."""
+        left = timedelta(seconds=round(self.seconds_left))
+        text = (
+            f"step {self.step}/{steps}  loss {self.loss:.4f}  rate {self.learning_rate:.2e}  "
+            f"{self.images_per_second:.1f} images/s  loader wait {self.loader_wait:.0%}  "
+            f"{self.memory_bytes / 2**30:.2f} GiB  {left} left"
+        )
+        empty = self.unlabelled_batches
+        return f"{text}  {empty} batches without a label" if empty else text
+
+
+class Meter:
+    """Sums up what happened since the last record, without waiting for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._restart()
+
+    def _restart(self) -> None:
+        self._loss = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._unlabelled = torch.zeros((), dtype=torch.int64, device=self._device)
+        self._waited, self._images, self._steps = 0.0, 0, 0
+        self._since = time.perf_counter()
+
+    def add(self, loss: Tensor, labelled: Tensor, images: int, waited: float) -> None:
+        """Adds a step: its loss, whether any pixel had a label, its images, seconds of waiting."""
+        self._loss += loss
+        self._unlabelled += ~labelled
+        self._images += images
+        self._waited += waited
+        self._steps += 1
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the time that goes into something else than training steps."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - begun
+
+    def read(self, step: int, steps: int, learning_rate: float) -> LogRecord:
+        """Returns the averages and starts anew; waits for the device."""
+        loss = self._loss.item() / self._steps
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        record = LogRecord(
+            step=step,
+            loss=loss,
+            learning_rate=learning_rate,
+            images_per_second=self._images / seconds,
+            loader_wait=min(self._waited / seconds, 1.0),
+            memory_bytes=peak_memory(self._device),
+            unlabelled_batches=int(self._unlabelled.item()),
+            seconds_left=seconds / self._steps * (steps - step),
+        )
+        self._restart()
+        return record
+
+
+class Reporter:
+    """Shows the progress on stderr: a bar on a terminal, else plain lines."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._progress: Progress | None = None
+
+    def start(self, step: int, steps: int) -> None:
+        """Begins to show training from `step` of `steps`."""
+        self._steps = steps
+        if not self._console.is_terminal:
+            return
+        self._progress = Progress(
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            console=self._console,
+        )
+        self._task = self._progress.add_task("", total=steps, completed=step)
+        self._progress.start()
+
+    def step(self, step: int) -> None:
+        """Shows that a step is done."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
+    def record(self, record: LogRecord) -> None:
+        """Shows the averages of the last steps."""
+        line = record.line(self._steps)
+        if self._progress is None:
+            self.message(line)
+        else:  # the bar shows the step already
+            self._progress.update(self._task, description=line.partition("  ")[2])
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Shows how far an evaluation is."""
+        if self._progress is not None:
+            self._progress.update(self._task, description=f"evaluating picture {done}/{total}")
+
+    def message(self, text: str) -> None:
+        """Shows a line of text, above the bar where there is one."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Ends the bar."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class RunLog:
+    """RUN/log.jsonl, one JSON object a line, and the same values as TensorBoard scalars."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        """Opens both; what an interrupted run wrote after step `step` is dropped.
+
+        Raises:
+            ResourceError: the disk is full.
+            UsageError: the folder cannot be written to.
+        """
+        self._path = run / "log.jsonl"
+        from torch.utils.tensorboard import SummaryWriter  # costs a second, so only where needed
+
+        write_text(self._path, "".join(_lines_until(self._path, step)))
+        try:
+            self._file = self._path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(run / "tensorboard", purge_step=step + 1)
+        except OSError as error:
+            raise write_error(run, error) from error
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._file.close()
+            self._board.close()
+        except OSError as problem:
+            if error is None:  # else the disk is full and that error is on its way
+                raise write_error(self._path, problem) from problem
+
+    def record(self, record: LogRecord) -> None:
+        """Logs the averages of the last steps under train/."""
+        values = asdict(record)
+        del values["step"], values["seconds_left"]
+        self._write(record.step, {f"train/{name}": value for name, value in values.items()})
+
+    def evaluation(self, step: int, miou: float, accuracy: float) -> None:
+        """Logs the scores of an evaluation under val/."""
+        self._write(step, {"val/miou": miou, "val/accuracy": accuracy})
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        plain = {name.partition("/")[2]: _finite(value) for name, value in values.items()}
+        kind = next(iter(values)).partition("/")[0]
+        try:
+            self._file.write(json.dumps({"step": step, "kind": kind, **plain}) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:
+            raise write_error(self._path, error) from error
+
+
+def peak_memory(device: torch.device) -> int:
+    """Returns the most memory used so far, bytes: allocated on the GPU, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _finite(value: float) -> float | None:
+    return value if value - value == 0 else None  # JSON has no NaN
+
+
+def _lines_until(path: Path, step: int) -> list[str]:
+    """Returns the whole lines of a log up to a step; a line that a kill cut short is dropped."""
+    if step == 0 or not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith("\n") and isinstance(entry, dict) and entry.get("step", step) <= step:
+            lines.append(line)
+    return lines

@@ -1,0 +1,263 @@
+"""Training, from top to bottom: batch, loss, step, log, evaluate, save.
+
+Same bits whatever interrupts it: samples and augmentation are functions of (seed, step), the rate
+is a function of the step, and the random generators are seeded anew at every step from (seed,
+step, rank). So a checkpoint of weights, average, optimiser and scaler is the whole state.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from segdeform.config import Config
+from segdeform.data import load_dataset
+from segdeform.data.dataset import IGNORE
+from segdeform.data.loader import train_loader
+from segdeform.device import resolve_device
+from segdeform.errors import InterruptedByUserError, NotFiniteError, ResourceError
+from segdeform.training import checkpoint
+from segdeform.training.checkpoint import TrainState
+from segdeform.training.distributed import own_device, processes
+from segdeform.training.ema import ema_decay, update_ema
+from segdeform.training.finish import (
+    TrainResult,
+    describe,
+    evaluate_now,
+    finish,
+    finished_result,
+    read_result,
+    show_scores,
+)
+from segdeform.training.lock import run_lock
+from segdeform.training.logging import Meter, Reporter, RunLog
+from segdeform.training.losses import segmentation_loss
+from segdeform.training.optim import set_learning_rate
+from segdeform.training.plan import Plan, check_config, check_same_classes, default_workers
+from segdeform.training.run_folder import prepare_run
+from segdeform.training.setup import build_state, check_inputs, class_weights, find_checkpoint
+from segdeform.training.signals import StopSignals
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def train(
+    config: Config,
+    data: Path,
+    output: Path,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> TrainResult:
+    """Trains the network that the config describes and leaves a finished run in `output`.
+
+    The run folder holds model/, metrics.json and timing.json of the final evaluation, config.yaml,
+    log.jsonl, tensorboard/ and the last checkpoints. With `resume` the run goes on from its newest
+    good checkpoint, from the start where there is none, and is only reported where it is finished:
+    the same call can be repeated after any interruption and ends with the same weights.
+
+    Args:
+        data: root folder of the data set `config.data.name`.
+        device: "cpu", "cuda", "cuda:N" or "auto".
+        workers: loader processes; None: chosen by the machine.
+        reporter: shows the progress; None: a bar or plain lines on stderr.
+
+    Raises:
+        UsageError: the folder holds a run and neither `resume` nor `overwrite` is given.
+        ConfigError, DataError, ModelError, DownloadError: before the first step.
+        RunLockedError: another process works in the folder.
+        NotFiniteError: the loss is no finite number; the last checkpoint stays as it is.
+        InterruptedByUserError, StoppedError: SIGINT, SIGTERM; the state is saved.
+        ResourceError: disk or memory ended; the last checkpoint stays as it is.
+    """
+    own = own_device(resolve_device(device))
+    train_set = load_dataset(config.data.name, data, config.data.train_split)
+    val_set = load_dataset(config.data.name, data, config.data.val_split)
+    check_same_classes(train_set, val_set)
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopSignals())
+        stack.enter_context(_memory_errors())
+        peers = stack.enter_context(processes(own))
+        check_config(config, train_set, own, peers)
+        reporter = (reporter or Reporter()) if peers.first else Reporter(Console(quiet=True))
+        if workers is None:
+            workers = default_workers(own)
+        plan = Plan(config, train_set, val_set, output, own, workers, peers, stop, reporter)
+        peers.on_first(lambda: stack.enter_context(run_lock(output)))
+        peers.on_first(lambda: prepare_run(output, resume=resume, overwrite=overwrite))
+        found = find_checkpoint(plan, resume)
+        result = finished_result(plan, found)
+        if result is not None:
+            reporter.message(f"{output} is finished: {result.steps} steps")
+            return result
+        peers.on_first(lambda: check_inputs(plan))
+        state = build_state(plan, found)
+        log = stack.enter_context(RunLog(output, state.step)) if peers.first else None
+        stop.deferred = True
+        _train_steps(plan, state, log)
+        peers.on_first(lambda: finish(plan, state, log))
+        return read_result(output)
+
+
+def _train_steps(plan: Plan, state: TrainState, log: RunLog | None) -> None:
+    """Does the steps from state.step on; ends early, saved, when a stop is asked for."""
+    train, peers, begun = plan.config.train, plan.peers, time.perf_counter() - state.seconds
+    weights, meter = class_weights(plan), Meter(plan.device)
+    with ExitStack() as stack:
+        stack.callback(plan.reporter.stop)
+        plan.reporter.start(state.step, train.steps)
+        stack.enter_context(peers.errors())
+        network = peers.wrap(state.model, plan.device)
+        batches = stack.enter_context(closing(_batches(plan, state.step)))
+        for step in range(state.step, train.steps):
+            waiting = time.perf_counter()
+            images, labels = next(batches)
+            waited = time.perf_counter() - waiting
+
+            torch.manual_seed(step_seed(train.seed, step, peers.rank))
+            rate = set_learning_rate(state.optimizer, train, step)
+            images, labels = _to_device(plan, images, labels)
+            loss = _loss(plan, network, images, labels, weights, step)
+            _update(plan, state, loss)
+            state.step = step + 1
+            state.seconds = time.perf_counter() - begun
+
+            meter.add(loss.detach(), (labels != IGNORE).any(), train.batch_size, waited)
+            plan.reporter.step(state.step)
+            if log is not None and _due(state.step, train.log_every, train.steps):
+                _log(plan, meter, log, state.step, rate)
+            if train.eval_every and state.step % train.eval_every == 0 and state.step < train.steps:
+                peers.on_first(partial(_evaluate, plan, state, log, meter))
+            stopped = peers.any(plan.stop())
+            if stopped or _due(state.step, train.save_every, train.steps):
+                peers.on_first(partial(_save, plan, state, meter))
+            if stopped:
+                raise plan.stop.error(f"saved at step {state.step} of {train.steps}")
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Returns the 64-bit seed of the random generators in one step of one process."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+
+
+def _batches(plan: Plan, first_step: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+    train = plan.config.train
+    yield from train_loader(
+        plan.train_set,
+        plan.config.data,
+        seed=train.seed,
+        first_step=first_step,
+        steps=train.steps - first_step,
+        batch_size=train.batch_size,
+        workers=plan.workers,
+        rank=plan.peers.rank,
+        world_size=plan.peers.size,
+    )
+
+
+def _to_device(
+    plan: Plan,
+    images: Tensor,  # [N, 3, H, W] uint8
+    labels: Tensor,  # [N, H, W] uint8
+) -> tuple[Tensor, Tensor]:  # [N, 3, H, W] float32, 0..1; [N, H, W] int64
+    """Moves the bytes first and widens them on the device: a quarter of the traffic."""
+    layout = torch.channels_last if plan.config.train.channels_last else torch.contiguous_format
+    images = images.to(plan.device, non_blocking=True)
+    labels = labels.to(plan.device, non_blocking=True)
+    return images.to(torch.float32, memory_format=layout) / 255, labels.long()
+
+
+def _loss(
+    plan: Plan,
+    network: nn.Module,
+    images: Tensor,  # [N, 3, H, W] float32, 0..1
+    labels: Tensor,  # [N, H, W] int64
+    weights: Tensor | None,  # [K] float32
+    step: int,
+) -> Tensor:
+    """Computes the loss; on the CPU, where looking is free, refuses one that is not finite."""
+    train = plan.config.train
+    dtype = PRECISIONS[train.precision]
+    with torch.autocast(plan.device.type, dtype, enabled=dtype != torch.float32):
+        output = network(images)
+    loss = segmentation_loss(output.logits, output.auxiliary, labels, train, weights)
+    if plan.device.type == "cpu":
+        _refuse_not_finite("the loss", loss.item(), step + 1)
+    return loss
+
+
+def _update(plan: Plan, state: TrainState, loss: Tensor) -> None:
+    """Does the backward pass, clips, and moves the weights and their average."""
+    train, scaler = plan.config.train, state.scaler
+    state.optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(scaler.scale(loss))
+    if train.clip_grad_norm is not None:
+        scaler.unscale_(state.optimizer)
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), train.clip_grad_norm)
+        if plan.device.type == "cpu":
+            _refuse_not_finite("the gradient's norm", norm.item(), state.step + 1)
+    scaler.step(state.optimizer)
+    scaler.update()
+    if state.averaged is not None:
+        update_ema(state.averaged, state.model, ema_decay(train.ema_decay, state.step))
+
+
+def _log(plan: Plan, meter: Meter, log: RunLog, step: int, rate: float) -> None:
+    record = meter.read(step, plan.config.train.steps, rate)
+    _refuse_not_finite("the loss", record.loss, step)
+    log.record(record)
+    plan.reporter.record(record)
+
+
+def _evaluate(plan: Plan, state: TrainState, log: RunLog | None, meter: Meter) -> None:
+    with meter.paused(), suppress(InterruptedByUserError):  # the loop sees the flag next
+        show_scores(plan, log, state.step, evaluate_now(plan, state))
+
+
+def _save(plan: Plan, state: TrainState, meter: Meter) -> None:
+    with meter.paused():
+        for name, value in state.model.state_dict().items():
+            if not torch.isfinite(value).all():
+                _refuse_not_finite(name, float("nan"), state.step)
+        so_far = describe(plan, {"steps": state.step, "dataset": plan.train_set.name})
+        checkpoint.save(plan.run, state, plan.record(), so_far)
+
+
+def _due(step: int, every: int, steps: int) -> bool:
+    return step % every == 0 or step == steps
+
+
+def _refuse_not_finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise NotFiniteError(
+            f"{what} is {value} at step {step}; the last checkpoint is untouched: try a lower "
+            "train.lr, train.clip_grad_norm=1 or a longer train.warmup_steps"
+        )
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turns the ends of memory that torch and Python know into ResourceError."""
+    advice = "lower train.batch_size or data.crop"
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(f"the GPU's memory ended: {advice}, or use bf16") from error
+    except MemoryError as error:
+        raise ResourceError(f"memory ended: {advice}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise ResourceError(f"memory ended: {advice}") from error

@@ -1,0 +1,73 @@
+"""Optimiser, its parameter groups, and learning-rate schedules as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import SGD, AdamW, Optimizer
+
+from segdeform.config import TrainConfig
+
+_NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+def learning_rate_factor(train: TrainConfig, step: int) -> float:
+    """Returns the rate of step `step` (0-based) divided by `train.lr`.
+
+    With progress p = step / steps and floor m = min_lr_factor: poly m + (1 - m)(1 - p)^power
+    (Chen et al. 2017, DeepLab), cosine m + (1 - m)(1 + cos(pi p)) / 2 (Loshchilov and Hutter 2017).
+    During warm-up the schedule is multiplied by (step + 1) / warmup_steps.
+    """
+    progress = step / train.steps
+    decay = {
+        "poly": math.pow(1 - progress, train.poly_power),
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+        "constant": 1.0,
+    }[train.schedule]
+    factor = train.min_lr_factor + (1 - train.min_lr_factor) * decay
+    warmup = min(1.0, (step + 1) / train.warmup_steps) if train.warmup_steps else 1.0
+    return factor * warmup
+
+
+def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
+    """Divides the trainable parameters by learning rate and weight decay, each into one group.
+
+    Parameters below `backbone` learn at `backbone_lr_factor`, those below an `offset_conv` at
+    `offset_lr_factor` times what surrounds them. Biases and normalisation do not decay. Every
+    group carries its `lr_factor`, which `set_learning_rate` multiplies with the schedule.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for module_name, module in model.named_modules():
+        path = module_name.split(".")
+        factor = train.backbone_lr_factor if path[0] == "backbone" else 1.0
+        if "offset_conv" in path:
+            factor *= train.offset_lr_factor
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            plain = name == "bias" or isinstance(module, _NORMS)
+            decay = 0.0 if plain else train.weight_decay
+            groups.setdefault((factor, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr_factor": factor, "weight_decay": decay}
+        for (factor, decay), parameters in groups.items()
+    ]
+
+
+def build_optimizer(model: nn.Module, train: TrainConfig) -> Optimizer:
+    """Builds SGD with momentum or AdamW over the model's parameter groups."""
+    groups = parameter_groups(model, train)
+    if train.optimizer == "sgd":
+        return SGD(groups, lr=train.lr, momentum=train.momentum)
+    return AdamW(groups, lr=train.lr)
+
+
+def set_learning_rate(optimizer: Optimizer, train: TrainConfig, step: int) -> float:
+    """Sets every group's rate for step `step` and returns the rate of a group with factor 1."""
+    rate = train.lr * learning_rate_factor(train, step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_factor"]
+    return rate

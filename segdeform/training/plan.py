@@ -1,0 +1,157 @@
+"""What stays the same during a training run, checked before anything slow begins."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cuda_ops
+from segdeform.config import Config
+from segdeform.data.dataset import Dataset
+from segdeform.errors import ConfigError, DataError
+from segdeform.training.distributed import Processes
+from segdeform.training.logging import Reporter
+from segdeform.training.signals import StopSignals
+
+# Keys that change no weight: a resumed run may have others.
+FREE_KEYS = frozenset({"train.save_every", "train.eval_every", "train.log_every"})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train on what, where, and whom to tell."""
+
+    config: Config
+    train_set: Dataset
+    val_set: Dataset
+    run: Path
+    device: torch.device
+    workers: int
+    peers: Processes
+    stop: StopSignals
+    reporter: Reporter
+
+    def record(self) -> dict[str, Any]:
+        """Returns what a checkpoint remembers, for `check_resumable` to compare."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "data": {"train": _fingerprint(self.train_set), "val": _fingerprint(self.val_set)},
+            "environment": environment(self.device, self.peers.size),
+        }
+
+
+def check_config(
+    config: Config, train_set: Dataset, device: torch.device, peers: Processes
+) -> None:
+    """Refuses settings that do not fit the data set, the device or the number of processes.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    train, classes = config.train, len(train_set.classes)
+    if train.class_weights is not None:
+        if len(train.class_weights) != classes:
+            raise ConfigError(
+                f"train.class_weights has {len(train.class_weights)} numbers for the {classes} "
+                f"classes of '{train_set.name}': give one a class, in order"
+            )
+        if min(train.class_weights) < 0:
+            raise ConfigError("train.class_weights holds a negative number: use 0 or more")
+    if train.precision == "fp16" and device.type != "cuda":
+        raise ConfigError("train.precision = fp16 needs a CUDA device: use bf16 or fp32")
+    if train.batch_size % peers.size:
+        raise ConfigError(
+            f"train.batch_size = {train.batch_size} cannot be shared equally by {peers.size} "
+            "processes: use a multiple"
+        )
+
+
+def check_same_classes(train_set: Dataset, val_set: Dataset) -> None:
+    """Raises DataError unless both splits have the same classes."""
+    if train_set.classes != val_set.classes:
+        raise DataError(
+            f"{train_set.root}: the splits '{train_set.split}' and '{val_set.split}' differ in "
+            "their classes"
+        )
+
+
+def check_resumable(plan: Plan, record: dict[str, Any]) -> None:
+    """Compares a checkpoint's record with the plan; another machine or thread count only warns.
+
+    Raises:
+        ConfigError: names the first key that differs.
+        DataError: the split that has other pictures or classes.
+    """
+    ours = plan.record()
+    old, new = _flat(record.get("config")), _flat(ours["config"])
+    for key in sorted(old.keys() | new.keys()):
+        if key not in FREE_KEYS and old.get(key) != new.get(key):
+            raise ConfigError(
+                f"{key} is {new.get(key)} now and was {old.get(key)} when {plan.run} began: resume "
+                "with the config that it began with, or start anew with --overwrite"
+            )
+    old_data = record.get("data")
+    for split, fingerprint in ours["data"].items():
+        if not isinstance(old_data, dict) or old_data.get(split) != fingerprint:
+            raise DataError(
+                f"the {split} split lists other pictures or classes than when {plan.run} began: "
+                "restore the data set, or start anew with --overwrite"
+            )
+    old_environment = _flat({"": record.get("environment")})
+    for key, value in _flat({"": ours["environment"]}).items():
+        if old_environment.get(key) != value:
+            plan.reporter.message(
+                f"warning: {key.strip('.')} was {old_environment.get(key)} and is {value} now: "
+                "the weights will not be bit for bit those of an uninterrupted run"
+            )
+
+
+def environment(device: torch.device, processes: int) -> dict[str, Any]:
+    """Returns what the last bits of a result depend on besides config and data."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {
+        "segdeform": version("segdeform"),
+        "torch": str(torch.__version__),
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "deform_conv2d": cuda_ops.backend(device.type),
+    }
+
+
+def default_workers(device: torch.device) -> int:
+    """Returns how many loader processes keep a GPU busy; a CPU that computes has one to spare."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = cores or 1
+    if device.type == "cuda":
+        return max(1, min(16, cores - 2))
+    return max(1, cores // 8)
+
+
+def _fingerprint(dataset: Dataset) -> dict[str, Any]:
+    names = "".join(f"{sample.name}\n" for sample in dataset.samples)
+    return {
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "pictures": len(dataset),
+        "names_sha256": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest(),
+        "classes": list(dataset.classes),
+    }
+
+
+def _flat(sections: Any) -> dict[str, Any]:
+    """Returns {section: {key: value}} as {"section.key": value}; anything else as empty."""
+    if not isinstance(sections, dict):
+        return {}
+    return {
+        f"{section}.{key}": value
+        for section, keys in sections.items()
+        if isinstance(keys, dict)
+        for key, value in keys.items()
+    }

@@ -1,0 +1,54 @@
+"""SIGINT and SIGTERM while training: the first asks for an orderly end, a second ends at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+from segdeform.errors import InterruptedByUserError, SegdeformError, StoppedError
+
+
+class StopSignals:
+    """Catches SIGINT and SIGTERM inside a `with` block and restores the old handlers after it.
+
+    Calling the object tells whether an end was asked for: loops poll it. As long as `deferred` is
+    False, where no loop polls and there is nothing to save, the first signal raises at once. Only
+    Python's main thread may set handlers: in any other the object just never reports a signal.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.deferred = False
+        self._previous: dict[int, signal._HANDLER] = {}
+
+    def __call__(self) -> bool:
+        return self.received is not None
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        again = self.received is not None
+        self.received = number
+        if again or not self.deferred:
+            raise self.error("nothing was saved since the last checkpoint")
+
+    def error(self, state: str) -> SegdeformError:
+        """Returns the error for the signal received, saying what is saved and how to go on."""
+        advice = "go on with the same command and --resume"
+        if self.received == signal.SIGTERM:
+            return StoppedError(f"Stopped on request, {state}: {advice}")
+        return InterruptedByUserError(f"Interrupted, {state}: {advice}")

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from segdeform.errors import RunLockedError, UsageError
+from segdeform.training.lock import run_lock
+
+
+def test_second_one_is_refused_and_told_who(tmp_path: Path) -> None:
+    with run_lock(tmp_path / "run"):
+        told = f'"pid": {os.getpid()}'
+        with pytest.raises(RunLockedError, match=told) as caught, run_lock(tmp_path / "run"):
+            pass
+        assert caught.value.exit_code == 10
+    with run_lock(tmp_path / "run"):
+        pass
+
+
+def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
+    with run_lock(tmp_path):
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+    try:
+        time.sleep(0.2)  # the child closes its copy as it starts
+        with run_lock(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_output_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(UsageError, match="another --output"), run_lock(tmp_path / "run"):
+        pass

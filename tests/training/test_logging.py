@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
+
+from segdeform.training.logging import LogRecord, Meter, Reporter, RunLog
+
+RECORD = LogRecord(
+    step=20,
+    loss=1.25,
+    learning_rate=0.01,
+    images_per_second=12.5,
+    loader_wait=0.07,
+    memory_bytes=3 * 2**29,
+    unlabelled_batches=0,
+    seconds_left=3725,
+)
+
+
+def test_plain_line_has_all_and_is_not_wrapped() -> None:
+    out = io.StringIO()
+    reporter = Reporter(Console(file=out, width=40))
+    reporter.start(0, 100)
+    reporter.record(RECORD)
+    assert out.getvalue() == (
+        "step 20/100  loss 1.2500  rate 1.00e-02  12.5 images/s  loader wait 7%  "
+        "1.50 GiB  1:02:05 left\n"
+    )
+
+
+def test_terminal_gets_a_bar_with_the_same() -> None:
+    out = io.StringIO()
+    reporter = Reporter(Console(file=out, width=200, force_terminal=True))
+    reporter.start(0, 100)
+    reporter.step(20)
+    reporter.record(RECORD)
+    reporter.stop()
+    for part in ("20/100", "loss 1.2500", "12.5 images/s", "loader wait 7%", "1:02:05 left"):
+        assert part in out.getvalue()
+
+
+def test_meter_averages_and_counts() -> None:
+    meter = Meter(torch.device("cpu"))
+    meter.add(torch.tensor(1.0), torch.tensor(True), 4, waited=0.0)
+    meter.add(torch.tensor(0.0), torch.tensor(False), 4, waited=0.0)
+    record = meter.read(step=2, steps=4, learning_rate=0.1)
+    assert (record.loss, record.unlabelled_batches) == (0.5, 1)
+    meter.add(torch.tensor(3.0), torch.tensor(True), 4, waited=0.0)
+    assert meter.read(step=3, steps=4, learning_rate=0.1).loss == 3.0
+
+
+def test_log_is_cut_to_the_resumed_step(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(f'{{"step": {s}, "kind": "train"}}\n' for s in (1, 2, 3)) + '{"st')
+    with RunLog(tmp_path, 2) as log:
+        log.evaluation(3, miou=float("nan"), accuracy=0.5)
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert entries == [
+        {"step": 1, "kind": "train"},
+        {"step": 2, "kind": "train"},
+        {"step": 3, "kind": "val", "miou": None, "accuracy": 0.5},
+    ]
+    board = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    accuracy = board.Scalars("val/accuracy")
+    assert [(event.step, event.value) for event in accuracy] == [(3, 0.5)]

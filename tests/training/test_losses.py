@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from segdeform.config import TrainConfig
+from segdeform.training.losses import cross_entropy, ohem, segmentation_loss
+
+
+def _case(seed: int, ignored: float = 0.2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(2, 3, 4, 5, generator=generator)
+    labels = torch.randint(0, 3, (2, 4, 5), generator=generator)
+    return logits, labels.where(torch.rand(2, 4, 5, generator=generator) >= ignored, 255)
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 2.0, 1.0])])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_torchs_mean(weights: Tensor | None, smoothing: float) -> None:
+    logits, labels = _case(0)
+    expected = F.cross_entropy(logits, labels, weights, ignore_index=255, label_smoothing=smoothing)
+    torch.testing.assert_close(cross_entropy(logits, labels, weights, smoothing), expected)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "ohem"])
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 2.0, 1.0])])
+def test_no_labelled_pixel_costs_nothing(loss: str, weights: Tensor | None) -> None:
+    logits = torch.randn(2, 3, 4, 5, requires_grad=True)
+    train = TrainConfig.model_validate({"loss": loss, "label_smoothing": 0.1})
+    labels = torch.full((2, 4, 5), 255)
+    value = segmentation_loss(logits, logits, labels, train, weights)
+    value.backward()  # type: ignore[no-untyped-call]
+    assert value.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def _naive_ohem(logits: Tensor, labels: Tensor, keep: float, threshold: float) -> float:
+    pixels = []  # (probability of the truth)
+    for n in range(logits.shape[0]):
+        for y in range(logits.shape[2]):
+            for x in range(logits.shape[3]):
+                label = int(labels[n, y, x])
+                if label != 255:
+                    scores = [math.exp(v) for v in logits[n, :, y, x].tolist()]
+                    pixels.append(scores[label] / sum(scores))
+    pixels.sort()
+    least = math.ceil(keep * len(pixels) - 1e-6)
+    kept = [p for rank, p in enumerate(pixels) if rank < least or p < threshold]
+    return -sum(math.log(p) for p in kept) / len(kept) if kept else 0.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    keep=st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]),
+    threshold=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
+    ignored=st.sampled_from([0.0, 0.3, 0.95, 1.0]),
+)
+def test_ohem_is_the_naive_one(seed: int, keep: float, threshold: float, ignored: float) -> None:
+    logits, labels = _case(seed, ignored)
+    expected = _naive_ohem(logits, labels, keep, threshold)
+    found = ohem(logits, labels, keep=keep, threshold=threshold).item()
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_auxiliary_loss_is_weighted() -> None:
+    logits, labels = _case(1)
+    auxiliary, _ = _case(2)
+    train = TrainConfig(auxiliary_weight=0.4)
+    expected = F.cross_entropy(logits, labels, ignore_index=255) + 0.4 * F.cross_entropy(
+        auxiliary, labels, ignore_index=255
+    )
+    torch.testing.assert_close(segmentation_loss(logits, auxiliary, labels, train, None), expected)
