@@ -1,0 +1,121 @@
+"""The command line. Each command parses, calls one plain function and prints.
+
+Nothing here imports torch: the commands do so when they run, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from io import TextIOWrapper
+from typing import Annotated
+
+import typer
+
+from segdeform import __version__
+from segdeform.cli.doctor import doctor
+from segdeform.cli.eval import evaluate
+from segdeform.cli.info import info
+from segdeform.cli.predict import predict
+from segdeform.cli.prepare import prepare
+from segdeform.cli.train import train
+from segdeform.errors import InterruptedByUserError, ResourceError, SegdeformError
+
+_RESOURCES = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+_READER_GONE = 141  # what a shell reports for a program that ended by SIGPIPE
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for function, name in (
+    (prepare, "prepare"),
+    (train, "train"),
+    (evaluate, "eval"),
+    (predict, "predict"),
+    (info, "info"),
+    (doctor, "doctor"),
+):
+    app.command(name)(function)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"segdeform {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show tracebacks; allowed after the command too.")
+]
+
+
+@app.callback()
+def _segdeform(version: Version = False, debug: Debug = False) -> None:
+    """Semantic segmentation with deformable convolutions."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code; a failure is one line on stderr.
+
+    The codes are those of segdeform.errors; an exception that no code stands for is a bug and
+    leaves with its traceback.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words or bool(os.environ.get("SEGDEFORM_DEBUG"))
+    if isinstance(sys.stdout, TextIOWrapper):  # file names need not be valid UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        return _run([word for word in words if word != "--debug"])
+    except SegdeformError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"segdeform: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _run(words: list[str]) -> int:
+    """Calls the command; turns what other libraries raise into our errors. Returns the code."""
+    try:
+        code = app(words or ["--help"], prog_name="segdeform", standalone_mode=False)
+        sys.stdout.flush()
+    except typer.TyperException as error:
+        return _usage_error(error)
+    except (BrokenPipeError, SystemExit):  # Typer and Rich end so when nobody reads stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _READER_GONE
+    except (MemoryError, OSError, RuntimeError) as error:
+        if resource := _resource_that_ended(error):
+            raise ResourceError(resource) from error
+        raise
+    if code == InterruptedByUserError.exit_code:  # Typer returns it for a KeyboardInterrupt
+        raise InterruptedByUserError("interrupted")
+    return int(code or 0)
+
+
+def _usage_error(error: typer.TyperException) -> int:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "segdeform"
+    text = " ".join(error.format_message().split()).rstrip(".")
+    print(f"segdeform: {text[:1].lower()}{text[1:]}. See '{command} --help'.", file=sys.stderr)
+    return error.exit_code
+
+
+def _resource_that_ended(error: Exception) -> str:
+    """Names the resource, or returns "" when the error is about something else."""
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}" if error.errno in _RESOURCES else ""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's
+        return "GPU memory ended: lower train.batch_size or data.crop, or use --tile"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "memory ended: lower train.batch_size or data.crop, or use --tile"
+    return ""

@@ -1,0 +1,53 @@
+"""`segdeform info`: what a model folder holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from segdeform.cli.output import Json, Model, print_json
+
+
+def info(model: Model, json_output: Json = False) -> None:
+    """Show a model's architecture, classes, size and training; verify its files."""
+    from segdeform.segmenter import load
+
+    facts = load(model, "cpu").info
+    if json_output:
+        print_json(facts)
+    else:
+        print_facts(facts)
+
+
+def print_facts(facts: dict[str, Any]) -> None:
+    """Prints the facts of `Segmenter.info` as a table."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    for name, value in _rows(facts):
+        table.add_row(name, escape(value))
+    Console().print(table, highlight=False)
+
+
+def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    model, deform = facts["model"], facts["deform"]
+    layers = deform["layers"]
+    deformable = f"{layers} layers, {deform['variant']}, {deform['offset_groups']} offset groups"
+    return [
+        ("folder", facts["path"]),
+        ("network", f"{model['backbone']}, {model['head']} head of {model['head_channels']}"),
+        ("output stride", str(model["output_stride"])),
+        ("deformable", deformable if layers else "no"),
+        ("dilation", str(deform["dilation"] or "from the output stride")),
+        ("classes", f"{len(facts['classes'])}: {', '.join(facts['classes'])}"),
+        ("parameters", f"{facts['parameters']:,}"),
+        ("inference", _pairs(facts["eval"])),
+        ("training", _pairs(facts["training"])),
+        ("written by", f"segdeform {facts['segdeform_version']}"),
+        (facts["weights"], f"SHA-256 {facts['sha256']}, verified"),
+    ]
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())

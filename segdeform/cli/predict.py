@@ -1,0 +1,73 @@
+"""`segdeform predict`: writes masks and overlays for pictures and folders of pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segdeform.cli.output import (
+    Device,
+    Flip,
+    Json,
+    Model,
+    Overlap,
+    Scales,
+    Threads,
+    Tile,
+    load_segmenter,
+    print_json,
+    progress_bar,
+    stop_on_interrupt,
+)
+from segdeform.errors import PartialFailureError
+
+_LISTED = 10  # failed pictures named on the terminal; summary.json has all
+
+
+def predict(
+    model: Model,
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="INPUT...", help="Pictures or folders.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the results.", show_default=False)],
+    overlays: Annotated[
+        bool, typer.Option("--overlays/--no-overlays", help="Write tinted pictures as well.")
+    ] = True,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    scales: Scales = None,
+    flip: Flip = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    json_output: Json = False,
+) -> None:
+    """Write a mask and an overlay for each picture; folders are searched recursively."""
+    from segdeform.prediction.predict import predict
+
+    segmenter = load_segmenter(model, device, threads, tile, overlap, scales, flip)
+    with progress_bar("predicting") as progress, stop_on_interrupt() as stop:
+        summary = predict(
+            segmenter, inputs, output, overlays=overlays, progress=progress, stop=stop
+        )
+    if json_output:
+        print_json({"output": str(output), **summary.to_json()})
+    else:
+        skipped = f", {summary.skipped} other files skipped" if summary.skipped else ""
+        print(f"{_count(len(summary.done))} predicted{skipped}: {output / 'masks'}")
+        if overlays and summary.done:
+            print(f"Look at {output / 'overview.png'}")
+    for source, reason in summary.failed[:_LISTED]:
+        print(f"{source}: {reason}", file=sys.stderr)
+    if summary.failed:
+        raise PartialFailureError(
+            f"{_count(len(summary.failed))} of {len(summary.failed) + len(summary.done)} failed; "
+            f"the reasons are in {output / 'summary.json'}"
+        )
+
+
+def _count(pictures: int) -> str:
+    return f"{pictures} picture{'' if pictures == 1 else 's'}"

@@ -1,0 +1,71 @@
+"""`segdeform train`: trains the network that a config file describes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segdeform.cli.output import Device, Json, Threads, print_json
+
+
+def train(
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG",
+            help="A config file or a shipped config: shapes, camvid, voc, paper-voc.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[Path, typer.Option(help="Root of the data set.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="Run folder to write.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in the folder.")
+    ] = False,
+    device: Device = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Loader processes; 0: none.", show_default="by the machine"),
+    ] = None,
+    threads: Threads = None,
+    json_output: Json = False,
+) -> None:
+    """Train a network; Ctrl-C saves, --resume goes on with the same bits."""
+    from segdeform.config_io import load_config
+
+    settings = load_config(config, overrides or [])  # before torch's seconds of import
+
+    import torch
+
+    from segdeform.training.loop import train
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    result = train(
+        settings,
+        data,
+        output,
+        device=device,
+        workers=workers,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    if json_output:
+        print_json({**asdict(result), "model": str(result.model)})
+        return
+    miou = "undefined (no labels)" if result.miou is None else f"{result.miou:.4f}"
+    print(f"{result.steps} steps, {timedelta(seconds=round(result.seconds))}, val mIoU {miou}")
+    print(f"Model: {result.model}")
+    print(f"Next:  segdeform predict {output} PICTURES --output FOLDER")
+    print(f"       segdeform eval {output} --data {data} --output FOLDER")
