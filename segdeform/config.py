@@ -5,14 +5,9 @@ Where and when a run happens (paths, device, workers, resume) belongs to the com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from segdeform.errors import ConfigError, nearest
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]
 HeadName = Literal["deeplab", "deeplabv3", "deeplabv3plus"]
@@ -40,7 +35,9 @@ class DataConfig(_Section):
     )
     flip: Fraction = Field(0.5, description="probability of a left-right flip")
     rotate: float = Field(0.0, ge=0, le=180, description="largest random rotation, degrees")
-    color: Fraction = Field(0.4, description="strength of brightness/contrast/saturation/hue jitter")
+    color: Fraction = Field(
+        0.4, description="strength of brightness/contrast/saturation/hue jitter"
+    )
 
     @model_validator(mode="after")
     def _scale_is_a_range(self) -> DataConfig:
@@ -93,7 +90,9 @@ class TrainConfig(_Section):
     warmup_steps: int = Field(0, ge=0, description="linear warm-up from 0")
     backbone_lr_factor: float = Field(1.0, ge=0, description="backbone's rate / lr")
     offset_lr_factor: float = Field(0.1, ge=0, description="offset branches' rate / their layer's")
-    freeze_bn: bool = Field(False, description="backbone's BatchNorm: ImageNet statistics, no updates")
+    freeze_bn: bool = Field(
+        False, description="backbone's BatchNorm: ImageNet statistics, no updates"
+    )
     clip_grad_norm: Positive | None = Field(None, description="global L2 norm; null: no clipping")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = True

@@ -190,8 +190,10 @@ def _fill(description: ModelDescription, tensors: Mapping[str, Tensor], source: 
             )
     except ConfigError as error:
         raise ModelError(f"{source.with_name(DESCRIPTION)} does not make sense: {error}") from error
-    check_fit(model.state_dict(), tensors, source)
-    model.load_state_dict(tensors, assign=True)
+    expected = model.state_dict()
+    check_fit(expected, tensors, source)
+    values = {name: value.to(expected[name].dtype) for name, value in tensors.items()}
+    model.load_state_dict(values, assign=True)
     return model
 
 

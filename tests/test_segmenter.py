@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,15 @@ from segdeform.segmenter import ModelDescription, load, save_model, write_descri
 from segdeform.tensors import write_tensors
 
 FILES = ("model.safetensors", "model.json", MANIFEST)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Computes on one thread: for networks this small more of them only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +108,15 @@ def test_weights_are_float32_in_the_file(original: Path, model: DeepLab, tmp_pat
     assert load_file(tmp_path / "half.safetensors")["w"].dtype == torch.float32
 
 
+def test_half_precision_weights_are_computed_with_in_float32(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    half = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+    save_file(half, folder / "model.safetensors")
+    write_manifest(folder)
+    for name, value in load(folder, "cpu").model.state_dict().items():
+        assert value.dtype == tensors[name].dtype and torch.equal(value, half[name].to(value.dtype))
+
+
 def test_pictures_are_given_as_arrays_or_paths(original: Path, tmp_path: Path) -> None:
     segmenter = segdeform.load(str(original), device="cpu")
     image = np.random.default_rng(0).integers(0, 256, (30, 44, 3), dtype=np.uint8)
@@ -138,8 +156,9 @@ def test_damage_is_found_and_named(folder: Path, name: str, damage: str) -> None
         # A digit of a hash in the manifest; elsewhere any byte will do.
         position = content.rindex(b'"bytes"') - 10 if name == MANIFEST else len(content) // 2
         content[position] ^= 1
-    spoilt = {"cut": content[:-10], "empty": b""}.get(damage, content)
-    path.write_bytes(spoilt)
+    if damage in ("cut", "empty"):
+        del content[len(content) // 2 if damage == "cut" else 0 :]
+    path.write_bytes(content)
     if damage == "remove":
         path.unlink()
     with pytest.raises(ModelError) as caught:
@@ -159,7 +178,6 @@ def test_unsuitable_tensors_are_refused_though_their_hash_is_right(folder: Path)
         "unknown stranger": lambda t: t.update(stranger=torch.zeros(1)),
         r"head.score.bias has the shape \[3\].*\[2\]": lambda t: t.update({name: torch.zeros(3)}),
         "head.score.bias is torch.int64": lambda t: t.update({name: torch.tensor([1, 2])}),
-        "head.score.bias is torch.float16": lambda t: t.update({name: torch.zeros(2).half()}),
         "head.score.bias holds values": lambda t: t.update({name: torch.tensor([0, torch.nan])}),
     }
     for message, change in changes.items():

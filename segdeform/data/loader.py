@@ -5,10 +5,11 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator
 from functools import partial
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -24,9 +25,6 @@ from segdeform.data.transforms import TrainTransform
 from segdeform.errors import ResourceError, SegdeformError
 
 _TIMEOUT = 300  # seconds without a batch after which the workers count as hanging
-
-# How PyTorch words the loss of a worker, always as a RuntimeError.
-_LOST = ("exited unexpectedly", "killed by signal", "timed out")
 
 Crop = tuple[UInt8, UInt8]
 
@@ -59,38 +57,64 @@ def train_loader(
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=_start_worker,
-        timeout=_TIMEOUT if workers else 0,
         # Its own generator, because the loader would draw a number from the global one.
         generator=torch.Generator(),
     )
-    others = set(multiprocessing.active_children())
-    batches = iter(loader)
-    end = partial(_end_workers, batches, set(multiprocessing.active_children()) - others)
+    batches, processes = _start(loader)
+    end = partial(_end, batches, processes)
     atexit.register(end)  # an exception's traceback may hold this generator until then
     try:
-        for batch in batches:
-            if isinstance(batch, SegdeformError):
-                raise batch
+        while (batch := _next_batch(batches, processes)) is not None:
             yield batch
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in _LOST):
-            raise
-        raise ResourceError(
-            f"a data loader worker was lost or hangs ({str(error).splitlines()[0]}); "
-            "use fewer --workers or free memory"
-        ) from error
     finally:
         end()
         atexit.unregister(end)
 
 
-def _end_workers(batches: Any, workers: set[BaseProcess]) -> None:
+def _start(loader: torch.utils.data.DataLoader[Crop]) -> tuple[Any, set[BaseProcess]]:
+    """Starts the workers; returns the iterator of batches and the processes."""
+    others = set(multiprocessing.active_children())
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        # PyTorch's handler would raise in the midst of whatever runs when a worker dies.
+        signal.signal(signal.SIGCHLD, handler)
+    return batches, set(multiprocessing.active_children()) - others
+
+
+def _next_batch(batches: Any, processes: set[BaseProcess]) -> tuple[Tensor, Tensor] | None:
+    # Reading from a worker that stopped has no limit of its own, but ends with the worker.
+    guard = threading.Timer(_TIMEOUT, _kill, [processes])
+    guard.daemon = True
+    guard.start()
+    try:
+        batch = next(batches, None)
+    except (RuntimeError, EOFError, OSError) as error:
+        if not processes or "in DataLoader worker process" in str(error):
+            raise  # an error of our own code, passed on by a worker
+        raise ResourceError(
+            f"a data loader worker was lost, or hung for {_TIMEOUT} s; "
+            "free some memory or use fewer --workers, then continue with --resume"
+        ) from error
+    finally:
+        guard.cancel()
+    if isinstance(batch, SegdeformError):
+        raise batch
+    return cast("tuple[Tensor, Tensor] | None", batch)
+
+
+def _end(batches: Any, processes: set[BaseProcess]) -> None:
     """Ends the workers in peace, those that hang by force: they do not hear SIGTERM."""
-    if workers:
+    if processes:
         batches._shutdown_workers()
-    for worker in workers:
-        worker.kill()
-        worker.join()
+    _kill(processes)
+    for process in processes:
+        process.join()
+
+
+def _kill(processes: set[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
 
 
 class _Crops(torch.utils.data.Dataset[Crop]):

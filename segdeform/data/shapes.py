@@ -30,7 +30,6 @@ PALETTE = (
     (17, 138, 178),
     (155, 93, 229),
     (241, 145, 67),
-    (144, 190, 109),
 )
 SPLITS = ("train", "val")
 _VERSION = 1  # of the drawing: another number, other pictures

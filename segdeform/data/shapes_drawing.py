@@ -16,10 +16,12 @@ from segdeform.data.shapes_outlines import OUTLINES, Outline, pose
 
 Float = npt.NDArray[np.float32]
 
-_RADIUS = 0.125  # of an outline of unit size at scale 1, as a share of the picture's side
+_RADIUS = 0.13  # of an outline of unit size at scale 1, as a share of the picture's side
 _FINE = 4  # samples a pixel and direction for smooth edges
 _LEAST_VISIBLE = 0.55  # share of each object that later ones and the frame leave visible
 _PLACEMENTS = 40
+_BORDER = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))  # of white paper, 3 pixels
+_WHITE = np.float32(0.96)
 _MARGIN = 16  # pixels that a shadow reaches beyond its object
 _SHADOW, _RIM, _GLOSS = np.float32(0.5), np.float32(0.9), np.float32(0.25)
 
@@ -111,14 +113,14 @@ def _scheme(rng: np.random.Generator) -> Float:
 
 
 def _grid(size: int) -> tuple[Float, Float]:
-    y, x = np.mgrid[:size, :size].astype(np.float32) * np.float32(256 / size)
+    y, x = np.mgrid[:size, :size].astype(np.float32)
     return x, y
 
 
 def _ground(rng: np.random.Generator, grid: tuple[Float, Float], colours: Float) -> Float:
-    second = _shade(rng, colours[0], 0.12)
+    second = _shade(rng, colours[0], 0.06)
     ground = _blend(colours[0], second, _texture(rng, grid))
-    return ground * (np.float32(0.875) + np.float32(0.25) * _noise(rng, grid[0].shape, 128))
+    return ground * (np.float32(0.7) + np.float32(0.25) * _noise(rng, grid[0].shape, 128))
 
 
 def _lay(
@@ -136,7 +138,7 @@ def _lay(
     )
     cover = cover[window]
     texture = _texture(rng, (grid[0][window], grid[1][window]))
-    surface = _blend(colour, _shade(rng, colour, 0.22), texture)
+    surface = _blend(colour, _shade(rng, colour, 0.12), texture)
     moved = np.zeros_like(cover)
     moved[4:, 3:] = cover[:-4, :-3]
     shadow = cv2.GaussianBlur(moved, (0, 0), 4)
@@ -144,6 +146,8 @@ def _lay(
     # The blurred cover rises towards the inside: its slope against the light is the rim's shade.
     slope = np.zeros_like(cover)
     slope[1:-1, 1:-1] = soft[2:, 2:] - soft[:-2, :-2]
+    paper = cover - cv2.erode(cover, _BORDER)
+    surface = surface + (_WHITE - surface) * paper
     surface = surface * (1 + _RIM * slope) + _GLOSS * slope.clip(0)
     below = picture[:, *window] * (1 - _SHADOW * shadow)
     picture[:, *window] = below + (surface - below) * cover
@@ -151,7 +155,7 @@ def _lay(
 
 def _shade(rng: np.random.Generator, colour: Float, least: float) -> Float:
     """Draws a lighter or darker tone of a colour."""
-    amount = np.float32(rng.uniform(least, least + 0.18))
+    amount = np.float32(rng.uniform(least, least + 0.16))
     target = np.float32(1 if rng.random() < 0.5 else 0)
     return colour + (target - colour) * amount
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from segdeform.config import DeformConfig, ModelConfig
-from segdeform.models.backbones import Backbone, build_backbone, freeze_batch_norm, set_dilation
+from segdeform.models.backbones import Backbone, build_backbone, set_dilation
 from segdeform.models.deeplab import IMAGENET_MEAN, IMAGENET_STD, DeepLab, Output
 from segdeform.models.deform import DeformConv2d, deformify
+from segdeform.models.frozen import freeze_batch_norm
 from segdeform.models.heads import (
     AuxiliaryHead,
     DeepLabHead,

@@ -6,7 +6,7 @@ State-dict keys are torchvision's; the classifier is left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torchvision import models as torchvision_models
@@ -109,36 +109,6 @@ def set_dilation(backbone: nn.Module, layers: int, dilation: int) -> None:
         raise ConfigError(f"deform.layers is {layers}; the network has {len(found)} 3x3 convs")
     for conv in found[len(found) - layers :]:
         conv.dilation = conv.padding = (dilation, dilation)
-
-
-class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Normalises by its running statistics for ever: `train()` does not wake it."""
-
-    def train(self, mode: bool = True) -> FrozenBatchNorm2d:
-        """Stays in evaluation mode whatever `mode` is."""
-        super().train(False)
-        return self
-
-
-def freeze_batch_norm(module: nn.Module) -> None:
-    """Freezes every BatchNorm2d and SyncBatchNorm below a module, in place.
-
-    Neither the running statistics nor scale and shift change any more (no gradient), also after
-    `module.train()`. State-dict keys stay. Convert to SyncBatchNorm before this, not after.
-    """
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm):
-                setattr(parent, name, _frozen(child))
-
-
-def _frozen(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm2d:
-    frozen = FrozenBatchNorm2d(norm.num_features, norm.eps, norm.momentum, affine=norm.affine)
-    # The very same tensors, so that whoever holds them already keeps them.
-    tensors: list[dict[str, Any]] = [norm._parameters, norm._buffers]
-    for name, tensor in (item for group in tensors for item in group.items()):
-        setattr(frozen, name, tensor)
-    return frozen.requires_grad_(False).eval()
 
 
 def _dilate(stages: Iterable[nn.Module], output_stride: int) -> None:

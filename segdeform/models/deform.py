@@ -90,12 +90,16 @@ class DeformConv2d(nn.Module):
             positions = 2 * predicted.shape[1] // 3
             return predicted[:, :positions], 2 * predicted[:, positions:].sigmoid()
 
-    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, O, P, Q]
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolves [N, C, H, W] -> [N, O, P, Q] at the predicted positions with a given weight."""
         offset, mask = self.sampling(x)
         output: Tensor = deform_conv2d(
-            x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask
+            x, offset, weight, bias, self.stride, self.padding, self.dilation, mask
         )
         return output
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, O, P, Q]
+        return self.convolve(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         """Describes the layer as `nn.Conv2d` does."""

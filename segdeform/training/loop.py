@@ -23,7 +23,7 @@ from segdeform.config import Config
 from segdeform.data import load_dataset
 from segdeform.data.dataset import IGNORE
 from segdeform.data.loader import train_loader
-from segdeform.device import resolve_device
+from segdeform.device import keep_freed_memory, resolve_device
 from segdeform.errors import InterruptedByUserError, NotFiniteError, ResourceError
 from segdeform.training import checkpoint
 from segdeform.training.checkpoint import TrainState
@@ -83,6 +83,8 @@ def train(
         ResourceError: disk or memory ended; the last checkpoint stays as it is.
     """
     own = own_device(resolve_device(device))
+    if own.type == "cpu":
+        keep_freed_memory()
     train_set = load_dataset(config.data.name, data, config.data.train_split)
     val_set = load_dataset(config.data.name, data, config.data.val_split)
     check_same_classes(train_set, val_set)

@@ -19,7 +19,7 @@ def root(tmp_path: Path) -> Path:
 def test_a_data_set_in_place_is_verified_and_summed_up(root: Path) -> None:
     summary = prepare("folder", root)
     assert summary.splits == {"train": 2, "val": 1}
-    assert len(summary.classes) == 8
+    assert len(summary.classes) == 7
     assert summary.root == root
     assert len(summary.messages) == 1
 

@@ -122,7 +122,7 @@ def test_random_weights_learn() -> None:
     images = 0.2 * torch.rand(2, 3, 48, 48) + 0.5 * labels[:, None]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     losses = []
-    for _ in range(20):
+    for _ in range(40):
         loss = F.cross_entropy(model(images).logits, labels)
         optimizer.zero_grad()
         torch.autograd.backward(loss)

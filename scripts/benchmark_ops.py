@@ -1,0 +1,247 @@
+"""Times deform_conv2d beside torchvision's operator and a plain convolution, in one process.
+
+    python scripts/benchmark_ops.py [--threads 2] [--repeats 7] [--json FILE] [--only TEXT]
+
+All contestants of a row are called in turn, repeat by repeat, so that a busy machine slows them
+alike; the table gives minimum (median) in milliseconds. "plain conv" is the faster of NCHW and
+channels-last. Ours is the functional operator: it packs its weight at every call. Extra memory is
+the growth of the process's peak during one call, measured in a child process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor
+
+import cuda_ops
+
+
+@dataclass(frozen=True)
+class Row:
+    """One shape: [N, C, H, W] -> O channels, 3x3, same size, modulated (v2)."""
+
+    batch: int
+    channels: int
+    outputs: int
+    size: tuple[int, int]
+    dilation: int = 1
+    groups: int = 1
+
+    @property
+    def name(self) -> str:
+        kind = ", depthwise" if self.groups == self.channels else ""
+        dilated = f", dil {self.dilation}" if self.dilation > 1 else ""
+        height, width = self.size
+        return f"{self.batch}, {self.channels}->{self.outputs}, {height}x{width}{dilated}{kind}"
+
+
+ROWS = (
+    Row(1, 512, 512, (32, 32), 2),
+    Row(1, 512, 512, (33, 33), 2),  # res5 of DeepLab at 513x513, output stride 16
+    Row(1, 512, 512, (64, 64), 2),
+    Row(2, 256, 256, (33, 33)),
+    Row(1, 128, 128, (128, 128)),
+    Row(4, 64, 64, (64, 64)),
+    Row(1, 960, 960, (23, 30), groups=960),
+    Row(1, 960, 960, (33, 33), groups=960),
+)
+
+Call = Callable[[], object]
+
+
+class Operands:
+    """Random operands of a row, with gradients wanted of all of them."""
+
+    def __init__(self, row: Row, device: str = "cpu") -> None:
+        self.row = row
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(device)
+
+        n, (h, w) = row.batch, row.size
+        last = torch.channels_last
+        self.plain = normal(n, row.channels, h, w)
+        self.last = self.plain.contiguous(memory_format=last)
+        self.weight = normal(row.outputs, row.channels // row.groups, 3, 3)
+        self.weight_last = self.weight.contiguous(memory_format=last)
+        self.offset = normal(n, 18, h, w) * 2
+        self.mask = normal(n, 9, h, w).sigmoid()
+        self.grad = normal(n, row.outputs, h, w)
+        self.grad_last = self.grad.contiguous(memory_format=last)
+
+    def calls(self, backward: bool) -> dict[str, Call]:
+        d, groups = self.row.dilation, self.row.groups
+
+        def conv(x: Tensor, w: Tensor) -> Tensor:
+            return F.conv2d(x, w, None, 1, d, d, groups)
+
+        def ours(x: Tensor, w: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+            return cuda_ops.deform_conv2d(x, offset, w, None, 1, d, d, mask)
+
+        def theirs(x: Tensor, w: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+            output: Tensor = torchvision.ops.deform_conv2d(x, offset, w, None, 1, d, d, mask)
+            return output
+
+        sampling = (self.offset, self.mask)
+        candidates: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], Tensor]] = {
+            "conv NCHW": (conv, (self.plain, self.weight), self.grad),
+            "conv channels-last": (conv, (self.last, self.weight_last), self.grad_last),
+            "ours": (ours, (self.last, self.weight, *sampling), self.grad_last),
+            "torchvision": (theirs, (self.plain, self.weight, *sampling), self.grad),
+        }
+        return {
+            name: self._call(f, inputs, grad, backward)
+            for name, (f, inputs, grad) in candidates.items()
+        }
+
+    @staticmethod
+    def _call(
+        f: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad: Tensor, backward: bool
+    ) -> Call:
+        if not backward:
+            return lambda: f(*inputs)
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        return lambda: torch.autograd.grad(f(*leaves), leaves, grad)
+
+
+def interleaved(calls: dict[str, Call], repeats: int) -> dict[str, list[float]]:
+    """Times every call `repeats` times, in turn; milliseconds. The slow torchvision: at most 3."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for repeat in range(repeats):
+        for name, call in calls.items():
+            if name == "torchvision" and repeat >= 3:
+                continue
+            start = time.perf_counter()
+            call()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def measure(row: Row, repeats: int) -> dict[str, Any]:
+    """Returns minimum and median of each contestant, forward and forward+backward."""
+    result: dict[str, Any] = asdict(row) | {"name": row.name}
+    operands = Operands(row)
+    for phase, backward in (("forward", False), ("forward+backward", True)):
+        with torch.set_grad_enabled(backward):
+            times = interleaved(operands.calls(backward), repeats)
+        plain = min((times.pop(n) for n in ("conv NCHW", "conv channels-last")), key=min)
+        times["plain conv"] = plain
+        result[phase] = {
+            name: {"min_ms": min(t), "median_ms": statistics.median(t)} for name, t in times.items()
+        }
+        result[phase]["ours / plain conv"] = min(times["ours"]) / min(plain)
+        result[phase]["torchvision / ours"] = min(times["torchvision"]) / min(times["ours"])
+    return result
+
+
+MEMORY = """
+import resource, sys, torch
+sys.path.insert(0, {scripts!r})
+import benchmark_ops as b
+torch.set_num_threads({threads})
+call = b.Operands(b.ROWS[{index}]).calls({backward})[{name!r}]
+small = b.Operands(b.Row(1, 8, 8, (8, 8))).calls({backward})[{name!r}]
+with torch.set_grad_enabled({backward}):
+    small()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def extra_memory(index: int, name: str, backward: bool, threads: int) -> float:
+    """Returns the growth of a fresh process's peak memory over one call, in MiB."""
+    code = MEMORY.format(scripts=str(Path(__file__).parent), threads=threads, index=index,
+                         backward=backward, name=name)  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(done.stdout) / 1024
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Formats the results as a Markdown table."""
+    lines = [
+        "| N, C->O, size | phase | plain conv, ms | ours, ms | torchvision, ms | ours / plain "
+        "| torchvision / ours | extra MiB: plain, ours, torchvision |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        for phase in ("forward", "forward+backward"):
+            r = result[phase]
+            cells = [f"{r[n]['min_ms']:.2f} ({r[n]['median_ms']:.2f})"
+                     for n in ("plain conv", "ours", "torchvision")]  # fmt: skip
+            memory = ", ".join(f"{m:.0f}" for m in r.get("extra_mib", {}).values()) or "-"
+            lines.append(
+                f"| {result['name']} | {phase} | {' | '.join(cells)} | "
+                f"{r['ours / plain conv']:.2f} | {r['torchvision / ours']:.1f} | {memory} |"
+            )
+    return "\n".join(lines)
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Describes what the numbers were measured on."""
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "processor": names[0] if names else platform.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": len(names),
+        "threads": threads,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "backend": cuda_ops.backend("cpu"),
+    }
+
+
+def main() -> None:
+    """Prints the table and, if asked to, writes it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--memory", action="store_true", help="measure extra memory too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    facts = machine(arguments.threads)
+    results = []
+    for index, row in enumerate(ROWS):
+        if arguments.only not in row.name:
+            continue
+        print(f"measuring {row.name}", file=sys.stderr, flush=True)
+        results.append(measure(row, arguments.repeats))
+        if arguments.memory:
+            for phase, backward in (("forward", False), ("forward+backward", True)):
+                results[-1][phase]["extra_mib"] = {
+                    name: extra_memory(index, name, backward, arguments.threads)
+                    for name in ("conv channels-last", "ours", "torchvision")
+                }
+    print(", ".join(f"{key}: {value}" for key, value in facts.items()), end="\n\n")
+    print(table(results))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": facts, "rows": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
