@@ -28,8 +28,19 @@ def test_a_merged_key_may_be_overridden() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a: [", "a: 2020-99-99", "!!int ''", "!!bool maybe", "!!timestamp x", "[" * 600, "a\x00b"]
-    + ["? {a: 1}\n: 2", "!!python/object/apply:os.system [echo]", "a: 0x_", "\t- a"],
+    [
+        "a: [",
+        "a: 2020-99-99",
+        "!!int ''",
+        "!!bool maybe",
+        "!!timestamp x",
+        "[" * 600,
+        "a\x00b",
+        "? {a: 1}\n: 2",
+        "!!python/object/apply:os.system [echo]",
+        "a: 0x_",
+        "\t- a",
+    ],
 )
 def test_what_is_no_strict_yaml_is_a_one_line_error(text: str) -> None:
     with pytest.raises(ConfigError) as caught:

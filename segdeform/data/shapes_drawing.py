@@ -18,7 +18,7 @@ Float = npt.NDArray[np.float32]
 
 _RADIUS = 0.13  # of an outline of unit size at scale 1, as a share of the picture's side
 _FINE = 4  # samples a pixel and direction for smooth edges
-_LEAST_VISIBLE = 0.55  # share of each object that later ones and the frame leave visible
+_LEAST_VISIBLE = 0.75  # share of each object that later ones and the frame leave visible
 _PLACEMENTS = 40
 _BORDER = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))  # of white paper, 3 pixels
 _WHITE = np.float32(0.96)
@@ -69,7 +69,7 @@ def _objects(rng: np.random.Generator, size: int) -> list[tuple[int, Float]]:
     visible: list[tuple[npt.NDArray[np.bool_], float]] = []  # pixels still seen, whole area
     count = int(rng.integers(3, 6, endpoint=True))
     # Large ones first, so that they do not hide the small ones.
-    for scale in sorted(2 ** rng.uniform(-1, 1, count), reverse=True):
+    for scale in sorted(rng.uniform(0.5, 2, count), reverse=True):
         kind = int(rng.integers(len(outlines)))
         for _ in range(_PLACEMENTS):
             outline = pose(rng, outlines[kind](), scale * _RADIUS * size, size)

@@ -83,8 +83,8 @@ def pose(rng: np.random.Generator, outline: Outline, radius: float, size: int) -
     `radius` (pixels) is what the unit becomes, `size` the side of the picture that holds it.
     """
     first, last = _rotation(rng.uniform(0, 2 * math.pi)), _rotation(rng.uniform(0, 2 * math.pi))
-    bend = rng.uniform(-0.45, 0.45)
-    shear = np.array([[1, rng.uniform(-0.35, 0.35)], [0, 1]])
+    bend = rng.uniform(-0.35, 0.35)
+    shear = np.array([[1, rng.uniform(-0.25, 0.25)], [0, 1]])
     centre = rng.uniform(0.06, 0.94, 2) * size
     return [
         radius * (_bent(contour @ first.T, bend) @ (last @ shear).T) + centre for contour in outline

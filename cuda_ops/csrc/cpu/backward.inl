@@ -1,0 +1,244 @@
+// The backward kernels: one slice of channels at a time. Part of kernels.inl.
+namespace segdeform::cpu::SEGDEFORM_ISA {
+namespace {
+
+// Rows of the input gradient that a sample adds to; a skipped corner adds to `spare`.
+template <typename T>
+SEGDEFORM_INLINE void gradient_rows(const BackwardTask<T>& task, const Tile<T>& tile,
+                                    const SamplePoints<T>& points, int64_t m, int64_t channel,
+                                    T* spare, T* rows[4]) {
+  const Geometry& g = task.g;
+  T* image = task.grad_input + tile.image[m] * g.in_pixels() * g.channels + channel;
+  for (int i = 0; i < 4; ++i) {
+    const int64_t index = points.index[i][m];
+    rows[i] = index < 0 || points.value_is_zero[m] ? spare : image + index * g.channels;
+  }
+}
+
+// The inner products <gradient of the column, corner i>, from which all sample gradients follow.
+template <typename T>
+struct CornerProducts {
+  T s[4];
+};
+
+// On entry column[] is the gradient of the column; on return it is the column itself.
+template <typename T, bool NeedInput, bool NeedSamples>
+SEGDEFORM_INLINE CornerProducts<T> backpropagate(const CornerRows<T>& r, T* const grad_rows[4],
+                                                 int64_t channels, T* column) {
+  Vec<T> sums[4] = {};
+  int64_t c = 0;
+  for (; c + kLanes<T> <= channels; c += kLanes<T>) {
+    const Vec<T> grad = load(column + c);
+    Vec<T> v[4];
+    for (int i = 0; i < 4; ++i) v[i] = load(r.row[i] + c);
+    store(column + c,
+          v[0] * r.weight[0] + v[1] * r.weight[1] + v[2] * r.weight[2] + v[3] * r.weight[3]);
+    for (int i = 0; i < 4; ++i) {
+      if (NeedSamples) sums[i] += grad * v[i];
+      if (NeedInput) store(grad_rows[i] + c, load(grad_rows[i] + c) + grad * r.weight[i]);
+    }
+  }
+  CornerProducts<T> products = {};
+  if (NeedSamples) sums_of_lanes<T>(sums, products.s);
+  for (; c < channels; ++c) {
+    const T grad = column[c];
+    column[c] = r.row[0][c] * r.weight[0] + r.row[1][c] * r.weight[1] + r.row[2][c] * r.weight[2] +
+                r.row[3][c] * r.weight[3];
+    for (int i = 0; i < 4; ++i) {
+      if (NeedSamples) products.s[i] += grad * r.row[i][c];
+      if (NeedInput) grad_rows[i][c] += grad * r.weight[i];
+    }
+  }
+  return products;
+}
+
+// Adds d/dy, d/dx and d/dmask of one sample; `out` is this tap's [3, P*Q] at the pixel.
+template <typename T>
+SEGDEFORM_INLINE void add_sample_gradients(const SamplePoints<T>& points, int64_t m,
+                                           const CornerProducts<T>& p, int64_t pixels, T* out) {
+  const T* s = p.s;
+  out[0] += points.mask[m] * derivative_y(points.fraction_x[m], s[0], s[1], s[2], s[3]);
+  out[pixels] += points.mask[m] * derivative_x(points.fraction_y[m], s[0], s[1], s[2], s[3]);
+  out[2 * pixels] += points.weight[0][m] * s[0] + points.weight[1][m] * s[1] +
+                     points.weight[2][m] * s[2] + points.weight[3][m] * s[3];
+}
+
+// One (tap, offset group) of one tile: turns gradients of columns into columns, and on the way
+// adds to the gradients of input, offset and mask.
+template <typename T, bool NeedInput, bool NeedSamples>
+void backpropagate_samples(const BackwardTask<T>& task, const Tile<T>& tile,
+                           const SamplePoints<T>& points, int64_t channel, int64_t run, T* columns,
+                           int64_t stride, T* spare, T* samples) {
+  const int64_t pixels = task.g.out_pixels();
+  for (int64_t m = 0; m < tile.pixels; ++m) {
+    T* column = columns + m * stride;
+    T* grad_rows[4];
+    if (NeedInput) gradient_rows(task, tile, points, m, channel, spare, grad_rows);
+    const CornerRows<T> rows = corner_rows(task.g, task.sampling, tile, points, m, channel);
+    const CornerProducts<T> products =
+        backpropagate<T, NeedInput, NeedSamples>(rows, grad_rows, run, column);
+    // A corner whose weight is 0 but whose value is not finite must not reach the column.
+    if (points.value_is_zero[m]) __builtin_memset(column, 0, run * sizeof(T));
+    if (NeedSamples) add_sample_gradients(points, m, products, pixels, samples + m);
+  }
+}
+
+template <typename T>
+void backpropagate_tile(const BackwardTask<T>& task, const Tile<T>& tile, SamplePoints<T>& points,
+                        const Slice& slice, int64_t first_channel, int64_t channels,
+                        int64_t first_pixel, T* columns, int64_t stride, T* spare) {
+  const Geometry& g = task.g;
+  const int64_t first_group = slice.first_channel / g.channels_per_offset_group();
+  const int64_t last_group =
+      (slice.first_channel + slice.channels - 1) / g.channels_per_offset_group();
+  for (int64_t t = 0; t < g.taps(); ++t)
+    for_offset_groups(g, first_channel, channels, [&](int64_t group, int64_t c, int64_t run) {
+      locate_samples(g, task.sampling, tile, t, group, points);
+      const int64_t row = tile.image[0] * (last_group - first_group + 1) + (group - first_group);
+      T* samples = task.grad_samples
+                       ? task.grad_samples + (row * g.taps() + t) * 3 * g.out_pixels() + first_pixel
+                       : nullptr;
+      T* out = columns + t * channels + (c - first_channel);
+      if (task.grad_input && samples)
+        backpropagate_samples<T, true, true>(task, tile, points, c, run, out, stride, spare,
+                                             samples);
+      else if (task.grad_input)
+        backpropagate_samples<T, true, false>(task, tile, points, c, run, out, stride, spare,
+                                              samples);
+      else if (samples)
+        backpropagate_samples<T, false, true>(task, tile, points, c, run, out, stride, spare,
+                                              samples);
+      else
+        backpropagate_samples<T, false, false>(task, tile, points, c, run, out, stride, spare,
+                                               samples);
+    });
+}
+
+template <typename T>
+int64_t backward_column_stride(const Geometry& g, int64_t channels) {
+  return panel_layout<T>().padded(g.taps() * channels) + kRowPadding;
+}
+
+template <typename T>
+int64_t backward_scratch(const BackwardTask<T>& task, const Slice& slice) {
+  using S = Scratch<T>;
+  const int64_t channels = least(slice.channels, task.slice_channels);
+  return S::template structs_size<Tile<T>>(1) + S::template structs_size<SamplePoints<T>>(1) +
+         S::rounded(channels) +
+         S::rounded(task.tile_pixels * backward_column_stride<T>(task.g, channels));
+}
+
+// One unit (channels of one group) of one tile of the dense backward.
+template <typename T>
+void backward_unit(const BackwardTask<T>& task, const Tile<T>& tile, SamplePoints<T>& points,
+                   const Slice& slice, int64_t first_channel, int64_t channels, int64_t first_pixel,
+                   const T* grad, T* columns, T* spare) {
+  const Geometry& g = task.g;
+  const PanelLayout layout = panel_layout<T>();
+  const int64_t outputs = g.outputs_per_group(), width = g.taps() * channels;
+  const int64_t stride = backward_column_stride<T>(g, channels);
+  // Units before this one in weight and grad_weight: whole groups, then parts of this group.
+  const int64_t inputs = g.channels_per_group();
+  const int64_t group = first_channel / inputs, inside = first_channel % inputs;
+  const int64_t units = inside / task.slice_channels, full = task.slice_channels * g.taps();
+  const int64_t parts = inputs / task.slice_channels, rest = inputs % task.slice_channels;
+
+  if (task.weight) {
+    const int64_t group_size =
+        outputs * (parts * layout.padded(full) + layout.padded(rest * g.taps()));
+    const T* weight = task.weight + group * group_size + units * outputs * layout.padded(full);
+    for (int64_t m = 0; m < tile.pixels; ++m)
+      __builtin_memset(columns + m * stride, 0, layout.padded(width) * sizeof(T));
+    for (int64_t n = 0; n < width; n += layout.panel)
+      for (int64_t o = 0; o < outputs; o += layout.panel) {
+        const int64_t depth = least(layout.panel, outputs - o), panel = layout.width(width, n);
+        panel_product<T, false>(panel, tile.pixels, grad + o * task.tile_pixels,
+                                layout.width(outputs, o), weight + n * outputs + o * panel, depth,
+                                columns + n, stride);
+      }
+  }
+  backpropagate_tile(task, tile, points, slice, first_channel, channels, first_pixel, columns,
+                     stride, spare);
+  if (task.grad_weight) {
+    T* grad_weight = task.grad_weight + first_channel * g.taps() * layout.padded(outputs);
+    for (int64_t o = 0; o < outputs; o += layout.panel) {
+      const int64_t panel = layout.width(outputs, o);
+      panel_product<T, true>(panel, width, columns, stride, grad + o * task.tile_pixels,
+                             tile.pixels, grad_weight + o * width, panel);
+    }
+  }
+}
+
+template <typename T>
+void backward_dense(const BackwardTask<T>& task, const Slice& slice, T* memory) {
+  const Geometry& g = task.g;
+  const int64_t largest = least(slice.channels, task.slice_channels);
+  Scratch<T> scratch{memory};
+  Tile<T>& tile = *scratch.template take_structs<Tile<T>>(1);
+  SamplePoints<T>& points = *scratch.template take_structs<SamplePoints<T>>(1);
+  T* spare = scratch.take(largest);
+  T* columns = scratch.take(task.tile_pixels * backward_column_stride<T>(g, largest));
+  const int64_t tiles = (g.out_pixels() + task.tile_pixels - 1) / task.tile_pixels;
+  const int64_t inputs = g.channels_per_group();
+  const int64_t grad_size = panel_layout<T>().size(task.tile_pixels, g.outputs_per_group());
+  for (int64_t n = task.first_image; n < task.first_image + task.images; ++n)
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t first = i * task.tile_pixels;
+      const int64_t pixels = least(task.tile_pixels, g.out_pixels() - first);
+      locate_tile(g, task.sampling, n * g.out_pixels() + first, pixels, tile);
+      const T* grad = task.grad + (n * tiles + i) * g.groups * grad_size;
+      for (int64_t c = slice.first_channel; c < slice.first_channel + slice.channels;) {
+        const int64_t channels = least(least(task.slice_channels, inputs - c % inputs),
+                                       slice.first_channel + slice.channels - c);
+        backward_unit(task, tile, points, slice, c, channels, first, grad + c / inputs * grad_size,
+                      columns, spare);
+        c += channels;
+      }
+    }
+}
+
+// Depthwise: the gradient of a column is grad * weight, and needs no product.
+template <typename T>
+void backward_depthwise(const BackwardTask<T>& task, const Slice& slice, T* memory) {
+  const Geometry& g = task.g;
+  const int64_t taps = g.taps(), channels = slice.channels, first_channel = slice.first_channel;
+  Scratch<T> scratch{memory};
+  Tile<T>& tile = *scratch.template take_structs<Tile<T>>(1);
+  SamplePoints<T>& points = *scratch.template take_structs<SamplePoints<T>>(1);
+  T* spare = scratch.take(channels);
+  const int64_t stride = backward_column_stride<T>(g, channels);
+  T* columns = scratch.take(task.tile_pixels * stride);
+  const int64_t end = task.first_image + task.images;
+  for (int64_t n = task.first_image; n < end; ++n)
+    for (int64_t first = 0; first < g.out_pixels(); first += task.tile_pixels) {
+      const int64_t pixels = least(task.tile_pixels, g.out_pixels() - first);
+      locate_tile(g, task.sampling, n * g.out_pixels() + first, pixels, tile);
+      const T* grad = task.grad + (n * g.out_pixels() + first) * g.channels + first_channel;
+      for (int64_t m = 0; m < pixels; ++m)
+        for (int64_t t = 0; t < taps; ++t) {
+          const T* weight = task.weight + t * g.channels + first_channel;
+          T* column = columns + m * stride + t * channels;
+          for (int64_t c = 0; c < channels; ++c) column[c] = grad[m * g.channels + c] * weight[c];
+        }
+      backpropagate_tile(task, tile, points, slice, first_channel, channels, first, columns, stride,
+                         spare);
+      if (!task.grad_weight) continue;
+      for (int64_t m = 0; m < pixels; ++m)
+        for (int64_t t = 0; t < taps; ++t) {
+          const T* column = columns + m * stride + t * channels;
+          T* out = task.grad_weight + t * g.channels + first_channel;
+          for (int64_t c = 0; c < channels; ++c) out[c] += grad[m * g.channels + c] * column[c];
+        }
+    }
+}
+
+template <typename T>
+void backward_slice(const BackwardTask<T>& task, const Slice& slice, T* scratch) {
+  if (task.g.depthwise())
+    backward_depthwise(task, slice, scratch);
+  else
+    backward_dense(task, slice, scratch);
+}
+
+}  // namespace
+}  // namespace segdeform::cpu::SEGDEFORM_ISA

@@ -1,0 +1,139 @@
+// Vectors of the instruction set and the matrix product on them. Part of kernels.inl.
+namespace segdeform::cpu::SEGDEFORM_ISA {
+namespace {
+
+#define SEGDEFORM_INLINE inline __attribute__((always_inline))
+
+template <typename T>
+struct Simd;
+template <>
+struct Simd<float> {
+  typedef float Vector __attribute__((vector_size(SEGDEFORM_VECTOR_BYTES)));
+  typedef int32_t IntVector __attribute__((vector_size(SEGDEFORM_VECTOR_BYTES)));
+  typedef float Four __attribute__((vector_size(16)));
+};
+template <>
+struct Simd<double> {
+  typedef double Vector __attribute__((vector_size(SEGDEFORM_VECTOR_BYTES)));
+  typedef int64_t IntVector __attribute__((vector_size(SEGDEFORM_VECTOR_BYTES)));
+  typedef double Four __attribute__((vector_size(32)));
+};
+template <typename T>
+using Vec = typename Simd<T>::Vector;
+template <typename T>
+constexpr int64_t kLanes = SEGDEFORM_VECTOR_BYTES / int64_t(sizeof(T));
+constexpr int kPanelVectors = SEGDEFORM_PANEL_VECTORS;
+constexpr int kMicroRows = 6;
+
+template <typename T>
+SEGDEFORM_INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <typename T>
+SEGDEFORM_INLINE void store(T* p, Vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+// The sums of the lanes of four vectors.
+template <typename T>
+SEGDEFORM_INLINE void sums_of_lanes(const Vec<T> v[4], T out[4]) {
+  using Four = typename Simd<T>::Four;
+  T lanes[4][kLanes<T>];
+  for (int i = 0; i < 4; ++i) store(lanes[i], v[i]);
+  if constexpr (kLanes<T> < 4) {
+    for (int i = 0; i < 4; ++i) out[i] = lanes[i][0] + lanes[i][1];
+  } else {
+    Four four[4];
+    for (int i = 0; i < 4; ++i) {
+      __builtin_memcpy(&four[i], lanes[i], sizeof(Four));
+      for (int64_t k = 4; k < kLanes<T>; k += 4) {
+        Four more;
+        __builtin_memcpy(&more, lanes[i] + k, sizeof(Four));
+        four[i] += more;
+      }
+    }
+    const Four ab = __builtin_shufflevector(four[0], four[1], 0, 4, 1, 5) +
+                    __builtin_shufflevector(four[0], four[1], 2, 6, 3, 7);
+    const Four cd = __builtin_shufflevector(four[2], four[3], 0, 4, 1, 5) +
+                    __builtin_shufflevector(four[2], four[3], 2, 6, 3, 7);
+    const Four all =
+        __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    __builtin_memcpy(out, &all, sizeof(Four));
+  }
+}
+SEGDEFORM_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+SEGDEFORM_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+template <typename T>
+SEGDEFORM_INLINE PanelLayout panel_layout() {
+  return {kPanelVectors * kLanes<T>, kLanes<T>};
+}
+
+// ---- matrix product: C[rows, width] += A[rows, depth] * B[depth, width] for one panel B ----
+
+// A(i, k) stands at a[i * a_stride + k], or, transposed, at a[i + k * a_stride].
+template <typename T, int Rows, int Vectors, bool Transposed>
+SEGDEFORM_INLINE void micro_kernel(const T* a, int64_t a_stride, const T* b, int64_t depth, T* c,
+                                   int64_t c_stride) {
+  constexpr int64_t kWidth = Vectors * kLanes<T>;
+  Vec<T> sums[Rows][Vectors];
+  for (int i = 0; i < Rows; ++i)
+    for (int j = 0; j < Vectors; ++j) sums[i][j] = load(c + i * c_stride + j * kLanes<T>);
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec<T> row[Vectors];
+    for (int j = 0; j < Vectors; ++j) row[j] = load(b + k * kWidth + j * kLanes<T>);
+    for (int i = 0; i < Rows; ++i) {
+      const T factor = Transposed ? a[i + k * a_stride] : a[i * a_stride + k];
+      for (int j = 0; j < Vectors; ++j) sums[i][j] += row[j] * factor;
+    }
+  }
+  for (int i = 0; i < Rows; ++i)
+    for (int j = 0; j < Vectors; ++j) store(c + i * c_stride + j * kLanes<T>, sums[i][j]);
+}
+
+template <typename T, int Vectors, bool Transposed>
+void row_blocks(int64_t rows, const T* a, int64_t a_stride, const T* b, int64_t depth, T* c,
+                int64_t c_stride) {
+  const int64_t step = Transposed ? 1 : a_stride;
+  for (; rows >= kMicroRows; rows -= kMicroRows) {
+    micro_kernel<T, kMicroRows, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
+    a += kMicroRows * step;
+    c += kMicroRows * c_stride;
+  }
+  switch (rows) {
+    case 1:
+      return micro_kernel<T, 1, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
+    case 2:
+      return micro_kernel<T, 2, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
+    case 3:
+      return micro_kernel<T, 3, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
+    case 4:
+      return micro_kernel<T, 4, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
+    case 5:
+      return micro_kernel<T, 5, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
+    default:
+      return;
+  }
+}
+
+template <typename T, bool Transposed>
+void panel_product(int64_t width, int64_t rows, const T* a, int64_t a_stride, const T* b,
+                   int64_t depth, T* c, int64_t c_stride) {
+  switch (width / kLanes<T>) {
+    case 1:
+      return row_blocks<T, 1, Transposed>(rows, a, a_stride, b, depth, c, c_stride);
+    case 2:
+      return row_blocks<T, 2, Transposed>(rows, a, a_stride, b, depth, c, c_stride);
+#if SEGDEFORM_PANEL_VECTORS == 4
+    case 3:
+      return row_blocks<T, 3, Transposed>(rows, a, a_stride, b, depth, c, c_stride);
+    case 4:
+      return row_blocks<T, 4, Transposed>(rows, a, a_stride, b, depth, c, c_stride);
+#endif
+    default:
+      return;
+  }
+}
+
+}  // namespace
+}  // namespace segdeform::cpu::SEGDEFORM_ISA
