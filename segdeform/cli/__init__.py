@@ -83,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"segdeform: {error}", file=sys.stderr)
         return error.exit_code
+    except Exception as error:
+        error.add_note("This is a bug in segdeform: please report it with the lines above.")
+        raise
 
 
 def _run(words: list[str]) -> int:

@@ -25,6 +25,8 @@ def print_facts(facts: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")  # hashes are to be copied whole
     for name, value in _rows(facts):
         table.add_row(name, escape(value))
     Console().print(table, highlight=False)
@@ -45,9 +47,16 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("inference", _pairs(facts["eval"])),
         ("training", _pairs(facts["training"])),
         ("written by", f"segdeform {facts['segdeform_version']}"),
-        (facts["weights"], f"SHA-256 {facts['sha256']}, verified"),
+        ("files", "all verified"),
+        (facts["weights"], f"SHA-256 {facts['sha256']}"),
     ]
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
+    """Joins the values that fit on a line; nested ones are shown by --json."""
+    plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    return ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in plain.items())
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

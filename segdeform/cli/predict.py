@@ -56,7 +56,7 @@ def predict(
     if json_output:
         print_json({"output": str(output), **summary.to_json()})
     else:
-        skipped = f", {summary.skipped} other files skipped" if summary.skipped else ""
+        skipped = f", {_count(summary.skipped, 'other file')} skipped" if summary.skipped else ""
         print(f"{_count(len(summary.done))} predicted{skipped}: {output / 'masks'}")
         if overlays and summary.done:
             print(f"Look at {output / 'overview.png'}")
@@ -69,5 +69,5 @@ def predict(
         )
 
 
-def _count(pictures: int) -> str:
-    return f"{pictures} picture{'' if pictures == 1 else 's'}"
+def _count(number: int, thing: str = "picture") -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

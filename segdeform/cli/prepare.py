@@ -35,5 +35,4 @@ def prepare(
     print(f"{name} in {output}: {pairs} pairs of picture and mask, {len(summary.classes)} classes")
     for message in summary.messages:
         print(message)
-    config = name if name in ("shapes", "camvid", "voc") else "CONFIG"
-    print(f"Next:  segdeform train {config} --data {output} --output RUN")
+    print(f"Next:  segdeform train {name} --data {output} --output RUN")

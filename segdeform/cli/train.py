@@ -17,7 +17,7 @@ def train(
         str,
         typer.Argument(
             metavar="CONFIG",
-            help="A config file or a shipped config: shapes, camvid, voc, paper-voc.",
+            help="A config file or a shipped config: folder, shapes, camvid, voc, paper-voc.",
             show_default=False,
         ),
     ],

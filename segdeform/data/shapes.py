@@ -32,7 +32,7 @@ PALETTE = (
     (241, 145, 67),
 )
 SPLITS = ("train", "val")
-_VERSION = 1  # of the drawing: another number, other pictures
+_VERSION = 2  # of the drawing: another number, other pictures
 
 
 def load(root: Path, split: str) -> Dataset:

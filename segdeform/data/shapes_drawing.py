@@ -1,6 +1,7 @@
 """Draws the pictures of the shapes data set: textured objects over textured ground.
 
-Classes differ in their outlines alone; colours and textures are drawn independently of the class.
+A class has an outline and a pair of colours. Every colour belongs to three classes, so that a
+single pixel leaves it open; the pattern around it or the outline tells.
 """
 
 from __future__ import annotations
@@ -25,21 +26,19 @@ _WHITE = np.float32(0.96)
 _MARGIN = 16  # pixels that a shadow reaches beyond its object
 _SHADOW, _RIM, _GLOSS = np.float32(0.5), np.float32(0.9), np.float32(0.25)
 
-# Colours that look well together; every picture takes one row.
-_SCHEMES = np.array(
-    [
-        ["#264653", "#2a9d8f", "#e9c46a", "#f4a261", "#e76f51", "#f1faee"],
-        ["#1d3557", "#457b9d", "#a8dadc", "#f1faee", "#e63946", "#ffb703"],
-        ["#3d405b", "#81b29a", "#f2cc8f", "#e07a5f", "#f4f1de", "#5f797b"],
-        ["#22223b", "#4a4e69", "#9a8c98", "#c9ada7", "#f2e9e4", "#d1495b"],
-        ["#003049", "#d62828", "#f77f00", "#fcbf49", "#eae2b7", "#2a9d8f"],
-        ["#606c38", "#283618", "#fefae0", "#dda15e", "#bc6c25", "#588b8b"],
-        ["#355070", "#6d597a", "#b56576", "#e56b6f", "#eaac8b", "#f6e7cb"],
-        ["#0b3954", "#087e8b", "#bfd7ea", "#ff5a5f", "#c81d25", "#f7d08a"],
-        ["#2d3047", "#93b7be", "#e0ca3c", "#a799b7", "#048a81", "#f0e7d8"],
-        ["#5f0f40", "#9a031e", "#fb8b24", "#e36414", "#0f4c5c", "#f3e9d2"],
-    ]
-)
+_PATTERNS = ("stripes", "waves", "checks", "dots", "wood", "speckles")
+_GROUND_PATTERNS = (*_PATTERNS, "plain", "clouds")
+_PAIRS = ((0, 1), (2, 3), (0, 2), (1, 3), (0, 3), (1, 2))  # of _COLOURS, in the outlines' order
+
+
+def _rgb(texts: list[str]) -> Float:
+    """Reads "#rrggbb" into [n, 3] in 0..1."""
+    values = [[int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)] for text in texts]
+    return np.array(values, np.float32)
+
+
+_COLOURS = _rgb(["#e63946", "#2a6fdb", "#ffd23f", "#1b998b"])
+_GROUNDS = _rgb(["#8d99ae", "#6d6875", "#a5a58d", "#b08968", "#7f8f94", "#4a4e69", "#c9ada7"])
 
 
 def draw_picture(rng: np.random.Generator, size: int) -> tuple[UInt8, UInt8]:
@@ -48,12 +47,11 @@ def draw_picture(rng: np.random.Generator, size: int) -> tuple[UInt8, UInt8]:
     Label 0 is the ground, 1 and up are the outlines. All randomness comes from `rng`.
     """
     grid = _grid(size)
-    colours = _scheme(rng)
-    picture = _ground(rng, grid, colours)
+    picture = _ground(rng, grid)
     labels = np.zeros((size, size), np.uint8)
-    for place, (kind, cover) in enumerate(_objects(rng, size)):
-        colour = colours[1 + place % (len(colours) - 1)]
-        _lay(rng, picture, cover, grid, colour)
+    for kind, cover in _objects(rng, size):
+        pair = _varied(rng, _COLOURS[rng.permutation(_PAIRS[kind])], 0.04)
+        _lay(rng, picture, cover, grid, pair)
         labels[cover >= 0.5] = kind + 1
     pixels = (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0)), labels
@@ -105,11 +103,10 @@ def _cover(outline: Outline, size: int) -> tuple[Float, float]:
 # Colours, textures and light.
 
 
-def _scheme(rng: np.random.Generator) -> Float:
-    """Draws a scheme of RGB colours in 0..1, [6, 3], in random order, a little varied."""
-    row = rng.permutation(_SCHEMES[rng.integers(len(_SCHEMES))])
-    colours = [[int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)] for text in row]
-    return np.clip(np.array(colours) + rng.normal(0, 0.03, (6, 3)), 0, 1).astype(np.float32)
+def _varied(rng: np.random.Generator, colours: Float, spread: float) -> Float:
+    """Changes colours [n, 3] a little, each channel for itself and all in brightness."""
+    changed = colours * rng.uniform(0.85, 1.1) + rng.normal(0, spread, colours.shape)
+    return np.clip(changed, 0, 1).astype(np.float32)
 
 
 def _grid(size: int) -> tuple[Float, Float]:
@@ -117,10 +114,12 @@ def _grid(size: int) -> tuple[Float, Float]:
     return x, y
 
 
-def _ground(rng: np.random.Generator, grid: tuple[Float, Float], colours: Float) -> Float:
-    second = _shade(rng, colours[0], 0.06)
-    ground = _blend(colours[0], second, _texture(rng, grid))
-    return ground * (np.float32(0.7) + np.float32(0.25) * _noise(rng, grid[0].shape, 128))
+def _ground(rng: np.random.Generator, grid: tuple[Float, Float]) -> Float:
+    first = _varied(rng, _GROUNDS[rng.integers(len(_GROUNDS), size=1)], 0.05)[0]
+    second = _shade(rng, first, 0.06)
+    pattern = _GROUND_PATTERNS[rng.integers(len(_GROUND_PATTERNS))]
+    ground = _blend(first, second, _texture(rng, grid, pattern))
+    return ground * (np.float32(0.7) + np.float32(0.3) * _noise(rng, grid[0].shape, 128))
 
 
 def _lay(
@@ -128,7 +127,7 @@ def _lay(
     picture: Float,  # [3, S, S], drawn upon
     cover: Float,  # [S, S]
     grid: tuple[Float, Float],
-    colour: Float,  # [3]
+    pair: Float,  # [2, 3]
 ) -> None:
     """Lays an object over the picture, with a soft shadow below and light on its rim."""
     left, top, width, height = cv2.boundingRect((cover > 0).astype(np.uint8))
@@ -137,8 +136,9 @@ def _lay(
         slice(max(0, left - _MARGIN), left + width + _MARGIN),
     )
     cover = cover[window]
-    texture = _texture(rng, (grid[0][window], grid[1][window]))
-    surface = _blend(colour, _shade(rng, colour, 0.12), texture)
+    pattern = _PATTERNS[rng.integers(len(_PATTERNS))]
+    texture = _texture(rng, (grid[0][window], grid[1][window]), pattern)
+    surface = _blend(pair[0], pair[1], texture)
     moved = np.zeros_like(cover)
     moved[4:, 3:] = cover[:-4, :-3]
     shadow = cv2.GaussianBlur(moved, (0, 0), 4)
@@ -165,30 +165,30 @@ def _blend(first: Float, second: Float, share: Float) -> Float:
     return first[:, None, None] + (second - first)[:, None, None] * share
 
 
-def _texture(rng: np.random.Generator, grid: tuple[Float, Float]) -> Float:
-    """Draws a pattern, [S, S] in 0..1, one of eight kinds in any direction."""
-    angle, wavelength = rng.uniform(0, math.pi), rng.uniform(8, 18)
+def _texture(rng: np.random.Generator, grid: tuple[Float, Float], pattern: str) -> Float:
+    """Draws a pattern, [S, S] in 0..1, in any direction."""
+    angle, wavelength = rng.uniform(0, math.pi), rng.uniform(8, 14)
     along = np.float32(2 * math.pi / wavelength * math.cos(angle))
     across = np.float32(2 * math.pi / wavelength * math.sin(angle))
     (x, y), shape = grid, grid[0].shape
     u, v = along * x + across * y, along * y - across * x
-    match int(rng.integers(8)):
-        case 0:  # almost plain
-            return _noise(rng, shape, 128)
-        case 1:  # stripes
+    match pattern:
+        case "stripes":
             return _crisp(np.sin(u))
-        case 2:  # waves
+        case "waves":
             return _crisp(np.sin(u + np.float32(1.5) * np.sin(v / 2)))
-        case 3:  # checks
+        case "checks":
             return _crisp(2 * np.sin(u) * np.sin(v))
-        case 4:  # dots
+        case "dots":
             return _crisp(np.cos(u) + np.cos(v) - np.float32(0.7))
-        case 5:  # clouds
-            return _noise(rng, shape, 40)
-        case 6:  # wood
+        case "wood":
             return _crisp(np.float32(0.6) * np.sin(u / 2 + 14 * _noise(rng, shape, 80)))
-        case _:  # speckles
+        case "speckles":
             return _crisp(8 * _noise(rng, shape, 9) - 5)
+        case "clouds":
+            return _noise(rng, shape, 40)
+        case _:  # plain
+            return _noise(rng, shape, 128)
 
 
 def _crisp(wave: Float) -> Float:

@@ -1,0 +1,256 @@
+"""The commands on real, tiny data: what they print, write and refuse."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segdeform.segmenter import load
+from tests.cli.conftest import Command
+
+
+def test_train_leaves_a_run_and_names_the_next_commands(
+    command: Command, config: Path, shapes: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = ("train", config, "--data", shapes, "--output", run, "--workers", "0")
+    first = command(*arguments, "--set", "train.steps=1", "--set", "train.seed=5")
+    assert first.code == 0
+    assert f"segdeform predict {run} PICTURES" in first.out
+    assert "1 steps" in first.out and "step 1/1" in first.err
+    assert "seed: 5" in (run / "config.yaml").read_text(encoding="utf-8")
+
+    again = command(*arguments)
+    assert again.code == 2
+    assert "--resume" in again.err and "--overwrite" in again.err
+
+    resumed = command(*arguments, "--set", "train.steps=1", "--set", "train.seed=5", "--resume")
+    assert resumed.code == 0
+
+    replaced = command(*arguments, "--set", "train.steps=2", "--overwrite", "--json")
+    assert replaced.code == 0
+    assert json.loads(replaced.out)["steps"] == 2
+
+
+def test_threads_are_set_before_the_work(
+    command: Command, config: Path, run: Path, tmp_path: Path
+) -> None:
+    nowhere = ("--data", tmp_path / "nowhere", "--threads")
+    assert command("train", config, "--output", tmp_path / "r", *nowhere, 3).code == 4
+    assert torch.get_num_threads() == 3
+    assert command("eval", run, *nowhere, 1).code == 4
+    assert torch.get_num_threads() == 1
+
+
+def test_eval_prints_a_table_and_writes_only_where_told(
+    command: Command, run: Path, shapes: Path, tmp_path: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    printed = command("eval", run, "--data", shapes)
+    assert printed.code == 0
+    assert "crescent" in printed.out and "mIoU" in printed.out
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+    written = command("eval", run / "model", "--data", shapes, "--output", tmp_path, "--json")
+    result = json.loads(written.out)
+    assert result == json.loads((tmp_path / "metrics.json").read_bytes())
+    assert result["protocol"]["split"] == "val"
+    assert f"mIoU {result['miou']:.4f}" in printed.out
+    assert result == json.loads((run / "metrics.json").read_bytes())
+
+
+def test_eval_options_replace_those_of_the_model(command: Command, run: Path, shapes: Path) -> None:
+    options = ("--tile", 32, "--overlap", 0.5, "--scales", "0.5,1", "--flip", "--split", "train")
+    ended = command("eval", run, "--data", shapes, "--dataset", "shapes", *options, "--json")
+    protocol = json.loads(ended.out)["protocol"]
+    assert protocol["split"] == "train"
+    inference = protocol["inference"]
+    assert (inference["tile"], inference["overlap"]) == (32, 0.5)
+    assert (inference["scales"], inference["flip"]) == ([0.5, 1.0], True)
+
+
+def test_predict_writes_masks_goes_on_after_a_bad_picture_and_ends_with_8(
+    command: Command, run: Path, shapes: Path, tmp_path: Path
+) -> None:
+    inputs = tmp_path / "in"
+    shutil.copytree(shapes / "val" / "images", inputs / "deep")
+    (inputs / "bad.jpg").write_bytes(b"no picture")
+    output = tmp_path / "out"
+    ended = command("predict", run, inputs, "--output", output)
+    assert ended.code == 8
+    assert "2 pictures predicted" in ended.out and str(output / "overview.png") in ended.out
+    assert "bad.jpg" in ended.err
+    assert ended.err.splitlines()[-1].startswith("segdeform: 1 picture of 3 failed")
+    with Image.open(output / "masks" / "deep" / "00000.png") as mask:
+        labels = np.array(mask)
+    expected = load(run, "cpu").predict(inputs / "deep" / "00000.png")
+    np.testing.assert_array_equal(labels, expected)
+
+    (inputs / "bad.jpg").unlink()
+    again = command("predict", run, inputs, "--output", output, "--no-overlays", "--json")
+    assert again.code == 0
+    assert len(json.loads(again.out)["done"]) == 2
+
+
+def test_info_shows_what_the_folder_holds(command: Command, run: Path) -> None:
+    facts = json.loads(command("info", run, "--json").out)
+    parameters = sum(p.numel() for p in load(run, "cpu").model.parameters())
+    assert facts["parameters"] == parameters
+    table = command("info", run)
+    assert table.code == 0
+    assert "mobilenet_v2" in table.out and f"{parameters:,}" in table.out
+    checkpoint = command("info", run / "checkpoints" / "step-00000002")
+    assert checkpoint.code == 0 and "steps 2" in checkpoint.out
+
+
+def test_doctor_finds_this_installation_healthy(command: Command) -> None:
+    ended = command("doctor", "--json")
+    report = json.loads(ended.out)
+    assert report["healthy"] and ended.code == 0
+    assert {"torch", "CPU kernels", "v2 on cpu"} <= {check["name"] for check in report["checks"]}
+
+
+def test_doctor_ends_with_8_when_a_check_fails(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segdeform.doctor._PACKAGES", ("segdeform-does-not-need-this",))
+    ended = command("doctor")
+    assert ended.code == 8
+    assert "pip install" in " ".join(ended.out.split())
+
+
+def test_prepare_verifies_a_data_set_in_place(command: Command, shapes: Path) -> None:
+    report = json.loads(command("prepare", "folder", "--output", shapes, "--json").out)
+    assert report["splits"] == {"train": 6, "val": 2}
+    assert "crescent" in report["classes"]
+
+
+def bomb(path: Path) -> None:
+    """Writes the head of a PNG of 60,000 x 60,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+
+
+class TestBadInput:
+    """Each ends in one line with its exit code, and with no run folder that looks finished."""
+
+    def refused(self, command: Command, code: int, said: str, *arguments: object) -> None:
+        ended = command(*arguments)
+        _, ours, message = ended.err.partition("segdeform: ")
+        assert (ended.code, ended.out, ours) == (code, "", "segdeform: ")
+        assert said in message
+        assert "Traceback" not in ended.err
+
+    def train(self, config: Path, shapes: Path, output: Path, *settings: str) -> list[object]:
+        words: list[object] = ["train", config, "--data", shapes, "--output", output]
+        for setting in settings:
+            words += ["--set", setting]
+        return [*words, "--workers", "0"]
+
+    def test_unknown_key(
+        self, command: Command, config: Path, shapes: Path, tmp_path: Path
+    ) -> None:
+        words = self.train(config, shapes, tmp_path / "r", "train.lrr=1")
+        self.refused(command, 3, "Did you mean 'train.lr'?", *words)
+        assert not (tmp_path / "r").exists()
+
+    def test_missing_data_root(self, command: Command, config: Path, tmp_path: Path) -> None:
+        words = self.train(config, tmp_path / "nowhere", tmp_path / "r")
+        self.refused(command, 4, str(tmp_path / "nowhere"), *words)
+        assert not (tmp_path / "r").exists()
+
+    def test_missing_split(self, command: Command, run: Path, shapes: Path) -> None:
+        self.refused(command, 4, "test", "eval", run, "--data", shapes, "--split", "test")
+
+    def test_label_outside_the_classes(
+        self, command: Command, config: Path, shapes: Path, tmp_path: Path
+    ) -> None:
+        data = tmp_path / "data"
+        shutil.copytree(shapes, data)
+        mask = data / "train" / "masks" / "00003.png"
+        labels = np.zeros((64, 64), np.uint8)
+        labels[7, 9] = 77
+        Image.fromarray(labels).save(mask)
+        words = self.train(config, data, tmp_path / "r")
+        self.refused(command, 4, f"{mask}: label 77 at row 7, column 9", *words)
+
+    def test_weights_that_do_not_fit(
+        self, command: Command, config: Path, shapes: Path, run: Path, tmp_path: Path
+    ) -> None:
+        weights = run / "model" / "model.safetensors"
+        words = self.train(config, shapes, tmp_path / "r", f"model.weights={weights}")
+        self.refused(command, 5, "model.safetensors", *words)
+
+    def test_a_folder_that_is_no_model(self, command: Command, tmp_path: Path) -> None:
+        self.refused(command, 5, str(tmp_path), "info", tmp_path)
+
+    def test_one_flipped_bit(self, command: Command, run: Path, tmp_path: Path) -> None:
+        shutil.copytree(run / "model", tmp_path / "model")
+        weights = tmp_path / "model" / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-100] ^= 1
+        weights.write_bytes(content)
+        self.refused(command, 5, "model.safetensors", "info", tmp_path / "model")
+
+    def test_a_bomb_among_the_pictures_does_not_stop_the_others(
+        self, command: Command, run: Path, shapes: Path, tmp_path: Path
+    ) -> None:
+        bomb(tmp_path / "bomb.png")
+        pictures = (shapes / "val" / "images" / "00000.png", tmp_path / "bomb.png")
+        ended = command("predict", run, *pictures, "--output", tmp_path / "out")
+        assert ended.code == 8 and "1 picture predicted" in ended.out
+
+    def test_a_loss_that_is_no_number(
+        self, command: Command, config: Path, shapes: Path, tmp_path: Path
+    ) -> None:
+        words = self.train(config, shapes, tmp_path / "r", "train.lr=1e30")
+        self.refused(command, 9, "step", *words)
+
+    def test_a_run_folder_in_use(
+        self, command: Command, config: Path, shapes: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "r").mkdir()
+        with (tmp_path / "r" / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.refused(
+                command, 10, str(tmp_path / "r"), *self.train(config, shapes, tmp_path / "r")
+            )
+
+    def test_no_network_for_the_weights(
+        self,
+        command: Command,
+        config: Path,
+        shapes: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+        words = self.train(config, shapes, tmp_path / "r", "model.weights=imagenet")
+        self.refused(command, 12, "model.weights", *words)
+
+    def test_wrong_inference_options(self, command: Command, run: Path, shapes: Path) -> None:
+        words = ("eval", run, "--data", shapes)
+        self.refused(command, 2, "--scales 1,x", *words, "--scales", "1,x")
+        self.refused(command, 2, "--tile", *words, "--tile", "-1")
+        self.refused(command, 2, "--device gpu", *words, "--device", "gpu")
+
+    def test_an_unknown_data_set(self, command: Command, run: Path, shapes: Path) -> None:
+        words = ("eval", run, "--data", shapes, "--dataset", "shape")
+        self.refused(command, 2, "Did you mean 'shapes'?", *words)
+        self.refused(command, 2, "camvid", "prepare", "camvit", "--output", shapes)

@@ -1,0 +1,186 @@
+"""What holds for every command: quick help, one-line errors, exit codes, quiet stdout."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from segdeform import errors
+from segdeform.config_io import shipped_configs
+from tests.cli.conftest import Command
+
+COMMANDS = ("prepare", "train", "eval", "predict", "info", "doctor")
+
+
+def child(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"], ["eval", "-h"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    heavy = ("torch", "torchvision", "albumentations", "cv2", "numpy", "yaml", "segdeform.config")
+    code = (
+        f"import sys; from segdeform.cli import main; assert main({arguments!r}) == 0;"
+        f"print(sorted(set({heavy!r}) & sys.modules.keys()), file=sys.stderr)"
+    )
+    ended = child("-c", code)
+    assert ended.stderr == "[]\n"
+    assert "Usage: " in ended.stdout
+
+
+def test_help_answers_within_a_third_of_a_second() -> None:
+    def processor_seconds() -> float:  # of a child; wall time would count the machine's other work
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        child("-m", "segdeform", "--help")
+        now = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+
+    assert min(processor_seconds() for _ in range(3)) < 0.3
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_speaks_json_and_is_documented(command: Command, name: str) -> None:
+    ended = command(name, "--help")
+    assert (ended.code, ended.err) == (0, "")
+    assert "--json" in ended.out
+
+
+def test_help_names_the_shipped_configs(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = " ".join(command("train", "--help").out.split())
+    named = text.partition("a shipped config: ")[2].partition(".")[0]
+    assert set(named.split(", ")) == set(shipped_configs())
+
+
+def test_version(command: Command) -> None:
+    from segdeform import __version__
+
+    assert command("--version").out == f"segdeform {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fly"], "no such command 'fly'. See 'segdeform --help'."),
+        (["--fast"], "no such option: --fast. See 'segdeform --help'."),
+        (["info"], "missing argument 'MODEL'. See 'segdeform info --help'."),
+        (["train", "camvid"], "missing option '--data'. See 'segdeform train --help'."),
+        (["doctor", "--workers", "2"], "no such option: --workers. See 'segdeform doctor --help'."),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_code_2(
+    command: Command, arguments: list[str], said: str
+) -> None:
+    ended = command(*arguments)
+    assert (ended.code, ended.out, ended.err) == (2, "", f"segdeform: {said}\n")
+
+
+KINDS = errors.SegdeformError.__subclasses__()
+
+
+def fail_with(error: BaseException) -> Callable[..., None]:
+    def load(*arguments: object) -> None:
+        raise error
+
+    return load
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_error_is_one_line_with_its_exit_code(
+    command: Command, monkeypatch: pytest.MonkeyPatch, kind: type[errors.SegdeformError]
+) -> None:
+    monkeypatch.setattr("segdeform.segmenter.load", fail_with(kind("a.png: too odd")))
+    ended = command("info", "m")
+    assert (ended.code, ended.out) == (kind.exit_code, "")
+    assert ended.err == "segdeform: a.png: too odd\n"
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named like torch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left", "a.png"), 7, "a.png: No space left"),
+        (OSError(errno.EMFILE, "Too many open files"), 7, "Too many open files"),
+        (MemoryError(), 7, "memory ended: lower train.batch_size or data.crop, or use --tile"),
+        (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory"), 7, "memory ended"),
+        (OutOfMemoryError("CUDA out of memory"), 7, "GPU memory ended"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_other_libraries_raise_gets_its_exit_code(
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.setattr("segdeform.segmenter.load", fail_with(error))
+    ended = command("info", "m")
+    assert ended.code == code
+    assert ended.err.startswith(f"segdeform: {said}")
+    assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("?"), OSError(errno.ENOENT, "?"), RuntimeError("?")])
+def test_anything_else_is_a_bug_and_keeps_its_traceback(
+    command: Command, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr("segdeform.segmenter.load", fail_with(error))
+    with pytest.raises(type(error)) as caught:
+        command("info", "m")
+    assert "bug in segdeform" in caught.value.__notes__[0]
+
+
+def test_a_bug_ends_with_code_1_and_says_so_last() -> None:
+    code = (
+        "import sys, segdeform.segmenter, segdeform.cli as cli\n"
+        "segdeform.segmenter.load = lambda *a: 1 // 0\n"
+        "sys.exit(cli.main(['info', 'm']))"
+    )
+    ended = child("-c", code)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Traceback")
+    assert "bug in segdeform" in ended.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("place", ["before", "after", "environment"])
+def test_debug_shows_the_traceback_of_an_expected_error(
+    command: Command, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    if place == "environment":
+        monkeypatch.setenv("SEGDEFORM_DEBUG", "1")
+    words = {"before": ["--debug", "info", "m"], "after": ["info", "m", "--debug"]}
+    ended = command(*words.get(place, ["info", "m"]))
+    assert ended.code == 5
+    assert ended.err.startswith("Traceback")
+    assert ended.err.splitlines()[-1].startswith("segdeform: m ")
+
+
+def test_a_reader_that_has_gone_is_met_in_silence() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "segdeform", "--help"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")
