@@ -1,6 +1,6 @@
 """Builds the native libraries: the one place that knows compilers, flags and architectures.
 
-`python -m cuda_ops.build` compiles beside this file what changed since the last build; the wheel
+`python -P -m cuda_ops.build` compiles beside this file what changed since the last build; the wheel
 build does the same through `BuildOps`. Two libraries come out: `_C.so` (CPU kernels, needs
 libtorch_cpu alone) and, where a CUDA compiler serves, `_C_cuda.so`. Both use LibTorch's stable
 ABI for torch >= 2.10 and no Python symbol, so one build serves every Python and every such torch.
@@ -24,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,7 +33,7 @@ from setuptools.command.build_ext import build_ext
 
 PACKAGE = Path(__file__).resolve().parent
 SOURCES = PACKAGE / "csrc"
-HOW_TO = "python -m cuda_ops.build"
+HOW_TO = "python -P -m cuda_ops.build"
 
 Command = Sequence[str | Path]
 
@@ -182,10 +183,11 @@ def _fingerprint(sources: Sequence[Path], command: Command) -> str:
 
 
 def _up_to_date(target: Path, fingerprint: str) -> bool:
-    note = target.with_suffix(".json")
-    if not (target.exists() and note.exists()):
+    try:
+        note = json.loads(target.with_suffix(".json").read_text())
+    except (OSError, ValueError):  # never built, or damaged
         return False
-    return bool(json.loads(note.read_text()).get("fingerprint") == fingerprint)
+    return target.exists() and isinstance(note, dict) and note.get("fingerprint") == fingerprint
 
 
 def _finish(target: Path, fingerprint: str, **facts: object) -> None:
@@ -265,18 +267,20 @@ def build_cuda(folder: Path, work: Path, nvcc: Path) -> Path:
     return target
 
 
-def build(folder: Path = PACKAGE, work: Path | None = None) -> list[Path]:
+def build(folder: Path = PACKAGE) -> list[Path]:
     """Builds what the environment asks for into `folder`; returns the libraries.
 
     Raises:
-        BuildError: if a compiler is missing or fails.
+        BuildError: if a compiler is missing or fails, or the folder cannot be written.
     """
-    work = work or PACKAGE.parent / "build" / "ops"
-    work.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    libraries = [build_cpu(folder, work)]
-    if nvcc := cuda_compiler():
-        libraries.append(build_cuda(folder, work, nvcc))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as work:
+            libraries = [build_cpu(folder, Path(work))]
+            if nvcc := cuda_compiler():
+                libraries.append(build_cuda(folder, Path(work), nvcc))
+    except OSError as error:
+        raise BuildError(f"cannot write the libraries: {error}") from error
     return libraries
 
 
@@ -291,7 +295,7 @@ class BuildOps(build_ext):
             print(f"segdeform: no torch while building, so no native kernels; add them: {HOW_TO}")
             return
         try:
-            build(folder, Path(self.build_temp).resolve())
+            build(folder)
         except BuildError as error:
             if os.environ.get("SEGDEFORM_CUDA") == "1":
                 raise

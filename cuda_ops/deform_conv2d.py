@@ -133,14 +133,23 @@ def _by_torchvision(
     Such samples move out of the image, and the output pixels that they feed become NaN. Those pass
     NaN gradients to all taps of theirs: louder than the native kernels, which name the very tap.
     """
+    device = input.device.type
+    kind = torch.promote_types(input.dtype, torch.float32)  # so that offsets keep their precision
     lost = offset.isnan()
-    offset = torch.where(lost, 1e8, offset)
-    output = torchvision.ops.deform_conv2d(
-        input, offset.to(input.dtype), weight, bias, stride, padding, dilation,
-        None if mask is None else mask.to(input.dtype),
-    )  # fmt: skip
-    fed = lost.any(1, keepdim=True)
-    result: Tensor = output * torch.where(fed, float("nan"), 1.0).to(output.dtype)
+    with torch.autocast(device, enabled=False):
+        output = torchvision.ops.deform_conv2d(
+            input.to(kind),
+            torch.where(lost, 1e8, offset).to(kind),
+            weight.to(kind),
+            None if bias is None else bias.to(kind),
+            stride,
+            padding,
+            dilation,
+            None if mask is None else mask.to(kind),
+        )
+        output = output * torch.where(lost.any(1, keepdim=True), float("nan"), 1.0).to(kind)
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+    result: Tensor = output if kind == torch.float64 else output.to(low)
     return result
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 FOLDER = Path(__file__).resolve().parent
-BUILD_COMMAND = "python -m cuda_ops.build"
+BUILD_COMMAND = "python -P -m cuda_ops.build"
 
 Backend = Literal["native", "torchvision"]
 
@@ -31,9 +31,11 @@ class LibraryStatus:
 
 
 def _build_facts(path: Path) -> dict[str, Any]:
-    note = path.with_suffix(".json")
-    facts: dict[str, Any] = json.loads(note.read_text()) if note.exists() else {}
-    return facts
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text())
+    except (OSError, ValueError):  # not built, or damaged: the next build writes it anew
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _why_not_to_load(path: Path, facts: dict[str, Any]) -> str:
@@ -53,14 +55,14 @@ def _load(path: Path) -> LibraryStatus:
         return LibraryStatus(path.name, False, reason, facts)
     try:
         torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         return LibraryStatus(path.name, False, f"does not load: {error}", facts)
     return LibraryStatus(path.name, True, "loaded", facts)
 
 
 _wanted = os.environ.get("SEGDEFORM_OPS", "")
-if _wanted not in ("", "native", "torchvision"):
-    raise ValueError(f"SEGDEFORM_OPS is '{_wanted}'; it takes 'native', 'torchvision' or nothing")
+if _wanted not in ("", "torchvision"):
+    raise ValueError(f"SEGDEFORM_OPS is '{_wanted}'; it takes 'torchvision' or nothing")
 
 cpu_library = _load(FOLDER / "_C.so")
 cuda_library = (

@@ -44,7 +44,8 @@ def bilinear_sample(
 ) -> Tensor:  # [N, C, T, P, Q]
     """Samples each channel at its offset group's points; zero outside the image.
 
-    A corner outside the image is skipped. A NaN coordinate gives a NaN sample.
+    A corner outside the image is skipped. A NaN coordinate gives a NaN sample. The image is finite:
+    at exactly -1 a corner of weight 0 counts, as the one-sided derivative there needs it.
     """
     n, c, height, width = input.shape
     groups = y.shape[1]

@@ -7,9 +7,10 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh
 
 folder=${1:-demo}
-if [ -z "${SEGDEFORM_CUDA:-}" ]; then  # the CUDA half only where there is a GPU to run it
-  if command -v nvidia-smi >/dev/null; then SEGDEFORM_CUDA=1; else SEGDEFORM_CUDA=0; fi
-  export SEGDEFORM_CUDA
+if command -v nvidia-smi >/dev/null; then  # the CUDA half only where there is a GPU to run it
+  want_cuda_compiler=1
+else
+  export SEGDEFORM_CUDA=${SEGDEFORM_CUDA:-0}
 fi
 make_environment ""
 PATH=$PWD/.venv/bin:$PATH
@@ -23,13 +24,18 @@ segdeform prepare shapes --output "$folder/data"
 if [ ! -e "$folder/run/metrics.json" ]; then say "Training"; fi
 segdeform train shapes --data "$folder/data" --output "$folder/run" --resume
 
-if [ ! -e "$folder/evaluation/metrics.json" ]; then
+model=$folder/run/model/manifest.json
+if [ ! "$folder/evaluation/metrics.json" -nt "$model" ]; then
   say "Evaluating"
   segdeform eval "$folder/run" --data "$folder/data" --output "$folder/evaluation"
-  say "The same score of a classifier of single pixel colours"
-  python scripts/colour_baseline.py shapes "$folder/data" | tee "$folder/evaluation/colours.txt"
 fi
-if [ ! -e "$folder/predictions/summary.json" ]; then
+if [ ! -e "$folder/evaluation/colours.txt" ]; then
+  say "The same score of a classifier of single pixel colours"
+  python scripts/colour_baseline.py shapes "$folder/data" >"$folder/evaluation/colours.tmp"
+  mv "$folder/evaluation/colours.tmp" "$folder/evaluation/colours.txt"
+fi
+summary=$folder/predictions/summary.json
+if [ ! "$summary" -nt "$model" ] || ! grep -q '"finished": true' "$summary"; then
   say "Predicting"
   segdeform predict "$folder/run" "$folder/data/val/images" --output "$folder/predictions"
 fi

@@ -42,7 +42,11 @@ make_environment() {
     .venv/bin/pip install --quiet --disable-pip-version-check -r .venv/requirements.txt
     echo "$wanted" >"$stamp"
   fi
-  if [ "${SEGDEFORM_CUDA:-}" = 1 ]; then bring_cuda_compiler; fi
+  if [ "${SEGDEFORM_CUDA:-}" = 1 ]; then
+    bring_cuda_compiler
+  elif [ -n "${want_cuda_compiler:-}" ]; then  # welcome, but nothing depends on it
+    (bring_cuda_compiler) || say "Going on without a CUDA compiler"
+  fi
   if [ -z "$(.venv/bin/pip list --editable --format=freeze 2>/dev/null | grep segdeform)" ]; then
     say "Installing segdeform and building its native libraries"
     .venv/bin/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .

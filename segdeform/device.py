@@ -41,5 +41,6 @@ def keep_freed_memory() -> None:
     if mallopt is None:
         return
     trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-    mallopt(mmap_threshold, 2**30)
-    mallopt(trim_threshold, 2**31 - 1)
+    # Setting only the second would pin the first at its small default.
+    if mallopt(mmap_threshold, 2**30):
+        mallopt(trim_threshold, 2**31 - 1)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -62,6 +62,8 @@ def examine() -> Iterator[Check]:
     yield _library("CPU kernels", library.cpu_library)
     if torch.cuda.is_available():
         yield _library("CUDA kernels", library.cuda_library)
+        if library.cuda_library.loaded:
+            yield _launch()
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         for case in CASES:
             yield parity(case, device)
@@ -103,9 +105,25 @@ def _library(name: str, library_status: library.LibraryStatus) -> Check:
         built = library_status.build.get("torch", "an unknown torch")
         return Check(name, "ok", f"native: {library_status.file}, built with torch {built}")
     chosen = "SEGDEFORM_OPS" in library_status.reason
-    mend = "unset SEGDEFORM_OPS" if chosen else f"{_python()} -m cuda_ops.build"
+    mend = "unset SEGDEFORM_OPS" if chosen else f"{_python()} -P -m cuda_ops.build"
     detail = f"torchvision's operator serves: {library_status.file}: {library_status.reason}"
     return Check(name, "note", detail, mend)
+
+
+def _launch() -> Check:
+    """Has the CUDA library sample an image, which proves that its kernels run on this GPU."""
+    random = torch.Generator().manual_seed(0)
+    image = torch.randn(7, 9, generator=random)
+    points = torch.rand(200, 2, generator=random) * torch.tensor([11.0, 13.0]) - 2
+    y, x = points.T.reshape(2, 1, 1, 1, 1, -1)
+    truth = reference.bilinear_sample(image[None, None], y, x).flatten()
+    try:
+        ours = torch.ops.segdeform.sample_points(image.cuda(), points.cuda())
+    except RuntimeError as error:  # no machine code for this GPU, say
+        mend = f"{_python()} -P -m cuda_ops.build"
+        return Check("CUDA launch", "failed", str(error).splitlines()[0], mend)
+    good = _difference(ours, truth.double()) <= _TOLERANCES[torch.float32]
+    return Check("CUDA launch", "ok" if good else "failed", "the sampling rule holds on the GPU")
 
 
 def parity(case: Case, device: str) -> Check:
@@ -168,4 +186,4 @@ def _difference(ours: Tensor, truth: Tensor) -> float:
 
 
 def _python() -> str:
-    return Path(sys.executable).name
+    return shlex.quote(sys.executable)

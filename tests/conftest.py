@@ -1,4 +1,4 @@
-"""Shared fixtures. External data (CamVid, VOC, weights) is found through SEGDEFORM_TEST_DATA only."""
+"""Finds external data (CamVid, VOC, weights), through SEGDEFORM_TEST_DATA only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+
+# Threads that spin while they wait make tiny networks crawl on a busy machine; read with torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def external_data(relative: str) -> Path:

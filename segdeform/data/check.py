@@ -20,8 +20,8 @@ def check_dataset(
 ) -> None:
     """Decodes every picture and mask; `progress` hears (done, all) after each.
 
-    Raises DataError that lists the first ten problems: missing, unreadable or truncated files,
-    other sizes, labels outside the classes, black-and-white masks taken for class indices.
+    Raises DataError whose one line lists the first ten problems: missing, unreadable or truncated
+    files, other sizes, labels outside the classes, black-and-white masks taken for class indices.
     """
     problems: list[str] = []
     used: set[int] = set()
@@ -39,11 +39,8 @@ def check_dataset(
             f"class, write label_mapping: {{0: 0, {IGNORE}: 1}} into the data YAML"
         )
     if problems:
-        shown = [f"  {problem}" for problem in problems[:_SHOWN]]
-        rest = [f"  and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
-        head = f"{dataset.root}: {count} in the {len(dataset)} pairs of '{dataset.split}':"
-        raise DataError("\n".join([head, *shown, *rest]))
+        rest = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise DataError("; ".join([*problems[:_SHOWN], *rest]))
 
 
 def _examine(dataset: Dataset, index: int) -> tuple[set[int], str | None]:

@@ -21,7 +21,17 @@ LAYOUT = (
     "or a data YAML with names, train and val"
 )
 _SPLIT_KEYS = ("train", "val", "test")
-_YAML_KEYS = {*_SPLIT_KEYS, "path", "names", "nc", "masks", "masks_dir", "label_mapping", "palette"}
+_YAML_KEYS = {
+    *_SPLIT_KEYS,
+    "path",
+    "names",
+    "nc",
+    "masks",
+    "masks_dir",
+    "label_mapping",
+    "palette",
+    "void_id",
+}
 # What data YAMLs of other tools hold beside that, without a meaning here.
 _UNUSED_KEYS = {"download", "channels", "author", "license", "version", "description"}
 

@@ -6,7 +6,6 @@ Pictures become uint8 RGB. Masks stay what the file holds: integers, one a pixel
 from __future__ import annotations
 
 import errno
-import os
 import stat
 import struct
 import zlib
@@ -81,7 +80,6 @@ _UPRIGHT = {
 }
 # Grey of 2 or 4 bits is stretched to 0..255 on decoding; these factors undo that exactly.
 _STRETCH = {"L": 1, "L;4": 17, "L;2": 85}
-_PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 
 
 def read_image(path: Path) -> UInt8:
@@ -123,20 +121,6 @@ def read_mask(path: Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
             )
         values = np.array(image)
         return values if stretch == 1 else values // np.uint8(stretch)
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Returns (H, W) of a picture as `read_image` would give it, without decoding its pixels.
-
-    (PNG files with text or EXIF chunks are decoded: these may stand after the pixels.)
-    Raises as `read_image` does, except for damage that only decoding finds.
-    """
-    with _opened(path) as image:
-        width, height = image.size
-        # Pillow gives a TIFF's size upright already, as it will turn the pixels itself.
-        upright = image.format == "TIFF" or (image.format == "PNG" and not _has_metadata(path))
-        turned = not upright and 5 <= _orientation(image) <= 8
-        return (width, height) if turned else (height, width)
 
 
 def write_index_png(path: Path, labels: UInt8, palette: Sequence[tuple[int, int, int]]) -> None:
@@ -212,17 +196,6 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except _DAMAGE:
         return 1  # broken metadata does not make a good picture unreadable
-
-
-def _has_metadata(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(8)
-        while len(head := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if kind in _PNG_METADATA:
-                return True
-            file.seek(length + 4, os.SEEK_CUR)
-    return False
 
 
 def _stored_as(image: ImageFile.ImageFile) -> str:

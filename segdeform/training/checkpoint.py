@@ -48,6 +48,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     step: int = 0  # steps done
     seconds: float = field(default=0.0)  # training time so far, over all interruptions
+    weights_sha256: str | None = None  # of the file that the backbone started from
 
     @property
     def best_model(self) -> DeepLab:

@@ -9,7 +9,7 @@ from typing import Any
 
 from segdeform.errors import InterruptedByUserError
 from segdeform.evaluation.evaluate import Evaluation, evaluate, write_metrics
-from segdeform.manifest import sha256, verify_manifest
+from segdeform.manifest import MANIFEST, verify_manifest
 from segdeform.segmenter import ModelDescription, Segmenter, load, read_description, save_model
 from segdeform.training import checkpoint
 from segdeform.training.checkpoint import Checkpoint, TrainState
@@ -81,7 +81,8 @@ def finish(plan: Plan, state: TrainState, log: RunLog | None) -> None:
         images_per_second=round(state.step * plan.config.train.batch_size / state.seconds, 2),
         peak_memory_bytes=peak_memory(plan.device),
     )
-    save_model(result.model, state.best_model, describe(plan, _summary(plan, result)))
+    summary = _summary(plan, result, state.weights_sha256)
+    save_model(result.model, state.best_model, describe(plan, summary))
     write_metrics(plan.run, evaluation)
 
 
@@ -100,7 +101,8 @@ def finished_result(plan: Plan, found: Checkpoint | None) -> TrainResult | None:
         ModelError: the finished model is damaged.
     """
     finished = found is not None and found.step == plan.config.train.steps
-    if not finished or not (plan.run / "metrics.json").exists():
+    written = (plan.run / "metrics.json", plan.run / "model" / MANIFEST)
+    if not finished or not all(path.exists() for path in written):
         return None
     return read_result(plan.run)
 
@@ -127,12 +129,11 @@ def _evaluate(plan: Plan, segmenter: Segmenter) -> Evaluation:
     return evaluate(segmenter, plan.val_set, progress=plan.reporter.evaluating, stop=plan.stop)
 
 
-def _summary(plan: Plan, result: TrainResult) -> dict[str, Any]:
+def _summary(plan: Plan, result: TrainResult, weights_sha256: str | None) -> dict[str, Any]:
     """Returns what model.json tells of the training."""
-    weights = plan.config.model.weights
-    started_from = {"weights": Path(weights).name}
-    if weights not in ("none", "imagenet"):
-        started_from["weights_sha256"] = sha256(Path(weights))
+    started_from = {"weights": Path(plan.config.model.weights).name}
+    if weights_sha256 is not None:
+        started_from["weights_sha256"] = weights_sha256
     values = asdict(result)
     del values["model"]
     return {

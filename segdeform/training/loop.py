@@ -43,8 +43,14 @@ from segdeform.training.logging import Meter, Reporter, RunLog
 from segdeform.training.losses import segmentation_loss
 from segdeform.training.optim import set_learning_rate
 from segdeform.training.plan import Plan, check_config, check_same_classes, default_workers
-from segdeform.training.run_folder import prepare_run
-from segdeform.training.setup import build_state, check_inputs, class_weights, find_checkpoint
+from segdeform.training.run_folder import refuse_run
+from segdeform.training.setup import (
+    begin_run,
+    build_state,
+    check_pictures,
+    class_weights,
+    find_checkpoint,
+)
 from segdeform.training.signals import StopSignals
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -98,14 +104,15 @@ def train(
             workers = default_workers(own)
         plan = Plan(config, train_set, val_set, output, own, workers, peers, stop, reporter)
         peers.on_first(lambda: stack.enter_context(run_lock(output)))
-        peers.on_first(lambda: prepare_run(output, resume=resume, overwrite=overwrite))
+        peers.on_first(lambda: refuse_run(output, resume=resume, overwrite=overwrite))
         found = find_checkpoint(plan, resume)
         result = finished_result(plan, found)
         if result is not None:
             reporter.message(f"{output} is finished: {result.steps} steps")
             return result
-        peers.on_first(lambda: check_inputs(plan))
         state = build_state(plan, found)
+        peers.on_first(lambda: check_pictures(plan))
+        peers.on_first(lambda: begin_run(plan, overwrite))
         log = stack.enter_context(RunLog(output, state.step)) if peers.first else None
         stop.deferred = True
         _train_steps(plan, state, log)
@@ -234,7 +241,8 @@ def _save(plan: Plan, state: TrainState, meter: Meter) -> None:
             if not torch.isfinite(value).all():
                 _refuse_not_finite(name, float("nan"), state.step)
         so_far = describe(plan, {"steps": state.step, "dataset": plan.train_set.name})
-        checkpoint.save(plan.run, state, plan.record(), so_far)
+        record = plan.record() | {"weights_sha256": state.weights_sha256}
+        checkpoint.save(plan.run, state, record, so_far)
 
 
 def _due(step: int, every: int, steps: int) -> bool:

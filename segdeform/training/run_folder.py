@@ -23,8 +23,8 @@ def holds_run(run: Path) -> bool:
     )
 
 
-def prepare_run(run: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuses a folder with a run unless told to resume or overwrite it, and clears leftovers.
+def refuse_run(run: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuses a folder with a run unless told to resume or overwrite it; deletes nothing good.
 
     Raises:
         UsageError: the folder holds a run and neither is given, or both are; or a folder that
@@ -40,8 +40,6 @@ def prepare_run(run: Path, *, resume: bool, overwrite: bool) -> None:
     _refuse_other_files(run / "model", MODEL_FILES)
     for folder in checkpoint_folders(run):
         _refuse_other_files(folder, CHECKPOINT_FILES)
-    if overwrite:
-        _remove_run(run)
     remove_leftovers(run)
 
 
@@ -54,7 +52,7 @@ def _refuse_other_files(folder: Path, ours: tuple[str, ...]) -> None:
         raise UsageError(f"{folder} holds '{others[0]}', which no run wrote: move it elsewhere")
 
 
-def _remove_run(run: Path) -> None:
+def remove_run(run: Path) -> None:
     """Deletes what a run wrote and nothing else; a folder goes when nothing else is in it."""
     for name in FILES:
         (run / name).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,12 +11,14 @@ from torch import Tensor
 from segdeform.atomic import write_text
 from segdeform.config_io import dump_config
 from segdeform.data.check import check_dataset
+from segdeform.manifest import sha256
 from segdeform.models import build_model, freeze_batch_norm
 from segdeform.models.deeplab import DeepLab
 from segdeform.training import checkpoint
 from segdeform.training.checkpoint import Checkpoint, TrainState
 from segdeform.training.optim import build_optimizer
 from segdeform.training.plan import Plan, check_resumable
+from segdeform.training.run_folder import remove_run
 
 
 def find_checkpoint(plan: Plan, resume: bool) -> Checkpoint | None:
@@ -31,20 +34,23 @@ def find_checkpoint(plan: Plan, resume: bool) -> Checkpoint | None:
     return found
 
 
-def check_inputs(plan: Plan) -> None:
-    """Checks the network's settings, then every picture and mask, and writes RUN/config.yaml.
+def check_pictures(plan: Plan) -> None:
+    """Checks every picture and mask.
 
     Raises:
-        ConfigError: the settings do not suit the backbone.
         DataError: lists the pictures and masks that cannot be used.
     """
-    with torch.device("meta"):  # takes no memory, loads no weights, fails before the long check
-        _build_network(plan, pretrained=False)
     plan.reporter.message(
         f"checking {len(plan.train_set)} + {len(plan.val_set)} pictures and masks"
     )
     for dataset in (plan.train_set, plan.val_set):
         check_dataset(dataset)
+
+
+def begin_run(plan: Plan, overwrite: bool) -> None:
+    """Writes RUN/config.yaml; only now, with all inputs good, may a former run go."""
+    if overwrite:
+        remove_run(plan.run)
     write_text(plan.run / "config.yaml", dump_config(plan.config))
 
 
@@ -52,6 +58,7 @@ def build_state(plan: Plan, found: Checkpoint | None) -> TrainState:
     """Builds network, average, optimiser and scaler, and fills them from a checkpoint if given.
 
     Raises:
+        ConfigError: the settings do not suit the backbone.
         ModelError, DownloadError: the weights to start from are damaged, do not fit or are missing.
     """
     train = plan.config.train
@@ -67,6 +74,9 @@ def build_state(plan: Plan, found: Checkpoint | None) -> TrainState:
     state = TrainState(model.train(), averaged, build_optimizer(model, train), scaler)
     if found is not None:
         checkpoint.restore(found, state)
+        state.weights_sha256 = found.record.get("weights_sha256")
+    elif plan.config.model.weights not in ("none", "imagenet"):
+        state.weights_sha256 = sha256(Path(plan.config.model.weights))
     return state
 
 

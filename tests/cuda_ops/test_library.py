@@ -98,7 +98,7 @@ def test_torchvision_serves_where_the_library_is_missing(tmp_path: Path) -> None
     shutil.copytree(PACKAGE, tmp_path / "cuda_ops", ignore=shutil.ignore_patterns("*.so", "csrc"))
     done = run_python(FALLBACK, PYTHONPATH=str(tmp_path), PWD=str(tmp_path), SEGDEFORM_OPS="")
     assert done.stdout.startswith("torchvision ["), done.stderr
-    assert done.stdout.count("python -m cuda_ops.build") == 1  # one warning, with the mend
+    assert done.stdout.count("python -P -m cuda_ops.build") == 1  # one warning, with the mend
 
 
 def test_a_damaged_library_does_not_stop_a_user(tmp_path: Path) -> None:
@@ -177,4 +177,4 @@ def test_a_build_without_torch_succeeds_and_says_how_to_go_on(tmp_path: Path) ->
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "python -m cuda_ops.build" in done.stdout and done.stdout.strip().endswith("[]")
+    assert "python -P -m cuda_ops.build" in done.stdout and done.stdout.strip().endswith("[]")

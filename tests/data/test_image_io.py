@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from segdeform.data.image_io import (
-    image_size,
     read_image,
     read_mask,
     write_image,
@@ -45,7 +44,6 @@ def test_lossless_pictures_come_back_exactly(tmp_path: Path, name: str) -> None:
     pixels = noise(5, 7, 3)
     Image.fromarray(pixels).save(tmp_path / name)
     np.testing.assert_array_equal(read_image(tmp_path / name), pixels)
-    assert image_size(tmp_path / name) == (5, 7)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -58,7 +56,7 @@ def test_exif_orientation_is_that_of_pillow(tmp_path: Path, suffix: str, orienta
     with Image.open(path) as image:
         expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     np.testing.assert_array_equal(read_image(path), expected)
-    assert image_size(path) == expected.shape[:2] == ((9, 6) if orientation > 4 else (6, 9))
+    assert expected.shape[:2] == ((9, 6) if orientation > 4 else (6, 9))
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -130,14 +128,12 @@ def test_what_is_no_readable_file_is_a_data_error(tmp_path: Path) -> None:
 
 
 def test_the_limit_is_500_megapixels_and_is_seen_in_the_header(tmp_path: Path) -> None:
-    bomb, large = tmp_path / "bomb.png", tmp_path / "large.png"
+    bomb = tmp_path / "bomb.png"
     bomb.write_bytes(png(25_000, 20_001, 8, 0, b""))
-    large.write_bytes(png(20_000, 20_000, 8, 0, b""))
     limit = Image.MAX_IMAGE_PIXELS
-    for read in (read_image, read_mask, image_size):
+    for read in (read_image, read_mask):
         with pytest.raises(UnsafeInputError, match="megapixels"):
             read(bomb)
-    assert image_size(large) == (20_000, 20_000)
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
@@ -156,7 +152,7 @@ def test_a_changed_byte_gives_a_picture_or_a_clean_error(
     data = bytearray(path.read_bytes())[:length]
     data[place % len(data)] = value
     path.write_bytes(data)
-    for read in (read_image, read_mask, image_size):
+    for read in (read_image, read_mask):
         try:
             read(path)
         except SegdeformError as error:
@@ -167,7 +163,7 @@ def test_awkward_files_give_a_picture_or_a_clean_error() -> None:
     folder = external_data("data/awkward_images")
     readable = set()
     for path in sorted(folder.iterdir()):
-        for read in (read_image, read_mask, image_size):
+        for read in (read_image, read_mask):
             try:
                 result = read(path)
             except SegdeformError as error:

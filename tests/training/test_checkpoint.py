@@ -26,7 +26,7 @@ from segdeform.training.checkpoint import (
     restore,
     save,
 )
-from segdeform.training.run_folder import holds_run, prepare_run
+from segdeform.training.run_folder import holds_run, refuse_run, remove_run
 
 DESCRIPTION = ModelDescription(
     model=ModelConfig(), deform=DeformConfig(), classes=("a",), palette=((0, 0, 0),)
@@ -197,7 +197,8 @@ def test_overwrite_deletes_only_what_a_run_wrote(tmp_path: Path) -> None:
     for path in [*mine, tmp_path / "config.yaml", tmp_path / "log.jsonl"]:
         path.write_text("x")
     assert holds_run(tmp_path)
-    prepare_run(tmp_path, resume=False, overwrite=True)
+    refuse_run(tmp_path, resume=False, overwrite=True)
+    remove_run(tmp_path)
     assert not holds_run(tmp_path)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(mine)
 
@@ -207,4 +208,4 @@ def test_foreign_file_in_the_model_folder_is_refused_at_once(tmp_path: Path) -> 
     (tmp_path / "model" / "thesis.pdf").write_text("x")
     for overwrite in (False, True):
         with pytest.raises(UsageError, match=r"thesis\.pdf"):
-            prepare_run(tmp_path, resume=False, overwrite=overwrite)
+            refuse_run(tmp_path, resume=False, overwrite=overwrite)

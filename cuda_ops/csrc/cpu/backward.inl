@@ -74,7 +74,7 @@ void backpropagate_samples(const BackwardTask<T>& task, const Tile<T>& tile,
     T* column = columns + m * stride;
     T* grad_rows[4];
     if (NeedInput) gradient_rows(task, tile, points, m, channel, spare, grad_rows);
-    const CornerRows<T> rows = corner_rows(task.g, task.sampling, tile, points, m, channel);
+    const CornerRows<T> rows = corner_rows<false>(task.g, task.sampling, tile, points, m, channel);
     const CornerProducts<T> products =
         backpropagate<T, NeedInput, NeedSamples>(rows, grad_rows, run, column);
     // A corner whose weight is 0 but whose value is not finite must not reach the column.

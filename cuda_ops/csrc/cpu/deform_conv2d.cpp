@@ -105,6 +105,12 @@ Geometry geometry_of(const Tensor& input, const Tensor& offset, const Tensor& we
   STD_TORCH_CHECK(groups > 0 && offset_groups > 0 && g.stride_h > 0 && g.stride_w > 0 &&
                       g.dilation_h > 0 && g.dilation_w > 0 && g.kernel_h > 0 && g.kernel_w > 0,
                   "deform_conv2d: groups, stride, dilation and kernel sizes must be positive");
+  constexpr int64_t kFar = int64_t(1) << 24;  // beyond, float32 cannot tell neighbouring pixels
+  STD_TORCH_CHECK(g.height < kFar && g.width < kFar && g.pad_h < kFar && g.pad_w < kFar &&
+                      g.dilation_h < kFar && g.dilation_w < kFar && g.kernel_h < 64 * 1024 &&
+                      g.kernel_w < 64 * 1024 && g.dilation_h * g.kernel_h < kFar &&
+                      g.dilation_w * g.kernel_w < kFar,
+                  "deform_conv2d: sizes, padding and dilation must be below 2^24");
   g.out_height = (g.height + 2 * g.pad_h - (g.dilation_h * (g.kernel_h - 1) + 1)) / g.stride_h + 1;
   g.out_width = (g.width + 2 * g.pad_w - (g.dilation_w * (g.kernel_w - 1) + 1)) / g.stride_w + 1;
   const auto is = [](const Tensor& t, int64_t n, int64_t c, int64_t h, int64_t w) {

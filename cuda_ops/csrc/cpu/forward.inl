@@ -32,7 +32,7 @@ void gather_columns(const ForwardTask<T>& task, const Tile<T>& tile, SamplePoint
       locate_samples(g, task.sampling, tile, first_tap + t, group, points);
       T* out = columns + t * channels + (c - first_channel);
       for (int64_t m = 0; m < tile.pixels; ++m)
-        interpolate(corner_rows(g, task.sampling, tile, points, m, c), run, out + m * stride);
+        interpolate(corner_rows<true>(g, task.sampling, tile, points, m, c), run, out + m * stride);
     });
 }
 
@@ -161,7 +161,7 @@ void forward_depthwise(const ForwardTask<T>& task, int64_t first, int64_t pixels
       T* out = task.output + (first + m) * g.channels + c;
       for (int64_t i = 0; i < run; ++i) out[i] = task.bias ? task.bias[c + i] : T(0);
       for (int64_t t = 0; t < taps; ++t)
-        rows[t] = corner_rows(g, task.sampling, tile, points[t], m, c);
+        rows[t] = corner_rows<true>(g, task.sampling, tile, points[t], m, c);
       depthwise_pixel(rows, taps, task.weight + c, g.channels, run, out);
     }
   });

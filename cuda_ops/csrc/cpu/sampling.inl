@@ -92,7 +92,7 @@ struct CornerRows {
   T weight[4];  // times the mask
 };
 
-template <typename T>
+template <bool ForValue, typename T>
 SEGDEFORM_INLINE CornerRows<T> corner_rows(const Geometry& g, const Sampling<T>& s,
                                            const Tile<T>& tile, const SamplePoints<T>& points,
                                            int64_t m, int64_t first_channel) {
@@ -100,7 +100,9 @@ SEGDEFORM_INLINE CornerRows<T> corner_rows(const Geometry& g, const Sampling<T>&
   CornerRows<T> rows;
   for (int i = 0; i < 4; ++i) {
     const int64_t index = points.index[i][m];
-    rows.row[i] = index < 0 ? s.zeros : image + index * g.channels;
+    // On the very border the value is 0 whatever the picture holds; derivatives need the picture.
+    const bool skipped = index < 0 || (ForValue && points.value_is_zero[m]);
+    rows.row[i] = skipped ? s.zeros : image + index * g.channels;
     rows.weight[i] = points.scaled[i][m];
   }
   return rows;

@@ -11,12 +11,14 @@ struct Simd<float> {
   typedef float Vector __attribute__((vector_size(SEGDEFORM_VECTOR_BYTES)));
   typedef int32_t IntVector __attribute__((vector_size(SEGDEFORM_VECTOR_BYTES)));
   typedef float Four __attribute__((vector_size(16)));
+  typedef int32_t FourIndices __attribute__((vector_size(16)));
 };
 template <>
 struct Simd<double> {
   typedef double Vector __attribute__((vector_size(SEGDEFORM_VECTOR_BYTES)));
   typedef int64_t IntVector __attribute__((vector_size(SEGDEFORM_VECTOR_BYTES)));
   typedef double Four __attribute__((vector_size(32)));
+  typedef int64_t FourIndices __attribute__((vector_size(32)));
 };
 template <typename T>
 using Vec = typename Simd<T>::Vector;
@@ -35,6 +37,14 @@ template <typename T>
 SEGDEFORM_INLINE void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
+// Four lanes out of the eight of a and b. GCC has clang's builtin from version 12 on only.
+#if defined(__clang__)
+#define SEGDEFORM_SHUFFLE(T, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SEGDEFORM_SHUFFLE(T, a, b, ...) \
+  __builtin_shuffle(a, b, typename Simd<T>::FourIndices{__VA_ARGS__})
+#endif
+
 // The sums of the lanes of four vectors.
 template <typename T>
 SEGDEFORM_INLINE void sums_of_lanes(const Vec<T> v[4], T out[4]) {
@@ -53,12 +63,12 @@ SEGDEFORM_INLINE void sums_of_lanes(const Vec<T> v[4], T out[4]) {
         four[i] += more;
       }
     }
-    const Four ab = __builtin_shufflevector(four[0], four[1], 0, 4, 1, 5) +
-                    __builtin_shufflevector(four[0], four[1], 2, 6, 3, 7);
-    const Four cd = __builtin_shufflevector(four[2], four[3], 0, 4, 1, 5) +
-                    __builtin_shufflevector(four[2], four[3], 2, 6, 3, 7);
+    const Four ab = SEGDEFORM_SHUFFLE(T, four[0], four[1], 0, 4, 1, 5) +
+                    SEGDEFORM_SHUFFLE(T, four[0], four[1], 2, 6, 3, 7);
+    const Four cd = SEGDEFORM_SHUFFLE(T, four[2], four[3], 0, 4, 1, 5) +
+                    SEGDEFORM_SHUFFLE(T, four[2], four[3], 2, 6, 3, 7);
     const Four all =
-        __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+        SEGDEFORM_SHUFFLE(T, ab, cd, 0, 1, 4, 5) + SEGDEFORM_SHUFFLE(T, ab, cd, 2, 3, 6, 7);
     __builtin_memcpy(out, &all, sizeof(Four));
   }
 }
