@@ -40,7 +40,7 @@ def check_dataset(
         )
     if problems:
         rest = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-        raise DataError("; ".join([*problems[:_SHOWN], *rest]))
+        raise DataError(" | ".join([*problems[:_SHOWN], *rest]))
 
 
 def _examine(dataset: Dataset, index: int) -> tuple[set[int], str | None]:

@@ -49,7 +49,7 @@ def test_every_problem_is_listed_by_name(tmp_path: Path) -> None:
     Image.new("RGB", (9, 8)).save(tmp_path / "07.png")
     with pytest.raises(DataError) as caught:
         check_dataset(dataset, 2)
-    lines = str(caught.value).split("; ")
+    lines = str(caught.value).split(" | ")
     assert len(lines) == 7 and "\n" not in str(caught.value)
     for line, expected in zip(
         lines,
@@ -70,8 +70,7 @@ def test_every_problem_is_listed_by_name(tmp_path: Path) -> None:
 def test_a_long_list_of_problems_is_cut_after_ten(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         check_dataset(make(tmp_path, 13, value=5))
-    assert len(str(caught.value).splitlines()) == 12
-    assert "13 problems" in str(caught.value)
+    assert len(str(caught.value).split(" | ")) == 11
     assert str(caught.value).endswith("and 3 more")
 
 

@@ -173,7 +173,6 @@ def test_awkward_files_give_a_picture_or_a_clean_error() -> None:
                 readable.add(path.name)
                 assert isinstance(result, np.ndarray)
                 assert (result.ndim, result.shape[2], result.dtype) == (3, 3, np.uint8)
-                assert image_size(path) == result.shape[:2]
     assert {"pil_sample_cmyk.jpg", "16bit.r.tif", "frozenpond.mpo", "hopper.gif"} <= readable
     assert {"invalid-exif.jpg", "iss634.webp", "total-pages-zero.tif", "i_trns.png"} <= readable
     assert not {"truncated_jpeg.jpg", "broken_data_stream.png", "zero_width.gif"} & readable

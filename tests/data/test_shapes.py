@@ -168,7 +168,8 @@ def test_single_pixel_colours_do_not_give_the_class_away(root: Path) -> None:
         check=True,
     )
     miou = float(result.stdout.split()[-1])
-    assert 1 / len(CLASSES) / 2 < miou < 0.2
+    # The ground is told by its colours, and each colour of an object belongs to three classes.
+    assert 1 / len(CLASSES) / 2 < miou < 0.4
 
 
 def test_the_colour_classifier_sees_colours_where_there_are_any(tmp_path: Path) -> None:
