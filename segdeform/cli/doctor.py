@@ -25,8 +25,12 @@ def doctor(json_output: Json = False) -> None:
 
         table = Table(show_header=False)
         for check in checks:
-            mend = f"\nto mend it: {check.mend}" if check.mend else ""
-            table.add_row(_MARKS[check.state], check.name, escape(f"{check.detail}{mend}"))
-        Console().print(table, highlight=False)
+            table.add_row(_MARKS[check.state], check.name, escape(check.detail))
+        console = Console()
+        console.print(table, highlight=False)
+        for check in checks:  # apart from the table, which would break a command to be copied
+            if check.mend:
+                line = f"to mend {check.name}: {check.mend}"
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
     if failed:
         raise PartialFailureError(f"{failed} of {len(checks)} checks failed")

@@ -16,6 +16,7 @@ from types import TracebackType
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 from torch import Tensor
 
 from segdeform.atomic import write_error, write_text
@@ -109,7 +110,7 @@ class Reporter:
         self._progress = Progress(
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", table_column=Column()),  # wraps on a narrow terminal
             console=self._console,
         )
         self._task = self._progress.add_task("", total=steps, completed=step)

@@ -64,19 +64,19 @@ def check_config(
             )
         if min(train.class_weights) < 0:
             raise ConfigError("train.class_weights holds a negative number: use 0 or more")
-    stride = config.model.output_stride
-    smallest = math.prod(-(-side // stride) for side in config.data.crop)  # values a channel
-    if train.batch_size // peers.size * smallest < 2:
-        raise ConfigError(
-            f"data.crop = {list(config.data.crop)} with train.batch_size = {train.batch_size} "
-            "leaves one value a channel, which BatchNorm cannot normalise: enlarge one of them"
-        )
     if train.precision == "fp16" and device.type != "cuda":
         raise ConfigError("train.precision = fp16 needs a CUDA device: use bf16 or fp32")
     if train.batch_size % peers.size:
         raise ConfigError(
             f"train.batch_size = {train.batch_size} cannot be shared equally by {peers.size} "
             "processes: use a multiple"
+        )
+    stride = config.model.output_stride
+    smallest = math.prod(-(-side // stride) for side in config.data.crop)  # values a channel
+    if train.batch_size // peers.size * smallest < 2:
+        raise ConfigError(
+            f"data.crop = {list(config.data.crop)} with train.batch_size = {train.batch_size} "
+            "leaves one value a channel, which BatchNorm cannot normalise: enlarge one of them"
         )
 
 
