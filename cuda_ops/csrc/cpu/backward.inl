@@ -93,7 +93,7 @@ void backpropagate_tile(const BackwardTask<T>& task, const Tile<T>& tile, Sample
       (slice.first_channel + slice.channels - 1) / g.channels_per_offset_group();
   for (int64_t t = 0; t < g.taps(); ++t)
     for_offset_groups(g, first_channel, channels, [&](int64_t group, int64_t c, int64_t run) {
-      locate_samples(g, task.sampling, tile, t, group, points);
+      locate_samples<false>(g, task.sampling, tile, t, group, points);
       const int64_t row = tile.image[0] * (last_group - first_group + 1) + (group - first_group);
       T* samples = task.grad_samples
                        ? task.grad_samples + (row * g.taps() + t) * 3 * g.out_pixels() + first_pixel
@@ -149,13 +149,11 @@ void backward_unit(const BackwardTask<T>& task, const Tile<T>& tile, SamplePoint
     const T* weight = task.weight + group * group_size + units * outputs * layout.padded(full);
     for (int64_t m = 0; m < tile.pixels; ++m)
       __builtin_memset(columns + m * stride, 0, layout.padded(width) * sizeof(T));
-    for (int64_t n = 0; n < width; n += layout.panel)
-      for (int64_t o = 0; o < outputs; o += layout.panel) {
-        const int64_t depth = least(layout.panel, outputs - o), panel = layout.width(width, n);
-        panel_product<T, false>(panel, tile.pixels, grad + o * task.tile_pixels,
-                                layout.width(outputs, o), weight + n * outputs + o * panel, depth,
-                                columns + n, stride);
-      }
+    for (int64_t n = 0; n < width; n += layout.panel) {
+      const int64_t panel = layout.width(width, n);
+      panel_product<T, false>(panel, tile.pixels, grad, grad_stride(layout, outputs),
+                              weight + n * outputs, panel, outputs, columns + n, stride);
+    }
   }
   backpropagate_tile(task, tile, points, slice, first_channel, channels, first_pixel, columns,
                      stride, spare);
@@ -163,7 +161,7 @@ void backward_unit(const BackwardTask<T>& task, const Tile<T>& tile, SamplePoint
     T* grad_weight = task.grad_weight + first_channel * g.taps() * layout.padded(outputs);
     for (int64_t o = 0; o < outputs; o += layout.panel) {
       const int64_t panel = layout.width(outputs, o);
-      panel_product<T, true>(panel, width, columns, stride, grad + o * task.tile_pixels,
+      panel_product<T, true>(panel, width, columns, stride, grad + o, grad_stride(layout, outputs),
                              tile.pixels, grad_weight + o * width, panel);
     }
   }
@@ -180,7 +178,8 @@ void backward_dense(const BackwardTask<T>& task, const Slice& slice, T* memory) 
   T* columns = scratch.take(task.tile_pixels * backward_column_stride<T>(g, largest));
   const int64_t tiles = (g.out_pixels() + task.tile_pixels - 1) / task.tile_pixels;
   const int64_t inputs = g.channels_per_group();
-  const int64_t grad_size = panel_layout<T>().size(task.tile_pixels, g.outputs_per_group());
+  const int64_t grad_size =
+      task.tile_pixels * grad_stride(panel_layout<T>(), g.outputs_per_group());
   for (int64_t n = task.first_image; n < task.first_image + task.images; ++n)
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t first = i * task.tile_pixels;

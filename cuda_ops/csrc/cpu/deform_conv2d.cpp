@@ -5,13 +5,15 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <array>
-#include <cstdlib>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "kernels.h"
+#include "packing.h"
+#include "workspace.h"
 
 namespace segdeform::cpu {
 namespace {
@@ -20,43 +22,6 @@ using torch::headeronly::IntHeaderOnlyArrayRef;
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// Memory for the kernels: aligned to cache lines, not initialised.
-template <typename T>
-class Buffer {
- public:
-  explicit Buffer(int64_t elements)
-      : data_(static_cast<T*>(std::aligned_alloc(64, bytes(elements)))) {
-    STD_TORCH_CHECK(data_ != nullptr, "deform_conv2d: out of memory, ", bytes(elements), " bytes");
-  }
-  T* get() const { return data_.get(); }
-
- private:
-  static size_t bytes(int64_t elements) { return (size_t(elements) * sizeof(T) + 127) / 64 * 64; }
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> data_;
-};
-
-// Calls f(begin, end) over the units on torch's threads. `cost` is the work of one unit in
-// elementary operations: waking a thread pays from some ten thousand on.
-template <typename F>
-void parallel_units(int64_t units, int64_t cost, F f) {
-  torch::stable::parallel_for(0, units, std::max<int64_t>(1, 30000 / std::max<int64_t>(1, cost)),
-                              f);
-}
-
-template <typename T>
-std::unique_ptr<Buffer<T>> zeroed(int64_t elements) {
-  auto buffer = std::make_unique<Buffer<T>>(elements);
-  constexpr int64_t kBlock = 1 << 16;
-  parallel_units((elements + kBlock - 1) / kBlock, kBlock, [&](int64_t begin, int64_t end) {
-    std::fill(buffer->get() + begin * kBlock, buffer->get() + std::min(end * kBlock, elements),
-              T(0));
-  });
-  return buffer;
-}
 
 // Channels-last in memory and not also contiguous; dimensions of size 1 decide nothing.
 bool prefers_channels_last(const Tensor& t) {
@@ -144,8 +109,7 @@ struct Operands {
         weight(torch::stable::to(weight, type)),
         zeros(size_t(g.channels), T(0)) {
     if (mask) this->mask = torch::stable::to(*mask, type);
-    // One stride must lead from tap to tap.
-    if (g.kernel_h > 1 && this->weight.stride(2) != g.kernel_w * this->weight.stride(3))
+    if (!prefers_channels_last(this->weight))
       this->weight = torch::stable::contiguous(this->weight);
   }
 
@@ -160,60 +124,27 @@ struct Operands {
     return s;
   }
 
-  const T* weight_data() const { return static_cast<const T*>(weight.data_ptr()); }
-  int64_t tap_stride(const Geometry& g) const {
-    return g.kernel_w > 1 ? weight.stride(3) : weight.stride(2);
+  WeightRows<T> weight_rows(const Geometry& g) const {
+    const bool last = prefers_channels_last(weight);
+    return {static_cast<const T*>(weight.data_ptr()), last ? 1 : g.taps(),
+            last ? g.channels_per_group() : 1};
   }
 };
 
 // ---- forward ----
 
-// [O, C/groups, T] -> per group a panel matrix [T * C/groups, O/groups]; depthwise: [T, C].
-template <typename T>
-Buffer<T> packed_weight(const Geometry& g, const Operands<T>& operands, const PanelLayout& layout) {
-  const T* weight = operands.weight_data();
-  const int64_t stride_o = operands.weight.stride(0), stride_c = operands.weight.stride(1);
-  const int64_t stride_t = operands.tap_stride(g), taps = g.taps();
-  if (g.depthwise()) {
-    Buffer<T> packed(taps * g.channels);
-    for (int64_t t = 0; t < taps; ++t)
-      for (int64_t c = 0; c < g.channels; ++c)
-        packed.get()[t * g.channels + c] = weight[c * stride_o + t * stride_t];
-    return packed;
-  }
-  const int64_t inputs = g.channels_per_group(), outputs = g.outputs_per_group();
-  const int64_t depth = taps * inputs, panels = (outputs + layout.panel - 1) / layout.panel;
-  Buffer<T> packed(g.groups * layout.size(depth, outputs));
-  constexpr int64_t kBlock = 32;  // channels packed together: reads stay in cache over the taps
-  const int64_t blocks = (inputs + kBlock - 1) / kBlock;
-  parallel_units(g.groups * panels * blocks, kBlock * taps * layout.panel,
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t unit = begin; unit < end; ++unit) {
-                     const int64_t group = unit / (panels * blocks),
-                                   first = unit / blocks % panels * layout.panel;
-                     const int64_t c0 = unit % blocks * kBlock, c1 = std::min(c0 + kBlock, inputs);
-                     const int64_t width = layout.width(outputs, first),
-                                   used = std::min(width, outputs - first);
-                     const T* from = weight + (group * outputs + first) * stride_o;
-                     T* to = packed.get() + group * layout.size(depth, outputs) + first * depth;
-                     for (int64_t c = c0; c < c1; ++c)
-                       for (int64_t t = 0; t < taps; ++t) {
-                         const T* column = from + c * stride_c + t * stride_t;
-                         T* row = to + (t * inputs + c) * width;
-                         for (int64_t o = 0; o < used; ++o) row[o] = column[o * stride_o];
-                         for (int64_t o = used; o < width; ++o) row[o] = T(0);
-                       }
-                   }
-                 });
-  return packed;
-}
-
-// Enough tiles to share among many cores; the results do not depend on the choice.
+// The tile that lets the threads end together; large ones read the weight less often. The results
+// do not depend on the choice.
 int64_t forward_tile_pixels(const Geometry& g) {
-  const int64_t pixels = g.batch * g.out_pixels();
-  for (int64_t tile : {kForwardPixels, kForwardPixels / 2})
-    if (pixels >= 16 * tile) return tile;
-  return kForwardPixels / 4;
+  constexpr int64_t kStep = 12, kOverhead = 2;  // a multiple of all micro-kernels; in pixels
+  const int64_t pixels = g.batch * g.out_pixels(), threads = torch::stable::get_num_threads();
+  int64_t best = kForwardPixels, least_cost = std::numeric_limits<int64_t>::max();
+  for (int64_t tile = kForwardPixels; tile >= 2 * kStep; tile -= kStep) {
+    const int64_t tiles = (pixels + tile - 1) / tile, rounds = (tiles + threads - 1) / threads;
+    if (rounds * (tile + kOverhead) < least_cost)
+      best = tile, least_cost = rounds * (tile + kOverhead);
+  }
+  return best;
 }
 
 template <typename T>
@@ -226,7 +157,7 @@ Tensor forward(const Geometry& g, const Tensor& input, const Tensor& offset, con
   if (g.batch > 0) {
     const Kernels<T>& kernel = kernels<T>();
     const Operands<T> operands(g, input, offset, weight, mask, type);
-    const Buffer<T> packed = packed_weight(g, operands, kernel.layout);
+    const Buffer<T> packed = packed_weight(g, operands.weight_rows(g), kernel.layout);
     std::optional<Tensor> flat_bias;
     if (bias) flat_bias = torch::stable::contiguous(torch::stable::to(*bias, type));
     const ForwardTask<T> task{g,
@@ -275,89 +206,6 @@ Cut cut_backward(const Geometry& g) {
   return cut;
 }
 
-// Calls f(first channel, channels, elements before it) for every unit: the channels of a group,
-// `slice_channels` at a time. Elements are counted in a packing of `outputs` rows a unit.
-template <typename F>
-void for_units(const Geometry& g, const PanelLayout& layout, int64_t slice_channels, F f) {
-  const int64_t inputs = g.channels_per_group();
-  int64_t before = 0;
-  for (int64_t group = 0; group < g.groups; ++group)
-    for (int64_t c = 0; c < inputs; c += slice_channels) {
-      const int64_t channels = std::min(slice_channels, inputs - c);
-      f(group * inputs + c, channels, before);
-      before += layout.size(g.outputs_per_group(), g.taps() * channels);
-    }
-}
-
-// [O, C/groups, T] -> per unit a panel matrix [O/groups, T * channels].
-template <typename T>
-Buffer<T> transposed_weight(const Geometry& g, const Operands<T>& operands,
-                            const PanelLayout& layout, int64_t slice_channels) {
-  struct Unit {
-    int64_t first, channels, before;
-  };
-  std::vector<Unit> units;
-  int64_t total = 0;
-  for_units(g, layout, slice_channels, [&](int64_t first, int64_t channels, int64_t before) {
-    units.push_back({first, channels, before});
-    total = before + layout.size(g.outputs_per_group(), g.taps() * channels);
-  });
-  Buffer<T> packed(total);
-  const T* weight = operands.weight_data();
-  const int64_t stride_o = operands.weight.stride(0), stride_c = operands.weight.stride(1);
-  const int64_t stride_t = operands.tap_stride(g), outputs = g.outputs_per_group();
-  parallel_units(
-      int64_t(units.size()), outputs * g.taps() * slice_channels, [&](int64_t begin, int64_t end) {
-        for (int64_t u = begin; u < end; ++u) {
-          const Unit& unit = units[size_t(u)];
-          const int64_t group = unit.first / g.channels_per_group();
-          const int64_t inside = unit.first % g.channels_per_group();
-          const int64_t columns = g.taps() * unit.channels;
-          for (int64_t o = 0; o < outputs; ++o) {
-            const T* row = weight + (group * outputs + o) * stride_o + inside * stride_c;
-            for (int64_t n0 = 0; n0 < columns; n0 += layout.panel) {
-              const int64_t width = layout.width(columns, n0);
-              T* to = packed.get() + unit.before + n0 * outputs + o * width;
-              for (int64_t i = 0; i < width; ++i) {
-                const int64_t n = n0 + i;
-                to[i] = n < columns
-                            ? row[n % unit.channels * stride_c + n / unit.channels * stride_t]
-                            : T(0);
-              }
-            }
-          }
-        }
-      });
-  return packed;
-}
-
-// [N, P*Q, O] -> per image, tile and group a panel matrix [tile_pixels, O/groups].
-template <typename T>
-Buffer<T> packed_grad(const Geometry& g, const T* grad, const PanelLayout& layout,
-                      int64_t tile_pixels) {
-  const int64_t tiles = (g.out_pixels() + tile_pixels - 1) / tile_pixels;
-  const int64_t outputs = g.outputs_per_group(), size = layout.size(tile_pixels, outputs);
-  Buffer<T> packed(g.batch * tiles * g.groups * size);
-  parallel_units(g.batch * tiles, tile_pixels * g.out_channels, [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t first = unit % tiles * tile_pixels;
-      const int64_t pixels = std::min(tile_pixels, g.out_pixels() - first);
-      const T* from = grad + (unit / tiles * g.out_pixels() + first) * g.out_channels;
-      for (int64_t group = 0; group < g.groups; ++group)
-        for (int64_t o = 0; o < outputs; o += layout.panel) {
-          const int64_t width = layout.width(outputs, o), used = std::min(width, outputs - o);
-          T* to = packed.get() + (unit * g.groups + group) * size + o * tile_pixels;
-          for (int64_t m = 0; m < pixels; ++m) {
-            const T* row = from + m * g.out_channels + group * outputs + o;
-            std::copy(row, row + used, to + m * width);
-            std::fill(to + m * width + used, to + (m + 1) * width, T(0));
-          }
-        }
-    }
-  });
-  return packed;
-}
-
 // Where the per-slice sums of sample gradients lie: one block [N, groups it overlaps, T, 3, P*Q]
 // a slice.
 struct SampleBlocks {
@@ -402,53 +250,6 @@ void reduce_samples(const Geometry& g, const SampleBlocks& blocks, const T* sums
   });
 }
 
-// Sums the chunks and turns the packed gradient into [O, C/groups, kh, kw].
-template <typename T>
-void unpack_grad_weight(const Geometry& g, const PanelLayout& layout, int64_t slice_channels,
-                        int64_t chunks, int64_t chunk_size, const T* packed, T* out) {
-  const int64_t taps = g.taps(), inputs = g.channels_per_group(), outputs = g.outputs_per_group();
-  parallel_units(g.channels, taps * outputs * chunks, [&](int64_t begin, int64_t end) {
-    for (int64_t channel = begin; channel < end; ++channel) {
-      const int64_t group = channel / inputs, c = channel % inputs;
-      const int64_t first = c / slice_channels * slice_channels;
-      const int64_t channels = std::min(slice_channels, inputs - first), rows = taps * channels;
-      for (int64_t t = 0; t < taps; ++t)
-        for (int64_t o = 0; o < outputs; ++o) {
-          T sum = 0;
-          for (int64_t k = 0; k < chunks; ++k) {
-            const T* from = packed + k * chunk_size;
-            if (g.depthwise()) {
-              sum += from[t * g.channels + channel];
-              continue;
-            }
-            const int64_t panel = o / layout.panel * layout.panel;
-            const int64_t unit = (group * inputs + first) * taps * layout.padded(outputs);
-            sum += from[unit + panel * rows +
-                        (t * channels + c - first) * layout.width(outputs, panel) + o - panel];
-          }
-          out[((group * outputs + o) * inputs + c) * taps + t] = sum;
-        }
-    }
-  });
-}
-
-// [N, P*Q, O] -> [O], summed in blocks of a fixed size, so in an order that no thread count
-// changes.
-template <typename T>
-void sum_grad(const Geometry& g, const T* grad, T* out) {
-  constexpr int64_t kBlock = 1024;
-  const int64_t pixels = g.batch * g.out_pixels(), blocks = (pixels + kBlock - 1) / kBlock;
-  const auto sums = zeroed<T>(blocks * g.out_channels);
-  parallel_units(blocks, kBlock * g.out_channels, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin * kBlock; p < std::min(end * kBlock, pixels); ++p) {
-      T* sum = sums->get() + p / kBlock * g.out_channels;
-      for (int64_t o = 0; o < g.out_channels; ++o) sum[o] += grad[p * g.out_channels + o];
-    }
-  });
-  std::fill(out, out + g.out_channels, T(0));
-  for (int64_t i = 0; i < blocks * g.out_channels; ++i) out[i % g.out_channels] += sums->get()[i];
-}
-
 struct Needs {
   bool input, offset, weight, bias, mask;
   bool samples() const { return offset || mask; }
@@ -474,12 +275,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 
   std::optional<Buffer<T>> packed_w, packed_g;
   if (g.depthwise()) {
-    packed_w.emplace(packed_weight(g, operands, layout));
+    packed_w.emplace(packed_weight(g, operands.weight_rows(g), layout));
     task.grad = grad_data;
   } else {
     if (need.input || need.samples())
-      packed_w.emplace(transposed_weight(g, operands, layout, cut.slice_channels));
-    packed_g.emplace(packed_grad(g, grad_data, layout, task.tile_pixels));
+      packed_w.emplace(transposed_weight(g, operands.weight_rows(g), layout, cut.slice_channels));
+    packed_g.emplace(padded_grad(g, grad_data, layout, task.tile_pixels));
     task.grad = packed_g->get();
   }
   task.weight = packed_w ? packed_w->get() : nullptr;

@@ -2,10 +2,16 @@
 namespace segdeform::cpu::SEGDEFORM_ISA {
 namespace {
 
+// The size of parts, none above `limit`, that `total` falls into evenly.
+SEGDEFORM_INLINE int64_t even_part(int64_t total, int64_t limit) {
+  const int64_t parts = (total + limit - 1) / limit;
+  return (total + parts - 1) / parts;
+}
+
 // Row length of the columns that a forward tile holds at a time.
 template <typename T>
 int64_t column_stride(const Geometry& g) {
-  return least(g.channels * g.taps(), kColumnChannels) + kRowPadding;
+  return least(g.channels * g.taps(), kColumnElements) + kRowPadding;
 }
 
 template <typename T>
@@ -29,27 +35,43 @@ void gather_columns(const ForwardTask<T>& task, const Tile<T>& tile, SamplePoint
   const Geometry& g = task.g;
   for (int64_t t = 0; t < taps; ++t)
     for_offset_groups(g, first_channel, channels, [&](int64_t group, int64_t c, int64_t run) {
-      locate_samples(g, task.sampling, tile, first_tap + t, group, points);
+      locate_samples<true>(g, task.sampling, tile, first_tap + t, group, points);
       T* out = columns + t * channels + (c - first_channel);
       for (int64_t m = 0; m < tile.pixels; ++m)
         interpolate(corner_rows<true>(g, task.sampling, tile, points, m, c), run, out + m * stride);
     });
 }
 
-template <typename T>
-void store_output(const ForwardTask<T>& task, const T* sums, int64_t first, int64_t pixels) {
-  const Geometry& g = task.g;
+// Calls f(first output, outputs used, its panel of sums, width) for the panels of a tile.
+template <typename T, typename F>
+SEGDEFORM_INLINE void for_panels(const ForwardTask<T>& task, T* sums, F f) {
   const PanelLayout layout = panel_layout<T>();
-  const int64_t outputs = g.outputs_per_group();
-  for (int64_t group = 0; group < g.groups; ++group)
+  const int64_t outputs = task.g.outputs_per_group();
+  for (int64_t group = 0; group < task.g.groups; ++group)
     for (int64_t o = 0; o < outputs; o += layout.panel) {
-      const int64_t width = layout.width(outputs, o), used = least(width, outputs - o);
-      const T* panel = sums + group * layout.size(task.tile_pixels, outputs) + o * task.tile_pixels;
-      T* out = task.output + first * g.out_channels + group * outputs + o;
-      const T* bias = task.bias ? task.bias + group * outputs + o : nullptr;
-      for (int64_t m = 0; m < pixels; ++m, out += g.out_channels, panel += width)
-        for (int64_t i = 0; i < used; ++i) out[i] = bias ? panel[i] + bias[i] : panel[i];
+      const int64_t width = layout.width(outputs, o);
+      f(group * outputs + o, least(width, outputs - o),
+        sums + group * layout.size(task.tile_pixels, outputs) + o * task.tile_pixels, width);
     }
+}
+
+template <typename T>
+void start_sums(const ForwardTask<T>& task, int64_t pixels, T* sums) {
+  for_panels(task, sums, [&](int64_t first, int64_t used, T* panel, int64_t width) {
+    for (int64_t m = 0; m < pixels; ++m, panel += width) {
+      __builtin_memset(panel, 0, width * sizeof(T));
+      if (task.bias) __builtin_memcpy(panel, task.bias + first, used * sizeof(T));
+    }
+  });
+}
+
+template <typename T>
+void store_sums(const ForwardTask<T>& task, int64_t first_pixel, int64_t pixels, T* sums) {
+  const int64_t stride = task.g.out_channels;
+  for_panels(task, sums, [&](int64_t first, int64_t used, const T* panel, int64_t width) {
+    T* out = task.output + first_pixel * stride + first;
+    for (int64_t m = 0; m < pixels; ++m, out += stride, panel += width) copy_row(panel, used, out);
+  });
 }
 
 // The product of one tile with every group that has channels in [c0, c0 + channels).
@@ -71,7 +93,7 @@ void multiply_columns(const ForwardTask<T>& task, int64_t pixels, int64_t first_
       for (int64_t o = 0; o < outputs; o += layout.panel) {
         const int64_t width = layout.width(outputs, o);
         const T* b = weight + o * depth + ((first_tap + t) * inputs + inside) * width;
-        panel_product<T, false>(width, pixels, columns + t * channels + (c - c0), stride, b,
+        panel_product<T, false>(width, pixels, columns + t * channels + (c - c0), stride, b, width,
                                 together ? taps * run : run, out + o * task.tile_pixels, width);
       }
     c += run;
@@ -90,16 +112,16 @@ void forward_dense(const ForwardTask<T>& task, int64_t first, int64_t pixels, T*
   T* columns = scratch.take(task.tile_pixels * column_stride<T>(g));
   const int64_t stride = column_stride<T>(g);
   locate_tile(g, task.sampling, first, pixels, tile);
-  __builtin_memset(sums, 0, sums_size * sizeof(T));
+  start_sums(task, pixels, sums);
 
   // A block holds whole groups, or a part of one group that is too large.
   const int64_t inputs = g.channels_per_group();
-  const int64_t block =
-      inputs > kColumnChannels ? kColumnChannels : kColumnChannels / inputs * inputs;
+  const int64_t block = inputs > kColumnElements ? even_part(inputs, kColumnElements)
+                                                 : kColumnElements / inputs * inputs;
   for (int64_t c = 0; c < g.channels;) {
-    const int64_t group_end = inputs > kColumnChannels ? (c / inputs + 1) * inputs : g.channels;
+    const int64_t group_end = inputs > kColumnElements ? (c / inputs + 1) * inputs : g.channels;
     const int64_t channels = least(block, group_end - c);
-    const int64_t taps_at_once = most(1, kColumnChannels / channels);
+    const int64_t taps_at_once = even_part(g.taps(), most(1, kColumnElements / channels));
     for (int64_t t = 0; t < g.taps(); t += taps_at_once) {
       const int64_t taps = least(taps_at_once, g.taps() - t);
       gather_columns(task, tile, points, t, taps, c, channels, columns, stride);
@@ -107,7 +129,7 @@ void forward_dense(const ForwardTask<T>& task, int64_t first, int64_t pixels, T*
     }
     c += channels;
   }
-  store_output(task, sums, first, pixels);
+  store_sums(task, first, pixels, sums);
 }
 
 // groups == C == O: one multiplication per sample, so gather and accumulate without a product.
@@ -156,7 +178,8 @@ void forward_depthwise(const ForwardTask<T>& task, int64_t first, int64_t pixels
   CornerRows<T>* rows = scratch.template take_structs<CornerRows<T>>(taps);
   locate_tile(g, task.sampling, first, pixels, tile);
   for_offset_groups(g, 0, g.channels, [&](int64_t group, int64_t c, int64_t run) {
-    for (int64_t t = 0; t < taps; ++t) locate_samples(g, task.sampling, tile, t, group, points[t]);
+    for (int64_t t = 0; t < taps; ++t)
+      locate_samples<true>(g, task.sampling, tile, t, group, points[t]);
     for (int64_t m = 0; m < pixels; ++m) {
       T* out = task.output + (first + m) * g.channels + c;
       for (int64_t i = 0; i < run; ++i) out[i] = task.bias ? task.bias[c + i] : T(0);

@@ -16,7 +16,7 @@ namespace segdeform::cpu {
 
 constexpr int64_t kForwardPixels = 96;    // output pixels of a forward tile, at most
 constexpr int64_t kBackwardPixels = 96;   // output pixels of a backward tile, at most
-constexpr int64_t kColumnChannels = 512;  // elements of a column row held at a time
+constexpr int64_t kColumnElements = 640;  // elements of a column row held at a time
 constexpr int64_t kRowPadding = 16;       // keeps tile rows off strides that are powers of two
 
 struct PanelLayout {
@@ -28,6 +28,11 @@ struct PanelLayout {
     return std::min(panel, padded(columns) - first);
   }
 };
+
+// Row length of the gradient of the output in the backward pass, in elements.
+inline int64_t grad_stride(const PanelLayout& layout, int64_t outputs) {
+  return layout.padded(outputs) + kRowPadding;
+}
 
 template <typename T>
 struct Sampling {
@@ -62,8 +67,8 @@ struct BackwardTask {
   int64_t slice_channels;  // channels of a unit, at most; a unit never straddles groups
   int64_t first_image, images;
   const T* weight;  // dense: per unit a panel matrix [O/groups, T*channels]; depthwise: [T, C]
-  const T* grad;    // dense: per image and tile and group a panel matrix [tile_pixels, O/groups];
-                    // depthwise: [N, P, Q, O]
+  const T* grad;    // dense: per image, tile and group [tile_pixels, O/groups], rows grad_stride
+                    // apart; depthwise: [N, P, Q, O]
   T* grad_input;    // [N, H, W, C], zeroed before; or nullptr
   T* grad_samples;  // [N, overlapped offset groups, T, 3, P*Q]: d/dy, d/dx, d/dmask; or nullptr
   T* grad_weight;   // dense: per unit a panel matrix [T*channels, O/groups], zeroed before;

@@ -15,6 +15,7 @@
 #define SEGDEFORM_ISA avx2
 #define SEGDEFORM_VECTOR_BYTES 32
 #define SEGDEFORM_PANEL_VECTORS 2
+#define SEGDEFORM_MICRO_ROWS 6
 #include "kernels.inl"
 
 #if defined(__clang__)

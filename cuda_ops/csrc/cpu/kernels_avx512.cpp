@@ -15,7 +15,8 @@
 
 #define SEGDEFORM_ISA avx512
 #define SEGDEFORM_VECTOR_BYTES 64
-#define SEGDEFORM_PANEL_VECTORS 4
+#define SEGDEFORM_PANEL_VECTORS 2
+#define SEGDEFORM_MICRO_ROWS 12
 #include "kernels.inl"
 
 #if defined(__clang__)

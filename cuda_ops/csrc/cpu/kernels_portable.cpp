@@ -2,4 +2,5 @@
 #define SEGDEFORM_ISA portable
 #define SEGDEFORM_VECTOR_BYTES 16
 #define SEGDEFORM_PANEL_VECTORS 2
+#define SEGDEFORM_MICRO_ROWS 6
 #include "kernels.inl"

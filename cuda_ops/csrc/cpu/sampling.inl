@@ -34,6 +34,7 @@ struct Tile {
   int64_t image[kTilePixels];
   int32_t y[kTilePixels], x[kTilePixels];  // top-left of the kernel window in the input
   int64_t offset_at[kTilePixels], mask_at[kTilePixels];
+  bool offset_in_line, mask_in_line;  // pixels follow each other in the offsets, in the mask
 };
 
 template <typename T>
@@ -42,12 +43,15 @@ void locate_tile(const Geometry& g, const Sampling<T>& s, int64_t first, int64_t
   tile.pixels = pixels;
   int64_t n = first / g.out_pixels();
   int64_t p = first % g.out_pixels() / g.out_width, q = first % g.out_width;
+  tile.offset_in_line = tile.mask_in_line = true;
   for (int64_t m = 0; m < pixels; ++m) {
     tile.image[m] = n;
     tile.y[m] = int32_t(p * g.stride_h - g.pad_h);
     tile.x[m] = int32_t(q * g.stride_w - g.pad_w);
     tile.offset_at[m] = n * s.offset_stride[0] + p * s.offset_stride[2] + q * s.offset_stride[3];
     tile.mask_at[m] = n * s.mask_stride[0] + p * s.mask_stride[2] + q * s.mask_stride[3];
+    if (m > 0 && tile.offset_at[m] != tile.offset_at[m - 1] + 1) tile.offset_in_line = false;
+    if (m > 0 && tile.mask_at[m] != tile.mask_at[m - 1] + 1) tile.mask_in_line = false;
     if (++q == g.out_width) {
       q = 0;
       if (++p == g.out_height) p = 0, ++n;
@@ -55,21 +59,36 @@ void locate_tile(const Geometry& g, const Sampling<T>& s, int64_t first, int64_t
   }
 }
 
+// out[m] = channel[at[m]] for the pixels of a tile.
 template <typename T>
+SEGDEFORM_INLINE void read_tile(const T* channel, const int64_t* at, bool in_line, int64_t pixels,
+                                T* out) {
+  if (in_line)
+    __builtin_memcpy(out, channel + at[0], size_t(pixels) * sizeof(T));
+  else
+    for (int64_t m = 0; m < pixels; ++m) out[m] = channel[at[m]];
+}
+
+// `ForValue`: only what the value needs; the gradients need the rest as well.
+template <bool ForValue, typename T>
 void locate_samples(const Geometry& g, const Sampling<T>& s, const Tile<T>& tile, int64_t tap,
                     int64_t offset_group, SamplePoints<T>& points) {
   const int64_t channel = (offset_group * g.taps() + tap);
   const T* dy = s.offset + 2 * channel * s.offset_stride[1];
   const T* dx = dy + s.offset_stride[1];
-  const T* mask = s.mask ? s.mask + channel * s.mask_stride[1] : nullptr;
   const int32_t tap_y = int32_t(tap / g.kernel_w * g.dilation_h);
   const int32_t tap_x = int32_t(tap % g.kernel_w * g.dilation_w);
   T y[kTilePixels], x[kTilePixels];
+  read_tile(dy, tile.offset_at, tile.offset_in_line, tile.pixels, y);
+  read_tile(dx, tile.offset_at, tile.offset_in_line, tile.pixels, x);
   for (int64_t m = 0; m < tile.pixels; ++m) {
-    y[m] = T(tile.y[m] + tap_y) + dy[tile.offset_at[m]];
-    x[m] = T(tile.x[m] + tap_x) + dx[tile.offset_at[m]];
-    points.mask[m] = mask ? mask[tile.mask_at[m]] : T(1);
+    y[m] += T(tile.y[m] + tap_y);
+    x[m] += T(tile.x[m] + tap_x);
+    points.mask[m] = T(1);
   }
+  if (s.mask)
+    read_tile(s.mask + channel * s.mask_stride[1], tile.mask_at, tile.mask_in_line, tile.pixels,
+              points.mask);
   for (int64_t m = tile.pixels; m % kLanes<T> != 0; ++m) y[m] = x[m] = points.mask[m] = T(0);
   for (int64_t m = 0; m < tile.pixels; m += kLanes<T>) {
     const auto c = corners_at<VectorOfSamples<T>>(load(y + m), load(x + m), int32_t(g.height),
@@ -77,12 +96,13 @@ void locate_samples(const Geometry& g, const Sampling<T>& s, const Tile<T>& tile
     const Vec<T> scale = load(points.mask + m);
     for (int i = 0; i < 4; ++i) {
       __builtin_memcpy(&points.index[i][m], &c.index[i], sizeof c.index[i]);
-      store(&points.weight[i][m], c.weight[i]);
+      if (!ForValue) store(&points.weight[i][m], c.weight[i]);
       store(&points.scaled[i][m], c.weight[i] * scale);
     }
+    __builtin_memcpy(&points.value_is_zero[m], &c.value_is_zero, sizeof c.value_is_zero);
+    if (ForValue) continue;
     store(&points.fraction_y[m], c.fraction_y);
     store(&points.fraction_x[m], c.fraction_x);
-    __builtin_memcpy(&points.value_is_zero[m], &c.value_is_zero, sizeof c.value_is_zero);
   }
 }
 

@@ -25,7 +25,7 @@ using Vec = typename Simd<T>::Vector;
 template <typename T>
 constexpr int64_t kLanes = SEGDEFORM_VECTOR_BYTES / int64_t(sizeof(T));
 constexpr int kPanelVectors = SEGDEFORM_PANEL_VECTORS;
-constexpr int kMicroRows = 6;
+constexpr int kMicroRows = SEGDEFORM_MICRO_ROWS;
 
 template <typename T>
 SEGDEFORM_INLINE Vec<T> load(const T* p) {
@@ -36,6 +36,12 @@ SEGDEFORM_INLINE Vec<T> load(const T* p) {
 template <typename T>
 SEGDEFORM_INLINE void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
+}
+template <typename T>
+SEGDEFORM_INLINE void copy_row(const T* from, int64_t elements, T* to) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= elements; i += kLanes<T>) store(to + i, load(from + i));
+  for (; i < elements; ++i) to[i] = from[i];
 }
 // Four lanes out of the eight of a and b. GCC has clang's builtin from version 12 on only.
 #if defined(__clang__)
@@ -79,19 +85,18 @@ SEGDEFORM_INLINE PanelLayout panel_layout() {
   return {kPanelVectors * kLanes<T>, kLanes<T>};
 }
 
-// ---- matrix product: C[rows, width] += A[rows, depth] * B[depth, width] for one panel B ----
+// ---- matrix product: C[rows, width] += A[rows, depth] * B[depth, width], width of a panel ----
 
 // A(i, k) stands at a[i * a_stride + k], or, transposed, at a[i + k * a_stride].
 template <typename T, int Rows, int Vectors, bool Transposed>
-SEGDEFORM_INLINE void micro_kernel(const T* a, int64_t a_stride, const T* b, int64_t depth, T* c,
-                                   int64_t c_stride) {
-  constexpr int64_t kWidth = Vectors * kLanes<T>;
+SEGDEFORM_INLINE void micro_kernel(const T* a, int64_t a_stride, const T* b, int64_t b_stride,
+                                   int64_t depth, T* c, int64_t c_stride) {
   Vec<T> sums[Rows][Vectors];
   for (int i = 0; i < Rows; ++i)
     for (int j = 0; j < Vectors; ++j) sums[i][j] = load(c + i * c_stride + j * kLanes<T>);
   for (int64_t k = 0; k < depth; ++k) {
     Vec<T> row[Vectors];
-    for (int j = 0; j < Vectors; ++j) row[j] = load(b + k * kWidth + j * kLanes<T>);
+    for (int j = 0; j < Vectors; ++j) row[j] = load(b + k * b_stride + j * kLanes<T>);
     for (int i = 0; i < Rows; ++i) {
       const T factor = Transposed ? a[i + k * a_stride] : a[i * a_stride + k];
       for (int j = 0; j < Vectors; ++j) sums[i][j] += row[j] * factor;
@@ -101,45 +106,40 @@ SEGDEFORM_INLINE void micro_kernel(const T* a, int64_t a_stride, const T* b, int
     for (int j = 0; j < Vectors; ++j) store(c + i * c_stride + j * kLanes<T>, sums[i][j]);
 }
 
+// The last rows, fewer than a block.
+template <typename T, int Rows, int Vectors, bool Transposed>
+SEGDEFORM_INLINE void remaining_rows(int64_t rows, const T* a, int64_t a_stride, const T* b,
+                                     int64_t b_stride, int64_t depth, T* c, int64_t c_stride) {
+  if constexpr (Rows > 0) {
+    if (rows == Rows)
+      micro_kernel<T, Rows, Vectors, Transposed>(a, a_stride, b, b_stride, depth, c, c_stride);
+    else
+      remaining_rows<T, Rows - 1, Vectors, Transposed>(rows, a, a_stride, b, b_stride, depth, c,
+                                                       c_stride);
+  }
+}
+
 template <typename T, int Vectors, bool Transposed>
-void row_blocks(int64_t rows, const T* a, int64_t a_stride, const T* b, int64_t depth, T* c,
-                int64_t c_stride) {
+void row_blocks(int64_t rows, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
+                int64_t depth, T* c, int64_t c_stride) {
   const int64_t step = Transposed ? 1 : a_stride;
   for (; rows >= kMicroRows; rows -= kMicroRows) {
-    micro_kernel<T, kMicroRows, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
+    micro_kernel<T, kMicroRows, Vectors, Transposed>(a, a_stride, b, b_stride, depth, c, c_stride);
     a += kMicroRows * step;
     c += kMicroRows * c_stride;
   }
-  switch (rows) {
-    case 1:
-      return micro_kernel<T, 1, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
-    case 2:
-      return micro_kernel<T, 2, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
-    case 3:
-      return micro_kernel<T, 3, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
-    case 4:
-      return micro_kernel<T, 4, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
-    case 5:
-      return micro_kernel<T, 5, Vectors, Transposed>(a, a_stride, b, depth, c, c_stride);
-    default:
-      return;
-  }
+  remaining_rows<T, kMicroRows - 1, Vectors, Transposed>(rows, a, a_stride, b, b_stride, depth, c,
+                                                         c_stride);
 }
 
 template <typename T, bool Transposed>
 void panel_product(int64_t width, int64_t rows, const T* a, int64_t a_stride, const T* b,
-                   int64_t depth, T* c, int64_t c_stride) {
+                   int64_t b_stride, int64_t depth, T* c, int64_t c_stride) {
   switch (width / kLanes<T>) {
     case 1:
-      return row_blocks<T, 1, Transposed>(rows, a, a_stride, b, depth, c, c_stride);
+      return row_blocks<T, 1, Transposed>(rows, a, a_stride, b, b_stride, depth, c, c_stride);
     case 2:
-      return row_blocks<T, 2, Transposed>(rows, a, a_stride, b, depth, c, c_stride);
-#if SEGDEFORM_PANEL_VECTORS == 4
-    case 3:
-      return row_blocks<T, 3, Transposed>(rows, a, a_stride, b, depth, c, c_stride);
-    case 4:
-      return row_blocks<T, 4, Transposed>(rows, a, a_stride, b, depth, c, c_stride);
-#endif
+      return row_blocks<T, 2, Transposed>(rows, a, a_stride, b, b_stride, depth, c, c_stride);
     default:
       return;
   }

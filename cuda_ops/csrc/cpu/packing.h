@@ -1,0 +1,274 @@
+// From the layouts of tensors to those of the matrix products, and back.
+#pragma once
+
+#include <vector>
+
+#include "kernels.h"
+#include "workspace.h"
+
+namespace segdeform::cpu {
+
+// A weight [O, C/groups, T] in memory: the elements of one output follow each other, ordered by
+// (channel, tap) or, channels-last, by (tap, channel).
+template <typename T>
+struct WeightRows {
+  const T* data;
+  int64_t channel_stride, tap_stride;
+
+  const T* row(const Geometry& g, int64_t output) const {
+    return data + output * g.channels_per_group() * g.taps();
+  }
+};
+
+template <typename T>
+struct FourOf {
+  typedef T Type __attribute__((vector_size(4 * sizeof(T))));
+};
+template <typename T>
+struct FourIndicesOf;
+template <>
+struct FourIndicesOf<float> {
+  typedef int32_t Type __attribute__((vector_size(16)));
+};
+template <>
+struct FourIndicesOf<double> {
+  typedef int64_t Type __attribute__((vector_size(32)));
+};
+
+#if defined(__clang__)
+#define SEGDEFORM_FOUR_OF(T, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SEGDEFORM_FOUR_OF(T, a, b, ...) \
+  __builtin_shuffle(a, b, typename FourIndicesOf<T>::Type{__VA_ARGS__})
+#endif
+
+template <typename T>
+inline void transpose_4x4(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+  using Four = typename FourOf<T>::Type;
+  Four r[4];
+  for (int i = 0; i < 4; ++i) __builtin_memcpy(&r[i], from + i * from_stride, sizeof(Four));
+  const Four a = SEGDEFORM_FOUR_OF(T, r[0], r[1], 0, 4, 1, 5);
+  const Four b = SEGDEFORM_FOUR_OF(T, r[0], r[1], 2, 6, 3, 7);
+  const Four c = SEGDEFORM_FOUR_OF(T, r[2], r[3], 0, 4, 1, 5);
+  const Four d = SEGDEFORM_FOUR_OF(T, r[2], r[3], 2, 6, 3, 7);
+  const Four columns[4] = {
+      SEGDEFORM_FOUR_OF(T, a, c, 0, 1, 4, 5), SEGDEFORM_FOUR_OF(T, a, c, 2, 3, 6, 7),
+      SEGDEFORM_FOUR_OF(T, b, d, 0, 1, 4, 5), SEGDEFORM_FOUR_OF(T, b, d, 2, 3, 6, 7)};
+  for (int j = 0; j < 4; ++j) __builtin_memcpy(to + j * to_stride, &columns[j], sizeof(Four));
+}
+
+// to[j][i] = from[i][j] for i < rows, j < columns; rows lie `from_stride` and `to_stride` apart.
+// In blocks of 16 x 16, so that the cache lines of either side are used whole: the rows of weights
+// tend to lie at strides that map them to the same few sets of a cache.
+template <typename T>
+void transpose(int64_t rows, int64_t columns, const T* from, int64_t from_stride, T* to,
+               int64_t to_stride) {
+  constexpr int64_t kBlock = 16;
+  for (int64_t j0 = 0; j0 < columns; j0 += kBlock)
+    for (int64_t i0 = 0; i0 < rows; i0 += kBlock) {
+      const int64_t j1 = std::min(j0 + kBlock, columns), i1 = std::min(i0 + kBlock, rows);
+      int64_t i = i0;
+      for (; i + 4 <= i1; i += 4) {
+        int64_t j = j0;
+        for (; j + 4 <= j1; j += 4)
+          transpose_4x4(from + i * from_stride + j, from_stride, to + j * to_stride + i, to_stride);
+        for (; j < j1; ++j)
+          for (int64_t k = i; k < i + 4; ++k) to[j * to_stride + k] = from[k * from_stride + j];
+      }
+      for (; i < i1; ++i)
+        for (int64_t j = j0; j < j1; ++j) to[j * to_stride + i] = from[i * from_stride + j];
+    }
+}
+
+// ---- the weight, for the forward pass ----
+
+// [O, C/groups, T] -> per group a panel matrix [T * C/groups, O/groups]; depthwise: [T, C].
+template <typename T>
+Buffer<T> packed_weight(const Geometry& g, const WeightRows<T>& weight, const PanelLayout& layout) {
+  const int64_t taps = g.taps(), inputs = g.channels_per_group(), outputs = g.outputs_per_group();
+  if (g.depthwise()) {
+    Buffer<T> packed(taps * g.channels);
+    transpose(g.channels, taps, weight.data, taps, packed.get(), g.channels);
+    return packed;
+  }
+  const int64_t depth = taps * inputs, panels = (outputs + layout.panel - 1) / layout.panel;
+  std::vector<int64_t> packed_row(static_cast<size_t>(depth));  // of each element of an output
+  for (int64_t c = 0; c < inputs; ++c)
+    for (int64_t t = 0; t < taps; ++t)
+      packed_row[size_t(c * weight.channel_stride + t * weight.tap_stride)] = t * inputs + c;
+  Buffer<T> packed(g.groups * layout.size(depth, outputs));
+  // Blocks are transposed in cache first: neighbours of an output go to rows that lie far apart,
+  // and whole rows are better written at once.
+  constexpr int64_t kBlock = 64;
+  const int64_t blocks = (depth + kBlock - 1) / kBlock;
+  parallel_units(g.groups * panels * blocks, kBlock * layout.panel,
+                 [&](int64_t begin, int64_t end) {
+                   const Buffer<T> block(kBlock * layout.panel);
+                   for (int64_t unit = begin; unit < end; ++unit) {
+                     const int64_t group = unit / (panels * blocks), n0 = unit % blocks * kBlock;
+                     const int64_t first = unit / blocks % panels * layout.panel;
+                     const int64_t width = layout.width(outputs, first);
+                     const int64_t used = std::min(width, outputs - first),
+                                   rows = std::min(kBlock, depth - n0);
+                     transpose(used, rows, weight.row(g, group * outputs + first) + n0, depth,
+                               block.get(), width);
+                     T* panel = packed.get() + group * layout.size(depth, outputs) + first * depth;
+                     for (int64_t n = 0; n < rows; ++n) {
+                       T* row = panel + packed_row[size_t(n0 + n)] * width;
+                       std::copy_n(block.get() + n * width, used, row);
+                       std::fill(row + used, row + width, T(0));
+                     }
+                   }
+                 });
+  return packed;
+}
+
+// ---- the weight, for the backward pass ----
+
+// The channels of a group, `slice_channels` at a time.
+struct WeightUnit {
+  int64_t first_channel, channels;
+  int64_t before;  // elements of the units before it, in a packing of O/groups rows a unit
+};
+
+inline std::vector<WeightUnit> weight_units(const Geometry& g, const PanelLayout& layout,
+                                            int64_t slice_channels) {
+  const int64_t inputs = g.channels_per_group();
+  std::vector<WeightUnit> units;
+  int64_t before = 0;
+  for (int64_t group = 0; group < g.groups; ++group)
+    for (int64_t c = 0; c < inputs; c += slice_channels) {
+      const int64_t channels = std::min(slice_channels, inputs - c);
+      units.push_back({group * inputs + c, channels, before});
+      before += layout.size(g.outputs_per_group(), g.taps() * channels);
+    }
+  return units;
+}
+
+// [O, C/groups, T] -> per unit a panel matrix [O/groups, T * channels].
+template <typename T>
+Buffer<T> transposed_weight(const Geometry& g, const WeightRows<T>& weight,
+                            const PanelLayout& layout, int64_t slice_channels) {
+  const std::vector<WeightUnit> units = weight_units(g, layout, slice_channels);
+  const int64_t taps = g.taps(), inputs = g.channels_per_group(), outputs = g.outputs_per_group();
+  Buffer<T> packed(units.back().before + layout.size(outputs, taps * units.back().channels));
+  const int64_t cost = outputs * taps * slice_channels;
+  parallel_units(int64_t(units.size()), cost, [&](int64_t begin, int64_t end) {
+    for (int64_t u = begin; u < end; ++u) {
+      const WeightUnit& unit = units[size_t(u)];
+      const int64_t group = unit.first_channel / inputs, c0 = unit.first_channel % inputs;
+      const int64_t columns = taps * unit.channels;
+      T* to = packed.get() + unit.before;
+      for (int64_t o = 0; o < outputs; ++o) {
+        const T* row = weight.row(g, group * outputs + o) + c0 * weight.channel_stride;
+        for (int64_t t = 0; t < taps; ++t)
+          for (int64_t c = 0; c < unit.channels;) {
+            const int64_t n = t * unit.channels + c, n0 = n / layout.panel * layout.panel;
+            const int64_t run = std::min(unit.channels - c, n0 + layout.panel - n);
+            T* out = to + n0 * outputs + o * layout.width(columns, n0) + (n - n0);
+            const T* from = row + c * weight.channel_stride + t * weight.tap_stride;
+            for (int64_t i = 0; i < run; ++i) out[i] = from[i * weight.channel_stride];
+            c += run;
+          }
+        const int64_t last = columns / layout.panel * layout.panel;
+        if (last < columns) {
+          T* out = to + last * outputs + o * layout.width(columns, last);
+          std::fill(out + columns - last, out + layout.width(columns, last), T(0));
+        }
+      }
+    }
+  });
+  return packed;
+}
+
+// Sums the chunks [T * channels, O/groups] a unit and turns them into [O, C/groups, T].
+template <typename T>
+void unpack_grad_weight(const Geometry& g, const PanelLayout& layout, int64_t slice_channels,
+                        int64_t chunks, int64_t chunk_size, T* packed, T* out) {
+  const int64_t taps = g.taps(), inputs = g.channels_per_group(), outputs = g.outputs_per_group();
+  constexpr int64_t kBlock = 4096;
+  if (chunks > 1)
+    parallel_units((chunk_size + kBlock - 1) / kBlock, kBlock * chunks,
+                   [&](int64_t begin, int64_t end) {
+                     const int64_t last = std::min(end * kBlock, chunk_size);
+                     for (int64_t k = 1; k < chunks; ++k)
+                       for (int64_t i = begin * kBlock; i < last; ++i)
+                         packed[i] += packed[k * chunk_size + i];
+                   });
+  if (g.depthwise()) {
+    transpose(taps, g.channels, packed, g.channels, out, taps);
+    return;
+  }
+  const int64_t padded = layout.padded(outputs);
+  const int64_t panels = (outputs + layout.panel - 1) / layout.panel;
+  const int64_t parts = (inputs + slice_channels - 1) / slice_channels;
+  parallel_units(
+      g.groups * parts * panels, taps * slice_channels * layout.panel,
+      [&](int64_t begin, int64_t end) {
+        constexpr int64_t kRows = 64;  // the mirror image of packed_weight
+        const Buffer<T> block(kRows * layout.panel);
+        for (int64_t unit = begin; unit < end; ++unit) {
+          const int64_t group = unit / (parts * panels), o0 = unit % panels * layout.panel;
+          const int64_t c0 = unit / panels % parts * slice_channels;
+          const int64_t channels = std::min(slice_channels, inputs - c0), depth = taps * channels;
+          const int64_t width = layout.width(outputs, o0);
+          const T* panel = packed + (group * inputs + c0) * taps * padded + o0 * depth;
+          T* to = out + ((group * outputs + o0) * inputs + c0) * taps;
+          for (int64_t n0 = 0; n0 < depth; n0 += kRows) {
+            const int64_t rows = std::min(kRows, depth - n0);
+            for (int64_t i = 0; i < rows; ++i) {
+              const int64_t c = (n0 + i) / taps, t = (n0 + i) % taps;
+              std::copy_n(panel + (t * channels + c) * width, width, block.get() + i * width);
+            }
+            transpose(rows, std::min(width, outputs - o0), block.get(), width, to + n0,
+                      inputs * taps);
+          }
+        }
+      });
+}
+
+// ---- the gradient of the output ----
+
+// [N, P*Q, O] -> per image, tile and group a matrix [tile_pixels, O/groups], its rows `stride`
+// elements apart and zero-filled to whole vectors.
+template <typename T>
+Buffer<T> padded_grad(const Geometry& g, const T* grad, const PanelLayout& layout,
+                      int64_t tile_pixels) {
+  const int64_t tiles = (g.out_pixels() + tile_pixels - 1) / tile_pixels;
+  const int64_t outputs = g.outputs_per_group(), stride = grad_stride(layout, outputs);
+  Buffer<T> padded(g.batch * tiles * g.groups * tile_pixels * stride);
+  parallel_units(g.batch * tiles, tile_pixels * g.out_channels, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t first = unit % tiles * tile_pixels;
+      const int64_t pixels = std::min(tile_pixels, g.out_pixels() - first);
+      const T* from = grad + (unit / tiles * g.out_pixels() + first) * g.out_channels;
+      for (int64_t group = 0; group < g.groups; ++group)
+        for (int64_t m = 0; m < pixels; ++m) {
+          T* to = padded.get() + ((unit * g.groups + group) * tile_pixels + m) * stride;
+          const T* row = from + m * g.out_channels + group * outputs;
+          std::copy(row, row + outputs, to);
+          std::fill(to + outputs, to + layout.padded(outputs), T(0));
+        }
+    }
+  });
+  return padded;
+}
+
+// [N, P*Q, O] -> [O], summed in blocks of a fixed size, so in an order that no thread count
+// changes.
+template <typename T>
+void sum_grad(const Geometry& g, const T* grad, T* out) {
+  constexpr int64_t kBlock = 1024;
+  const int64_t pixels = g.batch * g.out_pixels(), blocks = (pixels + kBlock - 1) / kBlock;
+  const auto sums = zeroed<T>(blocks * g.out_channels);
+  parallel_units(blocks, kBlock * g.out_channels, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin * kBlock; p < std::min(end * kBlock, pixels); ++p) {
+      T* sum = sums->get() + p / kBlock * g.out_channels;
+      for (int64_t o = 0; o < g.out_channels; ++o) sum[o] += grad[p * g.out_channels + o];
+    }
+  });
+  std::fill(out, out + g.out_channels, T(0));
+  for (int64_t i = 0; i < blocks * g.out_channels; ++i) out[i % g.out_channels] += sums->get()[i];
+}
+
+}  // namespace segdeform::cpu
