@@ -17,6 +17,36 @@ from cuda_ops import library
 Pair = tuple[int, int]
 
 
+class WeightPacking:
+    """Keeps a weight in the layout of the CPU kernels from call to call, for inference.
+
+    Hand one to every call of `deform_conv2d` with the same weight. Each call compares a hash of the
+    weight with that of what was packed, so that no change of the weight, by whatever means, goes
+    unseen. It holds about as much memory as the weight in float32 (float64 for float64).
+    """
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def serves(self, *tensors: Tensor | None) -> bool:
+        """Says whether a call with these tensors runs on CPU and needs no gradients."""
+        given = [t for t in tensors if t is not None]
+        gradients = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+        on_cpu = all(t.device.type == "cpu" for t in given)
+        return on_cpu and not gradients and not torch.compiler.is_compiling()
+
+    def memory(self, input: Tensor, weight: Tensor, groups: int) -> Tensor:
+        """Returns the memory that the native operator reads, and fills where it must."""
+        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        lanes = 16  # of the widest vectors: each group's outputs are filled up to whole ones
+        outputs = groups * (-(weight.shape[0] // groups) // lanes * -lanes)
+        elements = max(outputs, weight.shape[0]) * weight[0].numel() + lanes
+        if self._memory is None or (self._memory.dtype, self._memory.numel()) != (dtype, elements):
+            with torch.inference_mode(False):  # to be written inside and outside of that mode
+                self._memory = torch.zeros(elements, dtype=dtype)
+        return self._memory
+
+
 def deform_conv2d(
     input: Tensor,  # [N, C, H, W]
     offset: Tensor,  # [N, 2*G*T, P, Q]: per group and tap (dy, dx), pixels
@@ -26,6 +56,8 @@ def deform_conv2d(
     padding: int | Pair = 0,
     dilation: int | Pair = 1,
     mask: Tensor | None = None,  # [N, G*T, P, Q]; None: v1, all ones
+    *,
+    packing: WeightPacking | None = None,  # spares inference on CPU the packing of the weight
 ) -> Tensor:  # [N, O, P, Q]
     """Convolves with taps that are displaced by offsets and, in v2, scaled by a mask.
 
@@ -53,6 +85,12 @@ def deform_conv2d(
     )
     groups, offset_groups = _check(input, offset, weight, bias, mask, *pairs)
     if library.has_kernel("deform_conv2d", input.device.type):
+        if packing is not None and packing.serves(input, offset, weight, bias, mask):
+            memory = packing.memory(input, weight, groups)
+            packed: Tensor = torch.ops.segdeform.deform_conv2d_packed(
+                input, offset, weight, bias, mask, memory, *pairs, groups, offset_groups
+            )
+            return packed
         result: Tensor = torch.ops.segdeform.deform_conv2d(
             input, offset, weight, bias, mask, *pairs, groups, offset_groups
         )
@@ -182,6 +220,18 @@ def _fake(
     )
 
 
+def _fake_packed(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    packing: Tensor,
+    *geometry: Any,
+) -> Tensor:
+    return _fake(input, offset, weight, bias, mask, *geometry)
+
+
 def _fake_backward(
     grad: Tensor,
     input: Tensor,
@@ -236,7 +286,7 @@ def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
     )
 
 
-def _autocast(device: str) -> Any:
+def _autocast(operator: str, device: str) -> Any:
     """Image and weight go to the autocast dtype; offset and mask stay float32: they hold pixels."""
 
     def call(
@@ -245,7 +295,7 @@ def _autocast(device: str) -> Any:
         weight: Tensor,
         bias: Tensor | None,
         mask: Tensor | None,
-        *geometry: Any,
+        *rest: Any,
     ) -> Tensor:
         low = torch.get_autocast_dtype(device)
 
@@ -256,13 +306,13 @@ def _autocast(device: str) -> Any:
             return t if t is None or t.dtype == torch.float64 else t.to(low)
 
         with torch.autocast(device, enabled=False):
-            result: Tensor = torch.ops.segdeform.deform_conv2d(
+            result: Tensor = getattr(torch.ops.segdeform, operator)(
                 lowered(input),
                 at_least_float(offset),
                 lowered(weight),
                 lowered(bias),
                 at_least_float(mask),
-                *geometry,
+                *rest,
             )
         return result
 
@@ -272,8 +322,11 @@ def _autocast(device: str) -> Any:
 if library.cpu_library.loaded:
     _autocast_rules = torch.library.Library("segdeform", "IMPL")  # type: ignore[no-untyped-call]
     for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        _autocast_rules.impl("deform_conv2d", _autocast(_device), _key)  # type: ignore[no-untyped-call]
+        for _operator in ("deform_conv2d", "deform_conv2d_packed"):
+            _rule = _autocast(_operator, _device)
+            _autocast_rules.impl(_operator, _rule, _key)  # type: ignore[no-untyped-call]
     torch.library.register_fake("segdeform::deform_conv2d", _fake)
+    torch.library.register_fake("segdeform::deform_conv2d_packed", _fake_packed)
     torch.library.register_fake("segdeform::deform_conv2d_backward", _fake_backward)
     torch.library.register_autograd(
         "segdeform::deform_conv2d", _backward, setup_context=_setup_context

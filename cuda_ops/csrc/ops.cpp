@@ -5,6 +5,12 @@ STABLE_TORCH_LIBRARY(segdeform, library) {
   library.def(
       "deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, "
       "int[2] stride, int[2] padding, int[2] dilation, int groups, int offset_groups) -> Tensor");
+  // The same in inference; `packing` keeps the weight in the kernels' layout from call to call and
+  // is made anew whenever it does not belong to the weight (packing.h).
+  library.def(
+      "deform_conv2d_packed(Tensor input, Tensor offset, Tensor weight, Tensor? bias, "
+      "Tensor? mask, Tensor(a!) packing, int[2] stride, int[2] padding, int[2] dilation, "
+      "int groups, int offset_groups) -> Tensor");
   // Gradients that are not asked for come back as empty tensors of shape [0].
   library.def(
       "deform_conv2d_backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, "

@@ -150,14 +150,18 @@ int64_t forward_tile_pixels(const Geometry& g) {
 template <typename T>
 Tensor forward(const Geometry& g, const Tensor& input, const Tensor& offset, const Tensor& weight,
                const std::optional<Tensor>& bias, const std::optional<Tensor>& mask,
-               ScalarType type) {
+               const std::optional<Tensor>& packing, ScalarType type) {
   const bool keep = prefers_channels_last(input);
   Tensor output = empty_like_format(input, {g.batch, g.out_channels, g.out_height, g.out_width},
                                     type, MemoryFormat::ChannelsLast);
   if (g.batch > 0) {
     const Kernels<T>& kernel = kernels<T>();
     const Operands<T> operands(g, input, offset, weight, mask, type);
-    const Buffer<T> packed = packed_weight(g, operands.weight_rows(g), kernel.layout);
+    const WeightRows<T> rows = operands.weight_rows(g);
+    const PackedWeight<T> packed =
+        packing ? PackedWeight<T>(g, rows, kernel.layout, static_cast<T*>(packing->data_ptr()),
+                                  packing->numel())
+                : PackedWeight<T>(g, rows, kernel.layout);
     std::optional<Tensor> flat_bias;
     if (bias) flat_bias = torch::stable::contiguous(torch::stable::to(*bias, type));
     const ForwardTask<T> task{g,
@@ -273,13 +277,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   task.tile_pixels = kBackwardPixels;
   task.slice_channels = cut.slice_channels;
 
+  const WeightRows<T> rows = operands.weight_rows(g);
   std::optional<Buffer<T>> packed_w, packed_g;
   if (g.depthwise()) {
-    packed_w.emplace(packed_weight(g, operands.weight_rows(g), layout));
+    packed_w.emplace(packed_size(g, layout));
+    pack_weight(g, rows, layout, packed_w->get());
     task.grad = grad_data;
   } else {
     if (need.input || need.samples())
-      packed_w.emplace(transposed_weight(g, operands.weight_rows(g), layout, cut.slice_channels));
+      packed_w.emplace(transposed_weight(g, rows, layout, cut.slice_channels));
     packed_g.emplace(padded_grad(g, grad_data, layout, task.tile_pixels));
     task.grad = packed_g->get();
   }
@@ -355,15 +361,37 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 
 // ---- what the dispatcher calls ----
 
+Tensor any_forward(const Tensor& input, const Tensor& offset, const Tensor& weight,
+                   const std::optional<Tensor>& bias, const std::optional<Tensor>& mask,
+                   const std::optional<Tensor>& packing, const std::vector<int64_t>& stride,
+                   const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                   int64_t groups, int64_t offset_groups) {
+  const Geometry g =
+      geometry_of(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups);
+  const bool wide = input.scalar_type() == ScalarType::Double;
+  const ScalarType type = wide ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(!packing || (packing->scalar_type() == type && packing->is_contiguous()),
+                  "deform_conv2d: packing must be contiguous and of the type computed in");
+  return wide ? forward<double>(g, input, offset, weight, bias, mask, packing, type)
+              : forward<float>(g, input, offset, weight, bias, mask, packing, type);
+}
+
 Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& weight,
                      const std::optional<Tensor>& bias, const std::optional<Tensor>& mask,
                      const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                      const std::vector<int64_t>& dilation, int64_t groups, int64_t offset_groups) {
-  const Geometry g =
-      geometry_of(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups);
-  if (input.scalar_type() == ScalarType::Double)
-    return forward<double>(g, input, offset, weight, bias, mask, ScalarType::Double);
-  return forward<float>(g, input, offset, weight, bias, mask, ScalarType::Float);
+  return any_forward(input, offset, weight, bias, mask, std::nullopt, stride, padding, dilation,
+                     groups, offset_groups);
+}
+
+Tensor deform_conv2d_packed(const Tensor& input, const Tensor& offset, const Tensor& weight,
+                            const std::optional<Tensor>& bias, const std::optional<Tensor>& mask,
+                            const Tensor& packing, const std::vector<int64_t>& stride,
+                            const std::vector<int64_t>& padding,
+                            const std::vector<int64_t>& dilation, int64_t groups,
+                            int64_t offset_groups) {
+  return any_forward(input, offset, weight, bias, mask, packing, stride, padding, dilation, groups,
+                     offset_groups);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(
@@ -389,5 +417,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(segdeform, CPU, library) {
   library.impl("deform_conv2d", TORCH_BOX(&segdeform::cpu::deform_conv2d));
+  library.impl("deform_conv2d_packed", TORCH_BOX(&segdeform::cpu::deform_conv2d_packed));
   library.impl("deform_conv2d_backward", TORCH_BOX(&segdeform::cpu::deform_conv2d_backward));
 }

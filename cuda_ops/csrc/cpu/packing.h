@@ -1,6 +1,7 @@
 // From the layouts of tensors to those of the matrix products, and back.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "kernels.h"
@@ -82,21 +83,23 @@ void transpose(int64_t rows, int64_t columns, const T* from, int64_t from_stride
 
 // ---- the weight, for the forward pass ----
 
+inline int64_t packed_size(const Geometry& g, const PanelLayout& layout) {
+  return g.depthwise()
+             ? g.taps() * g.channels
+             : g.groups * layout.size(g.taps() * g.channels_per_group(), g.outputs_per_group());
+}
+
 // [O, C/groups, T] -> per group a panel matrix [T * C/groups, O/groups]; depthwise: [T, C].
 template <typename T>
-Buffer<T> packed_weight(const Geometry& g, const WeightRows<T>& weight, const PanelLayout& layout) {
+void pack_weight(const Geometry& g, const WeightRows<T>& weight, const PanelLayout& layout,
+                 T* packed) {
   const int64_t taps = g.taps(), inputs = g.channels_per_group(), outputs = g.outputs_per_group();
-  if (g.depthwise()) {
-    Buffer<T> packed(taps * g.channels);
-    transpose(g.channels, taps, weight.data, taps, packed.get(), g.channels);
-    return packed;
-  }
+  if (g.depthwise()) return transpose(g.channels, taps, weight.data, taps, packed, g.channels);
   const int64_t depth = taps * inputs, panels = (outputs + layout.panel - 1) / layout.panel;
   std::vector<int64_t> packed_row(static_cast<size_t>(depth));  // of each element of an output
   for (int64_t c = 0; c < inputs; ++c)
     for (int64_t t = 0; t < taps; ++t)
       packed_row[size_t(c * weight.channel_stride + t * weight.tap_stride)] = t * inputs + c;
-  Buffer<T> packed(g.groups * layout.size(depth, outputs));
   // Blocks are transposed in cache first: neighbours of an output go to rows that lie far apart,
   // and whole rows are better written at once.
   constexpr int64_t kBlock = 64;
@@ -112,7 +115,7 @@ Buffer<T> packed_weight(const Geometry& g, const WeightRows<T>& weight, const Pa
                                    rows = std::min(kBlock, depth - n0);
                      transpose(used, rows, weight.row(g, group * outputs + first) + n0, depth,
                                block.get(), width);
-                     T* panel = packed.get() + group * layout.size(depth, outputs) + first * depth;
+                     T* panel = packed + group * layout.size(depth, outputs) + first * depth;
                      for (int64_t n = 0; n < rows; ++n) {
                        T* row = panel + packed_row[size_t(n0 + n)] * width;
                        std::copy_n(block.get() + n * width, used, row);
@@ -120,8 +123,78 @@ Buffer<T> packed_weight(const Geometry& g, const WeightRows<T>& weight, const Pa
                      }
                    }
                  });
-  return packed;
 }
+
+// A hash of memory, for the weight that a packing was made of: the same for any number of threads;
+// a change of any one word changes it.
+inline uint64_t fingerprint(const void* data, int64_t bytes, uint64_t seed) {
+  constexpr uint64_t kPrime = 0x9E3779B185EBCA87, kOther = 0xC2B2AE3D27D4EB4F;  // odd
+  constexpr int64_t kBlock = 1 << 17, kLanes = 4, kStep = kLanes * sizeof(uint64_t);
+  const int64_t blocks = (bytes + kBlock - 1) / kBlock;
+  std::vector<uint64_t> hashes(static_cast<size_t>(blocks));
+  parallel_units(blocks, kBlock / 4, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const char* from = static_cast<const char*>(data) + b * kBlock;
+      const int64_t size = std::min(kBlock, bytes - b * kBlock);
+      uint64_t lanes[kLanes] = {kPrime, kOther, ~kPrime, ~kOther};
+      const auto add = [&](const uint64_t words[kLanes]) {
+        for (int64_t k = 0; k < kLanes; ++k) lanes[k] = (lanes[k] ^ words[k]) * kPrime;
+      };
+      uint64_t words[kLanes] = {};
+      int64_t i = 0;
+      for (; i + kStep <= size; i += kStep) {
+        __builtin_memcpy(words, from + i, kStep);
+        add(words);
+      }
+      __builtin_memset(words, 0, kStep);
+      __builtin_memcpy(words, from + i, size_t(size - i));
+      add(words);
+      uint64_t hash = uint64_t(b);
+      for (const uint64_t lane : lanes) hash = ((hash ^ (lane >> 29) ^ lane) + kOther) * kPrime;
+      hashes[size_t(b)] = hash;
+    }
+  });
+  uint64_t hash = seed;
+  for (const uint64_t part : hashes) hash = ((hash ^ (hash >> 31)) + part) * kOther;
+  return hash;
+}
+
+// The weight in the layout of the forward pass: made for this call, or kept by the caller from call
+// to call and made anew whenever the weight is no longer the one that it was made of. A kept one
+// ends in the fingerprint of that weight, written last.
+template <typename T>
+class PackedWeight {
+ public:
+  PackedWeight(const Geometry& g, const WeightRows<T>& weight, const PanelLayout& layout)
+      : own_(std::in_place, packed_size(g, layout)), data_(own_->get()) {
+    pack_weight(g, weight, layout, data_);
+  }
+
+  PackedWeight(const Geometry& g, const WeightRows<T>& weight, const PanelLayout& layout, T* kept,
+               int64_t kept_elements)
+      : data_(kept) {
+    const int64_t size = packed_size(g, layout), words = int64_t(sizeof(uint64_t) / sizeof(T));
+    STD_TORCH_CHECK(kept_elements >= size + words, "deform_conv2d: packing has ", kept_elements,
+                    " elements, and the weight needs ", size + words);
+    uint64_t seed = uint64_t(sizeof(T));
+    for (const int64_t fact : {g.out_channels, g.channels, g.groups, g.taps(),
+                               weight.channel_stride, layout.panel, layout.lanes})
+      seed = seed * 0x100000001B3 + uint64_t(fact);
+    const int64_t bytes = g.out_channels * g.channels_per_group() * g.taps() * int64_t(sizeof(T));
+    const uint64_t made_of = fingerprint(weight.data, bytes, seed);
+    uint64_t kept_of;
+    __builtin_memcpy(&kept_of, kept + size, sizeof kept_of);
+    if (kept_of == made_of) return;
+    pack_weight(g, weight, layout, kept);
+    __builtin_memcpy(kept + size, &made_of, sizeof made_of);
+  }
+
+  const T* get() const { return data_; }
+
+ private:
+  std::optional<Buffer<T>> own_;
+  T* data_;
+};
 
 // ---- the weight, for the backward pass ----
 
