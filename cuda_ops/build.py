@@ -204,13 +204,18 @@ def _torch_paths() -> tuple[Path, Path]:
     return root / "include", root / "lib"
 
 
-def build_cpu(folder: Path, work: Path) -> Path:
+def build_cpu(
+    folder: Path,
+    work: Path,
+    more_flags: Sequence[str] = (),  # for the compiler and the linker
+    more_sources: Sequence[Path] = (),
+) -> Path:
     """Builds `folder/_C.so` unless it is up to date; returns its path."""
     include, lib = _torch_paths()
     cxx = cxx_compiler()
     target = folder / "_C.so"
-    sources = [SOURCES / "ops.cpp", *sorted((SOURCES / "cpu").glob("*.cpp"))]
-    compile_command: Command = [cxx, *CPU_FLAGS, "-isystem", include]
+    sources = [SOURCES / "ops.cpp", *sorted((SOURCES / "cpu").glob("*.cpp")), *more_sources]
+    compile_command: Command = [cxx, *CPU_FLAGS, *more_flags, "-isystem", include]
     fingerprint = _fingerprint(sources, compile_command)
     if _up_to_date(target, fingerprint):
         return target
@@ -221,7 +226,8 @@ def build_cpu(folder: Path, work: Path) -> Path:
             for source, out in zip(sources, objects, strict=True)
         ]
     )
-    _link([cxx, "-shared", "-fopenmp", *objects, f"-L{lib}", "-ltorch_cpu"], target)
+    link: Command = [cxx, "-shared", "-fopenmp", *more_flags, *objects, f"-L{lib}", "-ltorch_cpu"]
+    _link(link, target)
     _finish(target, fingerprint, compiler=cxx)
     return target
 
