@@ -54,12 +54,16 @@ class DeformRoIPool(nn.Module):
         )
 
     def offsets(self, input: Tensor, rois: Tensor) -> Tensor:
-        """Predicts each bin's offset [R, 2, ph, pw]: (dx, dy) in parts of the RoI's size / gamma.
+        """Predicts each bin's offset [R, 2, ph, pw]: it moves by gamma * (dx * width, dy * height).
 
-        Takes input [N, C, H, W] and rois [R, 5] as `forward` does. A bin moves by
-        gamma * (dx * width, dy * height).
+        Takes input [N, C, H, W] and rois [R, 5] as `forward` does.
+
+        Raises:
+            ValueError: as `deform_roi_pool`, and if input does not have the layer's channels.
         """
         plain = self._pool(input, rois, None)
+        if plain.shape[1] != self.channels:
+            raise ValueError(f"input must have {self.channels} channels, not {plain.shape[1]}")
         predicted: Tensor = self.offset_fc(plain.flatten(1))
         return predicted.reshape(len(rois), 2, *self.output_size)
 

@@ -133,7 +133,8 @@ def ps_deform_roi_pool(
     """Computes `cuda_ops.ps_deform_roi_pool` as a product of two weights, of rows and columns."""
     corners = (rois.detach()[:, 1:] + 0.5).floor()
     start = corners[:, :2] * spatial_scale - 0.5
-    size = ((corners[:, 2:] + 1) * spatial_scale - 0.5 - start).clamp(min=0.1)
+    size = (corners[:, 2:] + 1) * spatial_scale - 0.5 - start
+    size = torch.where(size.isfinite(), size.clamp(min=0.1), size)
     if trans is None:
         trans = input.new_zeros(len(rois), 2, part_size, part_size)
     part = torch.arange(pooled_size, device=input.device) * part_size // pooled_size

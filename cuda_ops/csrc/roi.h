@@ -42,6 +42,11 @@ struct LineSample {
   T slope;  // d(clamped position) / d(position): 1 or 0
 };
 
+template <typename T>
+SEGDEFORM_HOST_DEVICE bool is_finite(T v) {
+  return v - v == T(0);
+}
+
 // floor(v + 1/2) for every v; what is too large for a fraction is whole already.
 template <typename T>
 SEGDEFORM_HOST_DEVICE T round_half_up(T v) {
@@ -58,15 +63,10 @@ SEGDEFORM_HOST_DEVICE RoiAxis<T> roi_axis(const RoiGeometry& g, T from, T to) {
   if (g.position_sensitive) {
     const T start = round_half_up(from) * scale - T(0.5);
     const T size = (round_half_up(to) + T(1)) * scale - T(0.5) - start;
-    return {start, size < T(0.1) ? T(0.1) : size};
+    return {start, size < T(0.1) && is_finite(size) ? T(0.1) : size};
   }
   const T start = from * scale - T(0.5);
   return {start, to * scale - T(0.5) - start};
-}
-
-template <typename T>
-SEGDEFORM_HOST_DEVICE bool is_finite(T v) {
-  return v - v == T(0);
 }
 
 template <typename T>
