@@ -149,7 +149,7 @@ void pool_bin(const RoiGeometry& g, const Bin<T>& bin, const T* image, int64_t c
 }
 
 template <typename T>
-void roi_forward(const RoiTask<T>& task, int64_t unit, T* scratch) {
+void roi_forward(const RoiTask<T>& task, int64_t unit, T* out, T* scratch) {
   const RoiGeometry& g = task.g;
   const int64_t index = unit / (g.pooled_h * g.pooled_w);
   const int64_t ph = unit / g.pooled_w % g.pooled_h, pw = unit % g.pooled_w;
@@ -157,15 +157,14 @@ void roi_forward(const RoiTask<T>& task, int64_t unit, T* scratch) {
   const int64_t channels = g.out_channels / g.classes;
   Bin<T> bin = bin_in(g, scratch);
   for (int64_t group = 0; group < g.classes; ++group) {
-    T* out = task.output + unit * g.out_channels + group * channels;
     locate_bin(task, index, roi, group, ph, pw, false, bin);
     if (bin.lost) {
-      for (int64_t c = 0; c < channels; ++c) out[c] = T(__builtin_nanf(""));
+      for (int64_t c = 0; c < channels; ++c) out[group * channels + c] = T(__builtin_nanf(""));
       continue;
     }
     const T* image = task.input + roi.image * g.height * g.width * g.channels +
                      first_channel_of_bin(g, ph, pw) + group * channels;
-    pool_bin(g, bin, image, channels, out);
+    pool_bin(g, bin, image, channels, out + group * channels);
   }
 }
 

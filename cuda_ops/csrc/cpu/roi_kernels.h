@@ -12,8 +12,7 @@ struct RoiTask {
   const T* input;          // [N, H, W, group*group, O]: the channels of one bin lie side by side
   const T* rois;           // [R, 5]
   const T* shifts;         // [R, 2*classes, part_h, part_w], or nullptr: none
-  T* output;               // [R, pooled_h, pooled_w, O]
-  const T* grad;           // like output
+  const T* grad;           // [R, pooled_h, pooled_w, O]
   T* grad_input;           // like input, zeroed before
   T* grad_shifts;          // like shifts
   int64_t slice_channels;  // of a unit of the input gradient, out of group*group*O
@@ -22,7 +21,7 @@ struct RoiTask {
 template <typename T>
 struct RoiKernels {
   int64_t (*scratch)(const RoiGeometry&);  // elements of T, for any of the following
-  void (*forward)(const RoiTask<T>&, int64_t unit, T* scratch);          // unit: RoI, bin
+  void (*forward)(const RoiTask<T>&, int64_t unit, T* out, T* scratch);  // unit: RoI, bin; O values
   void (*backward_shifts)(const RoiTask<T>&, int64_t unit, T* scratch);  // unit: RoI, part
   void (*backward_input)(const RoiTask<T>&, int64_t unit, T* scratch);   // unit: image, slice
 };

@@ -41,11 +41,5 @@ inline Tensor empty_like_format(const Tensor& like, std::array<int64_t, 4> sizes
                               like.device(), std::nullopt, format);
 }
 
-// To the dtype and, unless channels-last is wanted, to contiguous memory.
-inline Tensor finished(const Tensor& t, ScalarType type, bool keep_channels_last) {
-  const Tensor cast = torch::stable::to(t, type);
-  return keep_channels_last ? cast : torch::stable::contiguous(cast);
-}
-
 }  // namespace
 }  // namespace segdeform::cpu
