@@ -123,7 +123,10 @@ def warn_fallback(operator: str, device: str) -> None:
         return
     _warned.add((operator, device))
     status = cuda_library if device == "cuda" and cpu_library.loaded else cpu_library
-    why = f"{status.file}: {status.reason}" if not status.loaded else f"no kernel in {status.file}"
+    why = f"{status.file}: {status.reason}"
+    if status.loaded:
+        stale = f", an older build; build it anew: {BUILD_COMMAND}" if device == "cpu" else ""
+        why = f"no kernel in {status.file}{stale}"
     fallbacks = {"torchvision": "torchvision's operator", "reference": "slow plain torch"}
     server = fallbacks[FALLBACKS[operator]]
     warnings.warn(f"{operator} runs on {server} on {device} ({why})", stacklevel=4)
