@@ -107,7 +107,9 @@ SEGDEFORM_INLINE int64_t first_channel_of_bin(const RoiGeometry& g, int64_t ph, 
   return cell * g.out_channels;
 }
 
-// V is a vector or one element of it.
+// V is a vector or one element of it: this many values.
+template <typename V, typename T>
+constexpr int64_t kValues = int64_t(sizeof(V) / sizeof(T));
 template <typename V, typename T>
 SEGDEFORM_INLINE V load_as(const T* p) {
   V v;
@@ -140,11 +142,11 @@ void pool_bin(const RoiGeometry& g, const Bin<T>& bin, const T* image, int64_t c
                               const T weight = bin.y.taps[i].weight * bin.x.taps[j].weight;
                               const T* pixel = row + bin.x.taps[j].pixel * g.channels;
                               for (int k = 0; k < Count; ++k)
-                                sums[k] += load_as<V>(pixel + k * (sizeof(V) / sizeof(T))) * weight;
+                                sums[k] += load_as<V>(pixel + k * kValues<V, T>) * weight;
                             }
                           }
                           for (int k = 0; k < Count; ++k)
-                            store_as(out + c + k * (sizeof(V) / sizeof(T)), sums[k] / bin.samples);
+                            store_as(out + c + k * kValues<V, T>, sums[k] / bin.samples);
                         });
 }
 
@@ -185,15 +187,15 @@ void add_derivatives(const RoiGeometry& g, const Bin<T>& bin, const T* image, in
                               const T weight_x = y.weight * x.slope, weight_y = y.slope * x.weight;
                               const T* pixel = row + x.pixel * g.channels;
                               for (int k = 0; k < Count; ++k) {
-                                const V value = load_as<V>(pixel + k * (sizeof(V) / sizeof(T)));
+                                const V value = load_as<V>(pixel + k * kValues<V, T>);
                                 by_x[k] += value * weight_x;
                                 by_y[k] += value * weight_y;
                               }
                             }
                           }
                           for (int k = 0; k < Count; ++k) {
-                            const V factor = load_as<V>(grad + c + k * (sizeof(V) / sizeof(T)));
-                            if constexpr (sizeof(V) == sizeof(T)) {
+                            const V factor = load_as<V>(grad + c + k * kValues<V, T>);
+                            if constexpr (kValues<V, T> == 1) {
                               rest[0] += by_x[k] * factor;
                               rest[1] += by_y[k] * factor;
                             } else {
@@ -242,23 +244,23 @@ void roi_backward_shifts(const RoiTask<T>& task, int64_t unit, T* scratch) {
 template <typename T>
 void scatter_bin(const RoiGeometry& g, const Bin<T>& bin, const T* grad, int64_t channels,
                  T* image) {
-  for_channel_blocks<T>(
-      channels, [&]<typename V, int Count>(int64_t c) __attribute__((always_inline)) {
-        V factors[Count];
-        for (int k = 0; k < Count; ++k)
-          factors[k] = load_as<V>(grad + c + k * (sizeof(V) / sizeof(T))) / bin.samples;
-        for (int64_t i = 0; i < bin.y.count; ++i) {
-          T* row = image + bin.y.taps[i].pixel * g.width * g.channels + c;
-          for (int64_t j = 0; j < bin.x.count; ++j) {
-            const T weight = bin.y.taps[i].weight * bin.x.taps[j].weight;
-            T* pixel = row + bin.x.taps[j].pixel * g.channels;
-            for (int k = 0; k < Count; ++k) {
-              T* at = pixel + k * (sizeof(V) / sizeof(T));
-              store_as(at, load_as<V>(at) + factors[k] * weight);
-            }
-          }
-        }
-      });
+  for_channel_blocks<T>(channels,
+                        [&]<typename V, int Count>(int64_t c) __attribute__((always_inline)) {
+                          V factors[Count];
+                          for (int k = 0; k < Count; ++k)
+                            factors[k] = load_as<V>(grad + c + k * kValues<V, T>) / bin.samples;
+                          for (int64_t i = 0; i < bin.y.count; ++i) {
+                            T* row = image + bin.y.taps[i].pixel * g.width * g.channels + c;
+                            for (int64_t j = 0; j < bin.x.count; ++j) {
+                              const T weight = bin.y.taps[i].weight * bin.x.taps[j].weight;
+                              T* pixel = row + bin.x.taps[j].pixel * g.channels;
+                              for (int k = 0; k < Count; ++k) {
+                                T* at = pixel + k * kValues<V, T>;
+                                store_as(at, load_as<V>(at) + factors[k] * weight);
+                              }
+                            }
+                          }
+                        });
 }
 
 // One slice of channels of one image: all that any RoI adds to it, in the order of the RoIs.
