@@ -95,7 +95,7 @@ def deform_conv2d(
             input, offset, weight, bias, mask, *pairs, groups, offset_groups
         )
         return result
-    library.warn_fallback(input.device.type)
+    library.warn_fallback("deform_conv2d", input.device.type)
     return _by_torchvision(input, offset, weight, bias, mask, *pairs)
 
 

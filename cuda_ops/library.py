@@ -1,6 +1,7 @@
 """Loads the native libraries and says which backend serves a call, and why.
 
-`SEGDEFORM_OPS=torchvision` leaves the native libraries aside.
+`SEGDEFORM_OPS=torchvision` leaves the native libraries aside. Operators that torchvision lacks are
+then computed by `cuda_ops.reference`, slowly.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ import torch
 FOLDER = Path(__file__).resolve().parent
 BUILD_COMMAND = "python -P -m cuda_ops.build"
 
-Backend = Literal["native", "torchvision"]
+Backend = Literal["native", "torchvision", "reference"]
+
+# Every operator, and what serves it where there is no native kernel.
+FALLBACKS: dict[str, Backend] = {
+    "deform_conv2d": "torchvision",
+    "deform_roi_pool": "reference",
+    "ps_deform_roi_pool": "reference",
+}
 
 
 @dataclass(frozen=True)
@@ -77,9 +85,10 @@ def _native_kernels() -> frozenset[tuple[str, str]]:
         return frozenset()
     return frozenset(
         (operator, device)
-        for operator in ("deform_conv2d",)
+        for operator in FALLBACKS
         for device, key in (("cpu", "CPU"), ("cuda", "CUDA"))
-        if torch._C._dispatch_has_kernel_for_dispatch_key(f"segdeform::{operator}", key)
+        if torch._C._dispatch_has_kernel(f"segdeform::{operator}")  # not in an older build
+        and torch._C._dispatch_has_kernel_for_dispatch_key(f"segdeform::{operator}", key)
     )
 
 
@@ -92,18 +101,32 @@ def has_kernel(operator: str, device: str) -> bool:
 
 
 def backend(device: str | torch.device = "cpu", operator: str = "deform_conv2d") -> Backend:
-    """Answers which implementation serves an operator on a device: "native" or "torchvision"."""
-    return "native" if has_kernel(operator, torch.device(device).type) else "torchvision"
+    """Answers which implementation serves an operator on a device.
+
+    "native"; or "torchvision", its operator of that name; or "reference", plain torch.
+
+    Raises:
+        ValueError: if there is no such operator.
+    """
+    if operator not in FALLBACKS:
+        raise ValueError(f"operator must be one of {', '.join(FALLBACKS)}, not {operator!r}")
+    return "native" if has_kernel(operator, torch.device(device).type) else FALLBACKS[operator]
 
 
-_warned: set[str] = set()
+_warned: set[tuple[str, str]] = set()
 
 
-def warn_fallback(device: str) -> None:
-    """Warns, once a process and device type, that torchvision's operator serves the calls."""
-    if torch.compiler.is_compiling() or device in _warned or _wanted == "torchvision":
+def warn_fallback(operator: str, device: str) -> None:
+    """Warns, once a process, operator and device type, that no native kernel serves the calls."""
+    asked_for = _wanted == "torchvision"
+    if torch.compiler.is_compiling() or (operator, device) in _warned or asked_for:
         return
-    _warned.add(device)
+    _warned.add((operator, device))
     status = cuda_library if device == "cuda" and cpu_library.loaded else cpu_library
-    why = f"{status.file}: {status.reason}" if not status.loaded else "there is no kernel for it"
-    warnings.warn(f"deform_conv2d runs on torchvision's operator on {device} ({why})", stacklevel=4)
+    why = f"{status.file}: {status.reason}"
+    if status.loaded:
+        stale = f", an older build; build it anew: {BUILD_COMMAND}" if device == "cpu" else ""
+        why = f"no kernel in {status.file}{stale}"
+    fallbacks = {"torchvision": "torchvision's operator", "reference": "slow plain torch"}
+    server = fallbacks[FALLBACKS[operator]]
+    warnings.warn(f"{operator} runs on {server} on {device} ({why})", stacklevel=4)

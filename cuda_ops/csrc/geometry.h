@@ -1,10 +1,11 @@
-// The shape of one deformable convolution: checked once on the host, passed by value everywhere.
+// The shapes of the operators: checked once on the host, passed by value everywhere.
 #pragma once
 
 #include <cstdint>
 
 namespace segdeform {
 
+// Of one deformable convolution.
 struct Geometry {
   int64_t batch, channels, height, width;       // input  [N, C, H, W]
   int64_t out_channels, out_height, out_width;  // output [N, O, P, Q]
@@ -22,6 +23,20 @@ struct Geometry {
   int64_t outputs_per_group() const { return out_channels / groups; }
   int64_t channels_per_offset_group() const { return channels / offset_groups; }
   bool depthwise() const { return groups == channels && out_channels == channels; }
+};
+
+constexpr int64_t kMaxRoiSamples = 4096;  // along one axis of one bin
+
+// Of one RoI pooling.
+struct RoiGeometry {
+  int64_t batch, channels, height, width;    // input [N, C, H, W], C = O * group * group
+  int64_t rois;                              // [R, 5]: image, x1, y1, x2, y2 in image pixels
+  int64_t out_channels, pooled_h, pooled_w;  // output [R, O, pooled_h, pooled_w]
+  int64_t group;                             // cells of position-sensitive channels along a side
+  int64_t classes, part_h, part_w;           // shifts [R, 2 * classes, part_h, part_w], x first
+  int64_t samples;                           // along an axis of a bin; 0: one a pixel or denser
+  double spatial_scale, shift_scale;         // image to feature pixels; share of the RoI's size
+  bool position_sensitive;                   // R-FCN's sampling rule, or RoIAlign's
 };
 
 }  // namespace segdeform

@@ -18,4 +18,20 @@ STABLE_TORCH_LIBRARY(segdeform, library) {
       "int offset_groups, bool need_input, bool need_offset, bool need_weight, bool need_bias, "
       "bool need_mask) -> (Tensor grad_input, Tensor grad_offset, Tensor grad_weight, "
       "Tensor grad_bias, Tensor grad_mask)");
+  library.def(
+      "deform_roi_pool(Tensor input, Tensor rois, Tensor? offset, int[2] output_size, "
+      "float spatial_scale, int sampling_ratio, float gamma) -> Tensor");
+  library.def(
+      "deform_roi_pool_backward(Tensor grad, Tensor input, Tensor rois, Tensor? offset, "
+      "int[2] output_size, float spatial_scale, int sampling_ratio, float gamma, "
+      "bool need_input, bool need_offset) -> (Tensor grad_input, Tensor grad_offset)");
+  library.def(
+      "ps_deform_roi_pool(Tensor input, Tensor rois, Tensor? trans, float spatial_scale, "
+      "int output_channels, int group_size, int pooled_size, int part_size, int sample_per_part, "
+      "float trans_std) -> Tensor");
+  library.def(
+      "ps_deform_roi_pool_backward(Tensor grad, Tensor input, Tensor rois, Tensor? trans, "
+      "float spatial_scale, int output_channels, int group_size, int pooled_size, int part_size, "
+      "int sample_per_part, float trans_std, bool need_input, bool need_trans) "
+      "-> (Tensor grad_input, Tensor grad_trans)");
 }

@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "../geometry.h"
+#include "roi_kernels.h"
 
 namespace segdeform::cpu {
 
@@ -83,6 +84,7 @@ struct Kernels {
   void (*forward_tile)(const ForwardTask<T>&, int64_t tile, T* scratch);
   int64_t (*backward_scratch)(const BackwardTask<T>&, const Slice&);
   void (*backward_slice)(const BackwardTask<T>&, const Slice&, T* scratch);
+  RoiKernels<T> roi;
 };
 
 // The kernels that serve this processor; the variable SEGDEFORM_CPU (avx512, avx2, portable) asks

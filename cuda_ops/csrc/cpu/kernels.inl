@@ -7,12 +7,14 @@
 #include <cstring>
 
 #include "../bilinear.h"
+#include "../roi.h"
 #include "kernels.h"
 
 #include "simd.inl"
 #include "sampling.inl"
 #include "forward.inl"
 #include "backward.inl"
+#include "roi.inl"
 
 namespace segdeform::cpu::SEGDEFORM_ISA {
 namespace {
@@ -24,7 +26,8 @@ constexpr Kernels<T> table(const char* name) {
           forward_scratch<T>,
           forward_tile<T>,
           backward_scratch<T>,
-          backward_slice<T>};
+          backward_slice<T>,
+          roi_table<T>()};
 }
 
 }  // namespace

@@ -4,8 +4,8 @@
 
 #include "kernels.h"
 
-// After all headers but bilinear.h, which holds nothing that is not force-inlined: no inline
-// function of theirs may be compiled for these instructions.
+// After all headers but bilinear.h and roi.h, which hold nothing that is not force-inlined: no
+// inline function of theirs may be compiled for these instructions.
 #if defined(__clang__)
 #pragma clang attribute push( \
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,avx2"))), apply_to = function)

@@ -1,0 +1,303 @@
+// deform_roi_pool, ps_deform_roi_pool and their backward on CPU: from tensors to units of work.
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <tuple>
+#include <vector>
+
+#include "kernels.h"
+#include "tensors.h"
+
+namespace segdeform::cpu {
+namespace {
+
+RoiGeometry checked(RoiGeometry g, const Tensor& input, const Tensor& rois,
+                    const std::optional<Tensor>& shifts) {
+  STD_TORCH_CHECK(input.dim() == 4 && rois.dim() == 2 && rois.size(1) == 5,
+                  "roi pooling: input must have 4 dimensions and rois the shape [R, 5]");
+  g.batch = input.size(0), g.channels = input.size(1);
+  g.height = input.size(2), g.width = input.size(3);
+  g.rois = rois.size(0);
+  constexpr int64_t kFar = int64_t(1) << 24;  // beyond, float32 cannot tell neighbouring pixels
+  STD_TORCH_CHECK(g.batch < kFar && g.height > 0 && g.height < kFar && g.width > 0 &&
+                      g.width < kFar && g.pooled_h > 0 && g.pooled_h < kFar && g.pooled_w > 0 &&
+                      g.pooled_w < kFar,
+                  "roi pooling: sizes must be positive and below 2^24");
+  STD_TORCH_CHECK(g.samples >= (g.position_sensitive ? 1 : 0) && g.samples <= kMaxRoiSamples,
+                  "roi pooling: the samples along an axis must be at most ", kMaxRoiSamples);
+  STD_TORCH_CHECK(g.part_h > 0 && g.part_h < kFar && g.part_w > 0 && g.part_w < kFar,
+                  "roi pooling: the part sizes must be positive and below 2^24");
+  STD_TORCH_CHECK(g.group > 0 && g.group < kFar && g.out_channels > 0 &&
+                      g.out_channels <= g.channels && g.channels % g.out_channels == 0 &&
+                      g.channels / g.out_channels == g.group * g.group,
+                  "roi pooling: input must have out channels * group * group channels");
+  g.classes = 1;
+  if (shifts) {
+    STD_TORCH_CHECK(shifts->dim() == 4 && shifts->size(0) == g.rois && shifts->size(1) > 0 &&
+                        shifts->size(1) % 2 == 0 && shifts->size(2) == g.part_h &&
+                        shifts->size(3) == g.part_w,
+                    "roi pooling: the shape of the offsets does not fit");
+    g.classes = shifts->size(1) / 2;
+    STD_TORCH_CHECK(g.out_channels % g.classes == 0,
+                    "roi pooling: the classes of the offsets must divide the out channels");
+  }
+  return g;
+}
+
+// Columns [first, end) of in [rows, columns] become rows of out [columns, rows].
+template <typename T>
+void transpose(const T* in, int64_t rows, int64_t columns, int64_t first, int64_t end, T* out) {
+  constexpr int64_t kTile = 16;
+  for (int64_t j0 = first; j0 < end; j0 += kTile)
+    for (int64_t i0 = 0; i0 < rows; i0 += kTile)
+      for (int64_t j = j0; j < std::min(j0 + kTile, end); ++j)
+        for (int64_t i = i0; i < std::min(i0 + kTile, rows); ++i)
+          out[j * rows + i] = in[i * columns + j];
+}
+
+template <typename T>
+T* data_of(const Tensor& t) {
+  return static_cast<T*>(t.data_ptr());
+}
+
+// [N, O * cells, h, w] -> [N, h * w, cells, O] in the compute type; not copied if it lies so.
+template <typename T>
+Tensor packed(const Tensor& t, ScalarType type, int64_t cells) {
+  const Tensor converted = torch::stable::to(t, type);
+  const int64_t n = t.size(0), o = t.size(1) / cells, pixels = t.size(2) * t.size(3);
+  if (cells > 1 || !converted.is_contiguous()) {
+    const int64_t sizes[4] = {n, o, cells, pixels};
+    const Tensor flat = torch::stable::reshape(converted, {sizes, 4});
+    return torch::stable::contiguous(torch::stable::transpose(flat, 1, 3));
+  }
+  // The common case by hand, in less than half the time of torch's copy.
+  Tensor result = empty_like_format(t, {n, pixels, 1, o}, type, MemoryFormat::Contiguous);
+  constexpr int64_t kStrip = 64;
+  const int64_t strips = (pixels + kStrip - 1) / kStrip;
+  parallel_units(n * strips, o * kStrip, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t first = unit % strips * kStrip, start = unit / strips * o * pixels;
+      transpose(data_of<const T>(converted) + start, o, pixels, first,
+                std::min(first + kStrip, pixels), data_of<T>(result) + start);
+    }
+  });
+  return result;
+}
+
+// The way back, into the dtype and memory format of `like`.
+Tensor unpacked(const Tensor& t, const Tensor& like) {
+  const int64_t sizes[4] = {like.size(0), like.size(1), like.size(2), like.size(3)};
+  const bool keep = prefers_channels_last(like);
+  Tensor result =
+      empty_like_format(like, {sizes[0], sizes[1], sizes[2], sizes[3]}, like.scalar_type(),
+                        keep ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  const Tensor channels_first = torch::stable::transpose(t, 1, 3);  // [N, O, cells, h * w]
+  torch::stable::copy_(result, torch::stable::reshape(channels_first, {sizes, 4}));
+  return result;
+}
+
+// The operands in the compute type, alive for as long as the kernels point into them.
+template <typename T>
+struct Operands {
+  Tensor input, rois;
+  std::optional<Tensor> shifts;
+
+  Operands(const RoiGeometry& g, const Tensor& input, const Tensor& rois,
+           const std::optional<Tensor>& shifts, ScalarType type)
+      : input(packed<T>(input, type, g.group * g.group)),
+        rois(torch::stable::contiguous(torch::stable::to(rois, type))) {
+    if (shifts) this->shifts = torch::stable::contiguous(torch::stable::to(*shifts, type));
+  }
+
+  RoiTask<T> task(const RoiGeometry& g) const {
+    RoiTask<T> task{};
+    task.g = g;
+    task.input = data_of<const T>(input);
+    task.rois = data_of<const T>(rois);
+    task.shifts = shifts ? data_of<const T>(*shifts) : nullptr;
+    return task;
+  }
+};
+
+// Calls f(unit, scratch) for all units; each thread has scratch memory of its own.
+template <typename T, typename F>
+void run(const RoiGeometry& g, int64_t units, int64_t cost, F f) {
+  const int64_t elements = kernels<T>().roi.scratch(g);
+  parallel_units(units, cost, [&](int64_t begin, int64_t end) {
+    std::vector<T> scratch(static_cast<size_t>(elements));
+    for (int64_t unit = begin; unit < end; ++unit) f(unit, scratch.data());
+  });
+}
+
+constexpr int64_t kTypicalPixels = 16;  // of one bin, to guess at the cost
+
+template <typename T>
+Tensor forward(const RoiGeometry& g, const Tensor& input, const Tensor& rois,
+               const std::optional<Tensor>& shifts, ScalarType type) {
+  const bool keep = prefers_channels_last(input);
+  const int64_t bins = g.pooled_h * g.pooled_w, channels = g.out_channels;
+  const Tensor output =
+      empty_like_format(input, {g.rois, channels, g.pooled_h, g.pooled_w}, type,
+                        keep ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  const Operands<T> operands(g, input, rois, shifts, type);
+  const RoiTask<T> task = operands.task(g);
+  const auto pool_bin = kernels<T>().roi.forward;
+  if (keep) {
+    run<T>(g, g.rois * bins, kTypicalPixels * channels, [&](int64_t unit, T* scratch) {
+      pool_bin(task, unit, data_of<T>(output) + unit * channels, scratch);
+    });
+  } else {
+    // A RoI is turned round while it is in cache.
+    run<T>(g, g.rois, kTypicalPixels * channels * bins, [&](int64_t roi, T* scratch) {
+      std::vector<T> tile(static_cast<size_t>(bins * channels));
+      for (int64_t bin = 0; bin < bins; ++bin)
+        pool_bin(task, roi * bins + bin, tile.data() + bin * channels, scratch);
+      transpose(tile.data(), bins, channels, 0, channels,
+                data_of<T>(output) + roi * bins * channels);
+    });
+  }
+  return torch::stable::to(output, input.scalar_type());
+}
+
+// Wide slices locate the bins less often, many slices share among more threads. It depends on the
+// shape alone.
+int64_t slice_channels(const RoiGeometry& g) {
+  const int64_t all = g.batch * g.channels;
+  return all >= 16 * 128 ? 128 : all >= 4 * 64 ? 64 : 32;
+}
+
+template <typename T>
+std::tuple<Tensor, Tensor> backward(const RoiGeometry& g, const Tensor& grad, const Tensor& input,
+                                    const Tensor& rois, const std::optional<Tensor>& shifts,
+                                    bool need_input, bool need_shifts, ScalarType type) {
+  const Operands<T> operands(g, input, rois, shifts, type);
+  const RoiKernels<T>& kernel = kernels<T>().roi;
+  const Tensor flat_grad = packed<T>(grad, type, 1);
+  RoiTask<T> task = operands.task(g);
+  task.grad = data_of<const T>(flat_grad);
+
+  const int64_t none[1] = {0};
+  const Tensor nothing = torch::stable::new_empty(shifts ? *shifts : rois, {none, 1});
+  Tensor grad_input = torch::stable::new_empty(input, {none, 1}), grad_shifts = nothing;
+  if (need_input) {
+    Tensor sums = torch::stable::empty_like(operands.input);
+    torch::stable::zero_(sums);
+    task.grad_input = data_of<T>(sums);
+    task.slice_channels = slice_channels(g);
+    const int64_t slices = (g.channels + task.slice_channels - 1) / task.slice_channels;
+    const int64_t cost = g.rois * g.pooled_h * g.pooled_w * kTypicalPixels * task.slice_channels /
+                         std::max<int64_t>(g.batch, 1);
+    run<T>(g, g.batch * slices, cost,
+           [&](int64_t unit, T* scratch) { kernel.backward_input(task, unit, scratch); });
+    grad_input = unpacked(sums, input);
+  }
+  if (need_shifts) {
+    grad_shifts = torch::stable::empty_like(*operands.shifts);
+    task.grad_shifts = data_of<T>(grad_shifts);
+    const int64_t parts = g.part_h * g.part_w;
+    const int64_t cost = g.pooled_h * g.pooled_w * kTypicalPixels * g.out_channels / parts;
+    run<T>(g, g.rois * parts, cost,
+           [&](int64_t unit, T* scratch) { kernel.backward_shifts(task, unit, scratch); });
+    grad_shifts = torch::stable::to(grad_shifts, shifts->scalar_type());
+  }
+  return {grad_input, grad_shifts};
+}
+
+Tensor pool(const RoiGeometry& g, const Tensor& input, const Tensor& rois,
+            const std::optional<Tensor>& shifts) {
+  if (input.scalar_type() == ScalarType::Double)
+    return forward<double>(g, input, rois, shifts, ScalarType::Double);
+  return forward<float>(g, input, rois, shifts, ScalarType::Float);
+}
+
+std::tuple<Tensor, Tensor> pool_backward(const RoiGeometry& g, const Tensor& grad,
+                                         const Tensor& input, const Tensor& rois,
+                                         const std::optional<Tensor>& shifts, bool need_input,
+                                         bool need_shifts) {
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == g.rois && grad.size(1) == g.out_channels &&
+                      grad.size(2) == g.pooled_h && grad.size(3) == g.pooled_w,
+                  "roi pooling: the shape of grad does not fit");
+  STD_TORCH_CHECK(shifts.has_value() || !need_shifts, "roi pooling: there are no offsets");
+  if (input.scalar_type() == ScalarType::Double)
+    return backward<double>(g, grad, input, rois, shifts, need_input, need_shifts,
+                            ScalarType::Double);
+  return backward<float>(g, grad, input, rois, shifts, need_input, need_shifts, ScalarType::Float);
+}
+
+// ---- what the dispatcher calls ----
+
+RoiGeometry aligned(const Tensor& input, const Tensor& rois, const std::optional<Tensor>& offset,
+                    const std::vector<int64_t>& output_size, double spatial_scale,
+                    int64_t sampling_ratio, double gamma) {
+  STD_TORCH_CHECK(input.dim() == 4 && output_size.size() == 2 &&
+                      (!offset || (offset->dim() == 4 && offset->size(1) == 2)),
+                  "deform_roi_pool: input [N, C, H, W], offset [R, 2, ph, pw] and two output "
+                  "sizes are needed");
+  RoiGeometry g{};
+  g.out_channels = input.size(1), g.group = 1;
+  g.pooled_h = g.part_h = output_size[0], g.pooled_w = g.part_w = output_size[1];
+  g.samples = sampling_ratio;
+  g.spatial_scale = spatial_scale, g.shift_scale = gamma;
+  return checked(g, input, rois, offset);
+}
+
+Tensor deform_roi_pool(const Tensor& input, const Tensor& rois, const std::optional<Tensor>& offset,
+                       const std::vector<int64_t>& output_size, double spatial_scale,
+                       int64_t sampling_ratio, double gamma) {
+  return pool(aligned(input, rois, offset, output_size, spatial_scale, sampling_ratio, gamma),
+              input, rois, offset);
+}
+
+std::tuple<Tensor, Tensor> deform_roi_pool_backward(
+    const Tensor& grad, const Tensor& input, const Tensor& rois,
+    const std::optional<Tensor>& offset, const std::vector<int64_t>& output_size,
+    double spatial_scale, int64_t sampling_ratio, double gamma, bool need_input, bool need_offset) {
+  return pool_backward(
+      aligned(input, rois, offset, output_size, spatial_scale, sampling_ratio, gamma), grad, input,
+      rois, offset, need_input, need_offset);
+}
+
+RoiGeometry position_sensitive(const Tensor& input, const Tensor& rois,
+                               const std::optional<Tensor>& trans, double spatial_scale,
+                               int64_t output_channels, int64_t group_size, int64_t pooled_size,
+                               int64_t part_size, int64_t sample_per_part, double trans_std) {
+  RoiGeometry g{};
+  g.out_channels = output_channels, g.group = group_size;
+  g.pooled_h = g.pooled_w = pooled_size;
+  g.part_h = g.part_w = part_size;
+  g.samples = sample_per_part;
+  g.spatial_scale = spatial_scale, g.shift_scale = trans_std;
+  g.position_sensitive = true;
+  return checked(g, input, rois, trans);
+}
+
+Tensor ps_deform_roi_pool(const Tensor& input, const Tensor& rois,
+                          const std::optional<Tensor>& trans, double spatial_scale,
+                          int64_t output_channels, int64_t group_size, int64_t pooled_size,
+                          int64_t part_size, int64_t sample_per_part, double trans_std) {
+  return pool(position_sensitive(input, rois, trans, spatial_scale, output_channels, group_size,
+                                 pooled_size, part_size, sample_per_part, trans_std),
+              input, rois, trans);
+}
+
+std::tuple<Tensor, Tensor> ps_deform_roi_pool_backward(
+    const Tensor& grad, const Tensor& input, const Tensor& rois, const std::optional<Tensor>& trans,
+    double spatial_scale, int64_t output_channels, int64_t group_size, int64_t pooled_size,
+    int64_t part_size, int64_t sample_per_part, double trans_std, bool need_input,
+    bool need_trans) {
+  return pool_backward(
+      position_sensitive(input, rois, trans, spatial_scale, output_channels, group_size,
+                         pooled_size, part_size, sample_per_part, trans_std),
+      grad, input, rois, trans, need_input, need_trans);
+}
+
+}  // namespace
+}  // namespace segdeform::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(segdeform, CPU, library) {
+  library.impl("deform_roi_pool", TORCH_BOX(&segdeform::cpu::deform_roi_pool));
+  library.impl("deform_roi_pool_backward", TORCH_BOX(&segdeform::cpu::deform_roi_pool_backward));
+  library.impl("ps_deform_roi_pool", TORCH_BOX(&segdeform::cpu::ps_deform_roi_pool));
+  library.impl("ps_deform_roi_pool_backward",
+               TORCH_BOX(&segdeform::cpu::ps_deform_roi_pool_backward));
+}

@@ -1,0 +1,131 @@
+// Where the bins of a region of interest sample the image: the arithmetic of both poolings, written
+// once, for host and device.
+//
+// The samples of a bin are a grid, so a line of samples along each axis describes them. A sample
+// between two pixels takes 1 - fraction of the lower and fraction of the upper one; beyond the
+// centre of the border pixels it is clamped, and its derivative is 0.
+// A region that is not finite or names no image is lost: image -1. A bin whose shift is NaN is
+// lost too. What is lost gives NaN and addresses nothing.
+#pragma once
+
+#include <cstdint>
+
+#include "bilinear.h"
+#include "geometry.h"
+
+namespace segdeform {
+
+template <typename T>
+struct RoiAxis {
+  T start, size;  // feature pixels; pixel i has its centre at i
+};
+
+template <typename T>
+struct Roi {
+  int64_t image;  // -1: lost
+  RoiAxis<T> y, x;
+};
+
+// Samples at origin + (i + phase) * length / samples, for i < samples.
+template <typename T>
+struct SampleLine {
+  T origin, length, phase;
+  int32_t samples;
+  T lowest, highest;  // samples beyond add nothing
+};
+
+template <typename T>
+struct LineSample {
+  bool inside;
+  int32_t low, high;  // pixels
+  T fraction;
+  T slope;  // d(clamped position) / d(position): 1 or 0
+};
+
+template <typename T>
+SEGDEFORM_HOST_DEVICE bool is_finite(T v) {
+  return v - v == T(0);
+}
+
+// floor(v + 1/2) for every v; what is too large for a fraction is whole already.
+template <typename T>
+SEGDEFORM_HOST_DEVICE T round_half_up(T v) {
+  constexpr T kWhole = T(int64_t(1) << 52);
+  const T raised = v + T(0.5);
+  if (!(raised > -kWhole && raised < kWhole)) return v;
+  const T whole = T(int64_t(raised));
+  return whole > raised ? whole - 1 : whole;
+}
+
+template <typename T>
+SEGDEFORM_HOST_DEVICE RoiAxis<T> roi_axis(const RoiGeometry& g, T from, T to) {
+  const T scale = T(g.spatial_scale);
+  if (g.position_sensitive) {
+    const T start = round_half_up(from) * scale - T(0.5);
+    const T size = (round_half_up(to) + T(1)) * scale - T(0.5) - start;
+    return {start, size < T(0.1) && is_finite(size) ? T(0.1) : size};
+  }
+  const T start = from * scale - T(0.5);
+  return {start, to * scale - T(0.5) - start};
+}
+
+template <typename T>
+SEGDEFORM_HOST_DEVICE Roi<T> roi_at(const RoiGeometry& g, const T* five) {
+  const T image = five[0];
+  Roi<T> roi{-1, roi_axis(g, five[2], five[4]), roi_axis(g, five[1], five[3])};
+  const bool finite = is_finite(roi.y.start) && is_finite(roi.y.size) && is_finite(roi.x.start) &&
+                      is_finite(roi.x.size);
+  if (finite && image >= T(0) && image < T(g.batch)) roi.image = int64_t(image);
+  return roi;
+}
+
+// The line of bin number `bin` out of `bins` along a finite axis of an image of `pixels` pixels.
+template <typename T>
+SEGDEFORM_HOST_DEVICE SampleLine<T> sample_line(const RoiGeometry& g, RoiAxis<T> axis, T shift,
+                                                int64_t bin, int64_t bins, int64_t pixels) {
+  SampleLine<T> line;
+  line.length = axis.size / T(bins);
+  line.origin = axis.start + shift + T(bin) * line.length;
+  line.samples = int32_t(g.samples);
+  if (g.samples == 0) {
+    const T wanted = line.length < T(kMaxRoiSamples) ? line.length : T(kMaxRoiSamples);
+    const int32_t whole = wanted > T(0) ? int32_t(wanted) : 0;
+    line.samples = T(whole) < wanted ? whole + 1 : whole;
+  }
+  line.phase = g.position_sensitive ? T(0) : T(0.5);
+  line.lowest = g.position_sensitive ? T(-0.5) : T(-1);
+  line.highest = g.position_sensitive ? T(pixels) - T(0.5) : T(pixels);
+  return line;
+}
+
+template <typename T>
+SEGDEFORM_HOST_DEVICE bool is_lost(const SampleLine<T>& line) {
+  return line.origin != line.origin;
+}
+
+template <typename T>
+SEGDEFORM_HOST_DEVICE LineSample<T> line_sample(const SampleLine<T>& line, int32_t i,
+                                                int64_t pixels) {
+  const T v = line.origin + (T(i) + line.phase) * line.length / T(line.samples);
+  const T last = T(pixels - 1);
+  LineSample<T> sample;
+  sample.inside = v >= line.lowest && v <= line.highest;
+  const T clamped = !sample.inside || v < T(0) ? T(0) : v > last ? last : v;
+  sample.low = floor_of<OneSample<T>>(clamped);
+  sample.high = sample.low + 1 < pixels ? sample.low + 1 : sample.low;
+  sample.fraction = clamped - T(sample.low);
+  sample.slope = v >= T(0) && v < last ? T(1) : T(0);
+  return sample;
+}
+
+// Which of `cells` cells along a side bin number `bin` lies in.
+SEGDEFORM_HOST_DEVICE int64_t cell_of_bin(int64_t bin, int64_t bins, int64_t cells) {
+  return bin * cells / bins;
+}
+
+// The first bin of a cell; those of one cell are consecutive, and there may be none.
+SEGDEFORM_HOST_DEVICE int64_t first_bin_of_cell(int64_t cell, int64_t bins, int64_t cells) {
+  return (cell * bins + cells - 1) / cells;
+}
+
+}  // namespace segdeform
