@@ -28,6 +28,10 @@ class WeightPacking:
     def __init__(self) -> None:
         self._memory: Tensor | None = None
 
+    def __reduce__(self) -> tuple[type[WeightPacking], tuple[()]]:
+        """Copies and pickles as an empty one: what it keeps is made anew in no time."""
+        return WeightPacking, ()
+
     def serves(self, *tensors: Tensor | None) -> bool:
         """Says whether a call with these tensors runs on CPU and needs no gradients."""
         given = [t for t in tensors if t is not None]

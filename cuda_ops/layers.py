@@ -2,9 +2,141 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from cuda_ops.deform_conv2d import WeightPacking, deform_conv2d
 from cuda_ops.deform_roi_pool import deform_roi_pool
+
+Size = int | tuple[int, int]
+
+
+class DeformConv2d(nn.Module):
+    """Convolves at positions that a second convolution predicts from the same input.
+
+    A drop-in for `nn.Conv2d` with zero padding: `weight` and `bias` have the same names and shapes.
+    `offset_conv` has the geometry of the layer itself and starts at zero, so that a fresh layer
+    computes the plain convolution. Its channels: 2*G*T offsets in pixels (dy and dx of each tap by
+    turns, taps row-major, within an offset group). Dai et al., "Deformable Convolutional Networks",
+    ICCV 2017, equation 2.
+
+    In evaluation mode on CPU the layer keeps its weight in the kernels' layout until `train()`; a
+    weight that changes meanwhile is noticed.
+
+    Args:
+        offset_groups: G, groups of input channels with offsets of their own.
+        (the rest): as in `nn.Conv2d`; (height, width) where a pair is given.
+
+    Raises:
+        ValueError: offset_groups does not divide in_channels.
+    """
+
+    maps_per_tap = 2  # channels of offset_conv per tap and offset group
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        offset_groups: int = 1,
+    ) -> None:
+        super().__init__()
+        if offset_groups < 1 or in_channels % offset_groups:
+            raise ValueError(
+                f"offset_groups must divide the {in_channels} input channels, not {offset_groups}"
+            )
+        plain = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
+        )
+        self.weight, self.bias = plain.weight, plain.bias
+        self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
+        self.padding, self.dilation = _pair(padding), _pair(dilation)
+        self.groups, self.offset_groups = groups, offset_groups
+        maps = self.maps_per_tap * offset_groups * self.kernel_size[0] * self.kernel_size[1]
+        self.offset_conv = nn.Conv2d(in_channels, maps, kernel_size, stride, padding, dilation)
+        nn.init.zeros_(self.offset_conv.weight)
+        assert self.offset_conv.bias is not None
+        nn.init.zeros_(self.offset_conv.bias)
+        self._packing: WeightPacking | None = None
+
+    def sampling(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Predicts the offsets [N, 2*G*T, P, Q] in pixels, and the modulation, which v1 has not.
+
+        float32 or better whatever the input [N, C, H, W] is: half-precision coordinates are off by
+        up to a pixel.
+        """
+        return self._predict(x), None
+
+    def _predict(self, x: Tensor) -> Tensor:
+        conv = self.offset_conv
+        assert conv.bias is not None
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(
+                x.to(dtype),
+                conv.weight.to(dtype),
+                conv.bias.to(dtype),
+                self.stride,
+                self.padding,
+                self.dilation,
+            )
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolves [N, C, H, W] -> [N, O, P, Q] at the predicted positions with a given weight."""
+        offset, mask = self.sampling(x)
+        if self._packing is None and not self.training:
+            self._packing = WeightPacking()
+        return deform_conv2d(
+            x,
+            offset,
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            mask,
+            packing=self._packing,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, O, P, Q]
+        return self.convolve(x, self.weight, self.bias)
+
+    def train(self, mode: bool = True) -> DeformConv2d:
+        """Sets the mode; drops what is kept for inference."""
+        self._packing = None
+        return super().train(mode)
+
+    def extra_repr(self) -> str:
+        """Describes the layer as `nn.Conv2d` does."""
+        out_channels, in_channels = self.weight.shape[0], self.weight.shape[1] * self.groups
+        return (
+            f"{in_channels}, {out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, "
+            f"bias={self.bias is not None}, offset_groups={self.offset_groups}"
+        )
+
+
+class ModulatedDeformConv2d(DeformConv2d):
+    """Convolves at predicted positions with predicted weights of the samples (v2).
+
+    As `DeformConv2d`; after the offsets, `offset_conv` predicts G*T logits of the modulation, which
+    is 2*sigmoid(logit): 1 at the start, where the sigmoid of Zhu et al., "Deformable ConvNets v2",
+    CVPR 2019, equation 1, is a half.
+    """
+
+    maps_per_tap = 3
+
+    def sampling(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicts offsets [N, 2*G*T, P, Q] in pixels and the modulation [N, G*T, P, Q]."""
+        predicted = self._predict(x)
+        positions = 2 * predicted.shape[1] // 3
+        return predicted[:, :positions], 2 * predicted[:, positions:].sigmoid()
 
 
 class DeformRoIPool(nn.Module):
@@ -88,3 +220,8 @@ class DeformRoIPool(nn.Module):
             f"{self.output_size}, spatial_scale={self.spatial_scale}, channels={self.channels}, "
             f"sampling_ratio={self.sampling_ratio}, gamma={self.gamma}"
         )
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    """Spells a size out as (height, width)."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -11,20 +11,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segdeform.models.deform import DeformConv2d, deformify
+    from cuda_ops.layers import DeformConv2d, ModulatedDeformConv2d
+    from segdeform.models.deform import deformify
     from segdeform.segmenter import Segmenter, load
 
 __version__ = "0.1.0"
 
 # Imported when first asked for: torch takes seconds, and most commands' help needs none.
 _HOMES = {
-    "DeformConv2d": "segdeform.models.deform",
+    "DeformConv2d": "cuda_ops.layers",
+    "ModulatedDeformConv2d": "cuda_ops.layers",
     "Segmenter": "segdeform.segmenter",
     "deformify": "segdeform.models.deform",
     "load": "segdeform.segmenter",
 }
 
-__all__ = ["DeformConv2d", "Segmenter", "__version__", "deformify", "load"]
+__all__ = [
+    "DeformConv2d",
+    "ModulatedDeformConv2d",
+    "Segmenter",
+    "__version__",
+    "deformify",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from torch import nn
 from segdeform.config import DeformConfig, ModelConfig
 from segdeform.models.backbones import Backbone, build_backbone, set_dilation
 from segdeform.models.deeplab import IMAGENET_MEAN, IMAGENET_STD, DeepLab, Output
-from segdeform.models.deform import DeformConv2d, deformify
+from segdeform.models.deform import deformify
 from segdeform.models.frozen import freeze_batch_norm
 from segdeform.models.heads import (
     AuxiliaryHead,
@@ -64,7 +64,6 @@ def _build_head(model: ModelConfig, backbone: Backbone, classes: int) -> nn.Modu
 
 __all__ = [
     "DeepLab",
-    "DeformConv2d",
     "Output",
     "build_model",
     "deformify",

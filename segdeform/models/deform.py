@@ -1,4 +1,4 @@
-"""Deformable convolution as a layer, and its way into any network.
+"""Deformable convolution's way into any network.
 
 Sources: Dai et al., Deformable Convolutional Networks, 2017 (v1, equation 2);
 Zhu et al., Deformable ConvNets v2, 2019 (modulation, equation 1).
@@ -8,107 +8,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from cuda_ops import deform_conv2d
+from cuda_ops.layers import DeformConv2d, ModulatedDeformConv2d
 from segdeform.errors import ConfigError
 
-Size = int | tuple[int, int]
-
-
-class DeformConv2d(nn.Module):
-    """Convolves at positions that a second convolution predicts from the same input.
-
-    A drop-in for `nn.Conv2d` with zero padding: `weight` and `bias` have the same names and shapes.
-    `offset_conv` has the geometry of the layer itself and starts at zero, so that a fresh layer
-    computes the plain convolution. Its channels: 2*G*T offsets in pixels (dy and dx of each tap by
-    turns, taps row-major, within an offset group), then for v2 G*T logits of the modulation.
-    That modulation is 2*sigmoid(logit), 1 at the start (the v2 paper's is sigmoid).
-
-    Args:
-        offset_groups: G, groups of input channels with offsets of their own.
-        variant: "v1" (offsets) or "v2" (offsets and modulation).
-        (the rest): as in `nn.Conv2d`; (height, width) where a pair is given.
-
-    Raises:
-        ConfigError: offset_groups does not divide in_channels, or the variant is unknown.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        bias: bool = True,
-        offset_groups: int = 1,
-        variant: Literal["v1", "v2"] = "v2",
-    ) -> None:
-        super().__init__()
-        if variant not in ("v1", "v2"):
-            raise ConfigError(f"deform.variant is {variant!r}; it must be 'v1' or 'v2'")
-        _check_offset_groups(offset_groups, in_channels)
-        plain = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
-        )
-        self.weight, self.bias = plain.weight, plain.bias
-        self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
-        self.padding, self.dilation = _pair(padding), _pair(dilation)
-        self.groups, self.offset_groups, self.variant = groups, offset_groups, variant
-        taps = self.kernel_size[0] * self.kernel_size[1]
-        channels = offset_groups * taps * (3 if variant == "v2" else 2)
-        self.offset_conv = nn.Conv2d(in_channels, channels, kernel_size, stride, padding, dilation)
-        nn.init.zeros_(self.offset_conv.weight)
-        assert self.offset_conv.bias is not None
-        nn.init.zeros_(self.offset_conv.bias)
-
-    def sampling(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Predicts offsets [N, 2*G*T, P, Q], pixels, and for v2 the modulation [N, G*T, P, Q].
-
-        Both are float32 or better whatever the input [N, C, H, W] is: half-precision coordinates
-        are off by up to a pixel.
-        """
-        conv = self.offset_conv
-        assert conv.bias is not None
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
-            predicted = F.conv2d(
-                x.to(dtype),
-                conv.weight.to(dtype),
-                conv.bias.to(dtype),
-                self.stride,
-                self.padding,
-                self.dilation,
-            )
-            if self.variant == "v1":
-                return predicted, None
-            positions = 2 * predicted.shape[1] // 3
-            return predicted[:, :positions], 2 * predicted[:, positions:].sigmoid()
-
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Convolves [N, C, H, W] -> [N, O, P, Q] at the predicted positions with a given weight."""
-        offset, mask = self.sampling(x)
-        output: Tensor = deform_conv2d(
-            x, offset, weight, bias, self.stride, self.padding, self.dilation, mask
-        )
-        return output
-
-    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, O, P, Q]
-        return self.convolve(x, self.weight, self.bias)
-
-    def extra_repr(self) -> str:
-        """Describes the layer as `nn.Conv2d` does."""
-        out_channels, in_channels = self.weight.shape[0], self.weight.shape[1] * self.groups
-        return (
-            f"{in_channels}, {out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, "
-            f"bias={self.bias is not None}, offset_groups={self.offset_groups}, {self.variant}"
-        )
+VARIANTS = {"v1": DeformConv2d, "v2": ModulatedDeformConv2d}
 
 
 def conv3x3_layers(module: nn.Module) -> dict[str, nn.Conv2d | DeformConv2d]:
@@ -172,7 +77,8 @@ def _deformable(
     padding = conv.padding
     if isinstance(padding, str):
         padding = conv.dilation if padding == "same" else (0, 0)
-    layer = DeformConv2d(
+    _check(variant, offset_groups, conv.in_channels)
+    layer = VARIANTS[variant](
         conv.in_channels,
         conv.out_channels,
         (3, 3),
@@ -182,14 +88,15 @@ def _deformable(
         conv.groups,
         conv.bias is not None,
         offset_groups,
-        variant,
     )
     layer.to(conv.weight.device, conv.weight.dtype).train(conv.training)
     layer.weight, layer.bias = conv.weight, conv.bias
     return layer
 
 
-def _check_offset_groups(offset_groups: int, channels: int) -> None:
+def _check(variant: str, offset_groups: int, channels: int) -> None:
+    if variant not in VARIANTS:
+        raise ConfigError(f"deform.variant is {variant!r}; it must be 'v1' or 'v2'")
     if offset_groups < 1 or channels % offset_groups:
         raise ConfigError(
             f"deform.offset_groups is {offset_groups}; it must divide the layer's {channels} "

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from segdeform.models.deform import DeformConv2d
+from cuda_ops.layers import DeformConv2d, ModulatedDeformConv2d
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
@@ -77,7 +77,8 @@ def _frozen(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm2d:
 
 def _fold(layer: nn.Module, after: nn.Module) -> bool:
     # Exact types: a subclass may convolve in its own way.
-    return type(layer) in (nn.Conv2d, DeformConv2d) and isinstance(after, FrozenBatchNorm2d)
+    known = type(layer) in (nn.Conv2d, DeformConv2d, ModulatedDeformConv2d)
+    return known and isinstance(after, FrozenBatchNorm2d)
 
 
 def _normalized_convolution(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:

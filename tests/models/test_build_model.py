@@ -5,12 +5,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cuda_ops import DeformConv2d
 from segdeform.config import DeformConfig, ModelConfig
 from segdeform.errors import ConfigError
 from segdeform.models import build_model
 from segdeform.models.backbones import Backbone, Features
 from segdeform.models.deeplab import DeepLab
-from segdeform.models.deform import DeformConv2d, conv3x3_layers
+from segdeform.models.deform import conv3x3_layers
 
 
 def config(**keys: object) -> ModelConfig:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from cuda_ops import DeformConv2d
 from segdeform.models.backbones import build_backbone
-from segdeform.models.deform import DeformConv2d, deformify
+from segdeform.models.deform import deformify
 from segdeform.models.frozen import FoldedSequential, freeze_batch_norm
 
 

@@ -1,7 +1,5 @@
 // deform_conv2d and its backward on CPU: from tensors to units of work for the kernels.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <array>
@@ -13,35 +11,13 @@
 
 #include "kernels.h"
 #include "packing.h"
-#include "workspace.h"
+#include "tensors.h"
 
 namespace segdeform::cpu {
 namespace {
 
-using torch::headeronly::IntHeaderOnlyArrayRef;
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// Channels-last in memory and not also contiguous; dimensions of size 1 decide nothing.
-bool prefers_channels_last(const Tensor& t) {
-  if (t.is_contiguous()) return false;
-  int64_t expected = 1;
-  for (int d : {1, 3, 2, 0}) {
-    if (t.size(d) != 1 && t.stride(d) != expected) return false;
-    expected *= t.size(d);
-  }
-  return true;
-}
-
 Tensor channels_last(const Tensor& t, ScalarType type) {
   return torch::stable::contiguous(torch::stable::to(t, type), MemoryFormat::ChannelsLast);
-}
-
-Tensor empty_like_format(const Tensor& like, std::array<int64_t, 4> sizes, ScalarType type,
-                         MemoryFormat format) {
-  return torch::stable::empty(IntHeaderOnlyArrayRef(sizes.data(), 4), type, std::nullopt,
-                              like.device(), std::nullopt, format);
 }
 
 // To the dtype and, unless channels-last is wanted, to contiguous memory.

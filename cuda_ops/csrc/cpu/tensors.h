@@ -1,12 +1,13 @@
-// What operators on CPU share in handling tensors: layouts, dtypes and threads.
+// What operators on CPU share in handling tensors: layouts and dtypes.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <array>
 #include <optional>
+
+#include "workspace.h"
 
 namespace segdeform::cpu {
 namespace {
@@ -15,14 +16,6 @@ using torch::headeronly::IntHeaderOnlyArrayRef;
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// Calls f(begin, end) over the units on torch's threads. `cost` is the work of one unit in
-// elementary operations: waking a thread pays from some ten thousand on.
-template <typename F>
-void parallel_units(int64_t units, int64_t cost, F f) {
-  torch::stable::parallel_for(0, units, std::max<int64_t>(1, 30000 / std::max<int64_t>(1, cost)),
-                              f);
-}
 
 // Channels-last in memory and not also contiguous; dimensions of size 1 decide nothing.
 inline bool prefers_channels_last(const Tensor& t) {
