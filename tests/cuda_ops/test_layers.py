@@ -167,3 +167,41 @@ def test_a_layer_in_use_is_copied_and_saved_without_its_packing() -> None:
     torch.save(copy.deepcopy(layer), file)
     parameters = sum(4 * p.numel() for p in layer.parameters())
     assert file.tell() < 1.1 * parameters + 10_000
+
+
+def test_mmcv_golden_numbers() -> None:
+    """The input, parameters and results of the test of mmcv's DeformConv2dPack, for ten images."""
+    layer = DeformConv2d(1, 1, 2, bias=False).double()
+    branch = layer.offset_conv
+    assert branch.bias is not None
+    weights = [
+        [0.1, 0.4, 0.6, 0.1], [0.3, 0.2, 0.1, 0.3], [0.5, 0.5, 0.2, 0.8], [0.8, 0.3, 0.9, 0.1],
+        [0.3, 0.1, 0.2, 0.5], [0.3, 0.7, 0.5, 0.3], [0.6, 0.2, 0.5, 0.3], [0.4, 0.1, 0.8, 0.4],
+    ]  # fmt: skip
+    with torch.no_grad():
+        branch.weight.copy_(torch.tensor(weights).reshape(8, 1, 2, 2))
+        branch.bias.copy_(torch.tensor([0.7, 0.1, 0.8, 0.5, 0.6, 0.5, 0.4, 0.7]))
+        layer.weight.copy_(torch.tensor([0.4, 0.2, 0.1, 0.9]).reshape(1, 1, 2, 2))
+    image = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 2.0], [3.0, 5.0, 2.0]], dtype=torch.float64)
+    images = image.expand(10, 1, 3, 3).clone().requires_grad_()
+    output = layer(images)
+    output.sum().backward()
+
+    def close(found: Tensor | None, expected: list[list[float]]) -> None:
+        assert found is not None
+        wanted = torch.tensor(expected, dtype=torch.float64).reshape(found.shape)
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-6)
+
+    assert images.grad is not None and branch.weight.grad is not None
+    assert branch.bias.grad is not None and layer.weight.grad is not None
+    for n in range(10):
+        close(output[n], [[1.65, 0], [0, 0]])
+        close(images.grad[n], [[-0.666, 0.204, 0], [0.03, -0.416, 0.012], [0, 0.252, 0.129]])
+    close(layer.weight.grad / 10, [[3.62, 0], [0.40, 0.18]])
+    close(branch.bias.grad / 10, [[1.44, -0.72, 0, 0, -0.10, -0.08, -0.54, -0.54]])
+    offsets = [
+        [1.44, 2.88, 0, 1.44], [-0.72, -1.44, 0, -0.72], [0, 0, 0, 0], [0, 0, 0, 0],
+        [-0.10, -0.20, 0, -0.10], [-0.08, -0.16, 0, -0.08],
+        [-0.54, -1.08, 0, -0.54], [-0.54, -1.08, 0, -0.54],
+    ]  # fmt: skip
+    close(branch.weight.grad / 10, offsets)
