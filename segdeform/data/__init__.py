@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from segdeform.data import camvid, folder, shapes, voc
+from segdeform.data import camvid, cityscapes, folder, shapes, voc
 from segdeform.data.dataset import IGNORE, Dataset, Sample, read_pair
 from segdeform.errors import DataError, UsageError, nearest
 
@@ -14,6 +14,7 @@ __all__ = ["DATASETS", "IGNORE", "Dataset", "Sample", "load_dataset", "read_pair
 DATASETS: dict[str, Callable[[Path, str], Dataset]] = {
     "camvid": camvid.load,
     "voc": voc.load,
+    "cityscapes": cityscapes.load,
     "folder": folder.load,
     "shapes": shapes.load,
 }

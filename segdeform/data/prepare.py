@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from segdeform.data import DATASETS, camvid, folder, load_dataset, voc
+from segdeform.data import DATASETS, camvid, cityscapes, folder, load_dataset, voc
 from segdeform.data.check import check_dataset
 from segdeform.data.dataset import MissingSplitError
 from segdeform.data.shapes import write_shapes
@@ -17,6 +17,7 @@ _SPLITS = ("train", "val")
 _ORIGIN = {
     "camvid": f"Expected {camvid.LAYOUT}; the pictures come from {camvid.SOURCE}",
     "voc": f"Expected {voc.LAYOUT}; unpack {voc.SOURCE} there",
+    "cityscapes": f"Expected {cityscapes.LAYOUT}; https://www.cityscapes-dataset.com gives it out",
     "folder": f"Expected {folder.LAYOUT}",
 }
 
