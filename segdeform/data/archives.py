@@ -14,7 +14,7 @@ import tarfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -93,7 +93,7 @@ def open_archive(archive: Path, limits: Limits = _DEFAULT_LIMITS) -> Iterator[li
 
 
 def unpack(
-    entries: list[Entry],
+    entries: Sequence[Entry],
     archive: Path,
     target: Path,
     *,

@@ -17,7 +17,7 @@ def read_names(path: Path) -> list[str]:
     folder.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: the list of pictures cannot be read: {error}") from error
     names = [line.strip() for line in lines if line.strip()]
