@@ -44,6 +44,11 @@ def prepare_voc(
     wants_sbd = sbd and (home is None or not (home / voc.TRAINAUG_LIST).is_file())
     if home is not None and not (wants_sbd and (archives or fetch)):
         return ["was there already, nothing written", *_advice(home, sbd)]
+    if home is None and not (archives or fetch) and _holds_something(root):
+        raise DataError(
+            f"{root}: does not hold VOC 2012; expected {voc.LAYOUT}. --download fetches it there, "
+            "--archive takes VOCtrainval_11-May-2012.tar and SBD's benchmark.tgz"
+        )
     goal = home or root / "VOCdevkit" / "VOC2012"
     with staging_folder(root) as staging:
         found = dict(_unpack(archive, staging, goal, wants_sbd, progress) for archive in archives)
@@ -60,6 +65,15 @@ def prepare_voc(
         if wants_sbd and _SBD in found:
             messages.append(merge_sbd(goal, found[_SBD], progress))
     return [*messages, *_advice(goal, sbd)]
+
+
+def _holds_something(root: Path) -> bool:
+    """Tells whether ROOT is in use for something else than a preparation that was interrupted."""
+    if root.exists() and not root.is_dir():
+        return True
+    return root.exists() and any(
+        path.name != ARCHIVES and not path.name.startswith(".") for path in root.iterdir()
+    )
 
 
 def _unpack(
