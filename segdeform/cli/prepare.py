@@ -35,6 +35,12 @@ def prepare(
         bool, typer.Option("--download", help="Fetch what is missing of voc or cityscapes.")
     ] = False,
     sbd: Annotated[bool, typer.Option(help="Add SBD's masks to voc: the split trainaug.")] = True,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache", help="Also write the pictures decoded, for training to map into memory."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of generated pictures.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read the pictures.")] = 2,
     json_output: Json = False,
@@ -54,6 +60,7 @@ def prepare(
             archives=archive or (),
             download=download,
             sbd=sbd,
+            cache=cache,
             seed=seed,
             workers=workers,
             progress=progress,

@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from segdeform.data import DATASETS, camvid, folder, load_dataset
+from segdeform.data.cache import write_cache
 from segdeform.data.check import check_dataset
 from segdeform.data.dataset import Dataset, MissingSplitError
 from segdeform.data.prepare_cityscapes import prepare_cityscapes
 from segdeform.data.prepare_voc import prepare_voc
 from segdeform.data.shapes import write_shapes
 from segdeform.data.staging import Progress
+from segdeform.disk import size_text
 from segdeform.errors import DataError, InterruptedByUserError, UsageError, nearest
 
 # trainaug holds all of train.
@@ -43,6 +45,7 @@ def prepare(
     archives: Sequence[Path] = (),
     download: bool = False,
     sbd: bool = True,
+    cache: bool = False,
     seed: int = 0,
     workers: int = 2,
     progress: Progress = lambda what, done, total: None,
@@ -56,6 +59,7 @@ def prepare(
         archives: files of `voc` and `cityscapes` at hand.
         download: fetch what is missing of these two; `voc` is fetched anyway into an empty root.
         sbd: add SBD's masks to `voc`.
+        cache: also write the decoded form of the splits that training maps into memory.
         seed: of `shapes`.
 
     Raises:
@@ -74,12 +78,13 @@ def prepare(
         datasets, missing = _load_splits(name, output)
         for dataset in datasets:
             check_dataset(dataset, workers, partial(progress, f"reading {dataset.split}"))
+        cached = _write_caches(datasets, workers, progress) if cache else []
     except KeyboardInterrupt as error:
         raise InterruptedByUserError(
             "interrupted; what is done is kept, the same command goes on from there"
         ) from error
     messages.append("every picture and mask was read and fits")
-    messages.extend(str(error) for error in missing)
+    messages.extend([*cached, *(str(error) for error in missing)])
     return PrepareSummary(
         name=name,
         root=output,
@@ -123,3 +128,16 @@ def _load_splits(name: str, output: Path) -> tuple[list[Dataset], list[MissingSp
     if not datasets:
         raise missing[0]
     return datasets, missing
+
+
+def _write_caches(datasets: list[Dataset], workers: int, progress: Progress) -> list[str]:
+    messages = []
+    splits = {dataset.split for dataset in datasets}
+    for dataset in datasets:
+        if dataset.split == "train" and "trainaug" in splits:
+            continue  # its pictures are in trainaug
+        hear = partial(progress, f"caching {dataset.split}")
+        folder = write_cache(dataset, workers, hear)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        messages.append(f"cache of {dataset.split}: {folder}, {size_text(size)}")
+    return messages
