@@ -323,3 +323,34 @@ def test_the_addresses_are_torchvisions() -> None:
     )
     assert all(entry[1][0].startswith("https://") for entry in (voc, sbd))
     assert Checksum("md5", voc[1][1])
+
+
+@pytest.mark.slow
+def test_the_whole_of_trainaug_is_made_from_the_official_lists(tmp_path: Path) -> None:
+    folder = external_data("data/voc_official_lists")
+    train, val, official = (
+        (folder / f"{name}.txt").read_text().split() for name in ("train", "val", "trainaug")
+    )
+    home, sbd = tmp_path / "VOC2012", tmp_path / "sbd"
+    for place in ("ImageSets/Segmentation", "JPEGImages", "SegmentationClass"):
+        (home / place).mkdir(parents=True)
+    (sbd / "cls").mkdir(parents=True)
+    for name in ("train", "val"):
+        listing = home / "ImageSets" / "Segmentation" / f"{name}.txt"
+        listing.write_bytes((folder / f"{name}.txt").read_bytes())
+    for name in {*train, *val, *official}:
+        (home / "JPEGImages" / f"{name}.jpg").touch()
+    for name in {*train, *val}:
+        (home / "SegmentationClass" / f"{name}.png").touch()
+    both = sorted({*official} - {*train}) + train[:500] + val[:1000]
+    (tmp_path / "one.mat").write_bytes(mat(labels("1")))
+    for name in both:
+        (sbd / "cls" / f"{name}.mat").hardlink_to(tmp_path / "one.mat")
+    (sbd / "train.txt").write_text("\n".join(both[:8000]))
+    (sbd / "val.txt").write_text("\n".join(both[8000:]))
+    said = prepare_voc.merge_sbd(home, sbd, lambda *now: None)
+    assert "10,582 pictures; VOC's own masks for 1,464 of them, SBD's for 9,118" in said
+    written = (home / "ImageSets/Segmentation/trainaug.txt").read_text().splitlines()
+    assert written == sorted(official) and len(written) == 10_582
+    assert len(load_dataset("voc", home, "trainaug")) == 10_582
+    assert len(list((home / "SegmentationClassAug").iterdir())) == 9_118
