@@ -6,28 +6,25 @@ a mask in VOC keeps it; the others get SBD's, which mark no borders (no 255).
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-
-import numpy as np
 
 from segdeform.atomic import write_text
 from segdeform.data import voc
 from segdeform.data.archives import Entry, open_archive
 from segdeform.data.dataset import colour_map
-from segdeform.data.image_io import UInt8, write_index_png
+from segdeform.data.image_io import write_index_png
 from segdeform.data.layout import read_names
+from segdeform.data.sbd_mask import read_sbd_mask
 from segdeform.data.staging import ARCHIVES, Progress, publish, staging_folder, unpack_lacking
-from segdeform.disk import require_space, size_text
+from segdeform.disk import require_space
 from segdeform.download import Checksum, download
-from segdeform.errors import DataError, DownloadError, UnsafeInputError
+from segdeform.errors import DataError, DownloadError
 
 TRAINAUG = 10_582  # ids, of the whole data sets
 _VOC, _SBD = "VOC", "SBD"
 _NEED = {_VOC: 4_200_000_000, _SBD: 1_800_000_000}  # bytes: archive and what comes out of it
-_MAX_MAT = 1 << 20  # bytes; SBD's largest is a twentieth of it
 
 
 def prepare_voc(
@@ -131,30 +128,6 @@ def merge_sbd(home: Path, sbd: Path, progress: Progress) -> str:
 def trainaug_names(train: Sequence[str], val: Sequence[str], sbd: Sequence[str]) -> list[str]:
     """Returns (VOC train + SBD) - VOC val, sorted: no picture that is scored is trained on."""
     return sorted({*train, *sbd} - {*val})
-
-
-def read_sbd_mask(path: Path) -> UInt8:
-    """Reads GTcls.Segmentation of a .mat file: classes 0 to 20, uint8 [H, W]. Raises DataError."""
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        size = path.stat().st_size
-        if size > _MAX_MAT:  # its content is compressed a thousandfold at most
-            raise UnsafeInputError(f"{path}: {size_text(size)} are no mask of SBD")
-        values = loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (
-        MatReadError, zlib.error, ValueError, TypeError, LookupError, ArithmeticError, EOFError,
-        NotImplementedError, AttributeError, AssertionError,
-    ) as error:  # fmt: skip
-        raise DataError(f"{path}: is no mask of SBD: {' '.join(str(error).split())}") from error
-    if not isinstance(values, np.ndarray) or values.dtype != np.uint8 or values.ndim != 2:
-        raise DataError(f"{path}: GTcls.Segmentation is no matrix of bytes")
-    if values.size == 0 or values.max() >= len(voc.CLASSES):
-        raise DataError(f"{path}: holds labels outside 0 to {len(voc.CLASSES) - 1}")
-    return np.ascontiguousarray(values)
 
 
 def _holds(entries: Sequence[Entry], *parts: str) -> bool:
