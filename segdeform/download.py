@@ -24,6 +24,7 @@ from segdeform.errors import DownloadError
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 4  # for what may be better a moment later: lost connections, a busy server
 PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
+WINDOW, LEAST = 60.0, 60_000  # seconds, and the bytes in them below which it counts as stalled
 _PEER_TIMEOUT = 300.0  # seconds that another process may hold the file without growing it
 _BLOCK = 1 << 18
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
@@ -179,6 +180,7 @@ def _start_of(reply: Any, url: str) -> int | None:
 def _copy(
     reply: Any, file: BinaryIO, path: Path, total: int | None, progress: Progress | None
 ) -> None:
+    since, begin = time.monotonic(), file.tell()
     while block := reply.read1(_BLOCK):  # what has arrived, be it less
         try:
             file.write(block)
@@ -187,5 +189,9 @@ def _copy(
             raise write_error(path, error) from error
         if progress and total is not None:
             progress(file.tell(), total)
+        if time.monotonic() - since > WINDOW:
+            if file.tell() - begin < LEAST:
+                raise _LostError(f"only {file.tell() - begin} bytes came in {WINDOW:.0f} s")
+            since, begin = time.monotonic(), file.tell()
     if total is not None and file.tell() != total:
         raise _LostError(f"the connection ended after {file.tell()} of {total} bytes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -97,6 +98,14 @@ def silence(handler: Handler) -> None:
     time.sleep(1)
 
 
+def trickle(handler: Handler) -> None:
+    handler.reply(200, length=len(CONTENT))
+    with contextlib.suppress(OSError):  # the other side ends it
+        for _ in range(100):
+            handler.wfile.write(b"x")
+            time.sleep(0.02)
+
+
 def other(handler: Handler) -> None:
     handler.serve(OTHER)
 
@@ -150,6 +159,8 @@ def no_length(handler: Handler) -> None:
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(download_module, "TIMEOUT", 0.25)
     monkeypatch.setattr(download_module, "PAUSE", 0.001)
+    monkeypatch.setattr(download_module, "WINDOW", 0.1)
+    monkeypatch.setattr(download_module, "LEAST", 1000)
     Handler.faults, Handler.always, Handler.requests = [], None, []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -172,6 +183,7 @@ def part_of(path: Path) -> Path:
         reset,
         stall,
         silence,
+        trickle,
         other,
         short_length,
         web_page,
