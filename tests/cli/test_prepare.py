@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command
+from tests.conftest import external_data
 from tests.data.cityscapes_frames import write_frames
+
+# A shipped config with a network that trains anywhere.
+_KEYS = ("model.backbone=mobilenet_v2", "model.weights=none", "model.head_channels=16")
+_STEPS = ("train.steps=2", "train.batch_size=2", "data.crop=[48,64]", "train.precision=fp32")
+TINY = ("--workers", 0, *(word for key in (*_KEYS, *_STEPS) for word in ("--set", key)))
 
 
 @pytest.fixture
@@ -36,17 +42,35 @@ def test_cityscapes_from_zips_to_masks(
     prepared = command("prepare", "cityscapes", *archives, "--cache")
     assert prepared.code == 0, prepared.err
     assert "train 4, val 2 pairs" in prepared.out and "cache of train" in prepared.out
-    sets = ["model.backbone=mobilenet_v2", "model.weights=none", "model.head_channels=16"]
-    sets += ["train.steps=2", "train.batch_size=2", "data.crop=[48,64]", "train.precision=fp32"]
-    options = [word for key in sets for word in ("--set", key)]
     run = tmp_path / "run"
-    trained = command("train", "cityscapes", "--output", run, "--workers", 0, *options)
+    trained = command("train", "cityscapes", "--output", run, *TINY)
     assert trained.code == 0, trained.err
     assert "pictures from" in trained.err
     scored = command("eval", run, "--json")
     assert json.loads(scored.out)["miou"] == json.loads((run / "metrics.json").read_bytes())["miou"]
     predicted = command("predict", run, root / "leftImg8bit/val", "--output", tmp_path / "masks")
     assert predicted.code == 0 and "2 pictures predicted" in predicted.out
+
+
+def test_real_voc_pictures_are_trained_on_scored_and_predicted(
+    command: Command, tmp_path: Path
+) -> None:
+    home = external_data("data/VOCdevkit/VOC2012")
+    root = tmp_path / "VOC2012"
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    for part in ("JPEGImages", "SegmentationClass"):
+        (root / part).symlink_to(home / part)
+    for split, count in (("train", 5), ("val", 2)):
+        names = (home / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()[:count]
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names))
+    prepared = command("prepare", "voc", "--output", root)
+    assert prepared.code == 0 and "train 5, val 2 pairs" in prepared.out
+    run = tmp_path / "run"
+    trained = command("train", "voc", "--data", root, "--output", run, *TINY)
+    assert trained.code == 0, trained.err
+    assert command("eval", run, "--data", root, "--json").code == 0
+    picture = home / "JPEGImages" / f"{names[0]}.jpg"
+    assert command("predict", run, picture, "--output", tmp_path / "masks").code == 0
 
 
 def test_each_failure_has_its_code_and_one_line(command: Command, tmp_path: Path) -> None:
