@@ -23,7 +23,7 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Which pictures are trained on and how they are varied."""
 
-    name: Literal["camvid", "voc", "folder", "shapes"] = "folder"
+    name: Literal["camvid", "voc", "cityscapes", "folder", "shapes"] = "folder"
     train_split: str = "train"
     val_split: str = "val"
     crop: tuple[Pixels, Pixels] = Field((256, 256), description="training crop, pixels, [H, W]")

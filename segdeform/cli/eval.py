@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segdeform.cli.output import (
+    Data,
     Device,
     Flip,
     Json,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Model,
-    data: Annotated[Path, typer.Option(help="Root of the data set.", show_default=False)],
+    data: Data = None,
     dataset: Annotated[
         str | None, typer.Option(help="Its kind.", show_default="the one trained on")
     ] = None,
@@ -46,14 +47,14 @@ def evaluate(
     json_output: Json = False,
 ) -> None:
     """Score a model on a data set split: mIoU, per-class IoU, accuracy."""
-    from segdeform.data import load_dataset
+    from segdeform.data import data_root, load_dataset
     from segdeform.evaluation.evaluate import evaluate, write_metrics
 
     segmenter = load_segmenter(model, device, threads, tile, overlap, scales, flip)
     name = dataset or segmenter.info["training"].get("dataset")
     if name is None:
         raise UsageError(f"{model} does not say what it was trained on: give --dataset NAME")
-    pairs = load_dataset(name, data, split)
+    pairs = load_dataset(name, data_root(name, data), split)
     with progress_bar("evaluating") as progress, stop_on_interrupt() as stop:
         evaluation = evaluate(segmenter, pairs, progress=progress, stop=stop)
     path = write_metrics(output, evaluation) if output else None
