@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from segdeform import __version__
+from segdeform.cli.compare import compare
 from segdeform.cli.doctor import doctor
 from segdeform.cli.eval import evaluate
 from segdeform.cli.info import info
@@ -36,6 +37,7 @@ for function, name in (
     (prepare, "prepare"),
     (train, "train"),
     (evaluate, "eval"),
+    (compare, "compare"),
     (predict, "predict"),
     (info, "info"),
     (doctor, "doctor"),
