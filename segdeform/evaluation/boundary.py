@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,7 +41,8 @@ def _near_another_label(labels: NDArray[np.uint8], distance: int) -> NDArray[np.
 
     One filter for all classes: labels differ in a window where its minimum and maximum do.
     """
-    low = high = labels
+    low: NDArray[Any] = labels
+    high: NDArray[Any] = labels
     for size in ((1, 2 * distance + 1), (2 * distance + 1, 1)):  # twice 1-D, the same in less time
         window = np.ones(size, np.uint8)
         low, high = cv2.erode(low, window), cv2.dilate(high, window)

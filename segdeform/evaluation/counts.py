@@ -101,7 +101,8 @@ def union(rows: Rows) -> NDArray[np.int64]:  # [R] pixels
 
 def class_sums(rows: Rows, values: NDArray[Any], classes: int) -> Floats:  # [K]
     """Sums a value of each row, [R], over the pictures; exact below 2^53 pixels."""
-    return np.bincount(rows[:, Column.CLASS], weights=values, minlength=classes)
+    sums = np.bincount(rows[:, Column.CLASS], weights=values, minlength=classes)
+    return sums.astype(np.float64, copy=False)
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def picture_scores(rows: Rows, pictures: int) -> PictureScores:
     index = rows[:, Column.PICTURE]
 
     def total(values: NDArray[Any]) -> Floats:
-        return np.bincount(index, weights=values, minlength=pictures)
+        return np.bincount(index, weights=values, minlength=pictures).astype(np.float64, copy=False)
 
     present = total(np.ones(len(rows)))
     boundary = rows[:, Column.BOUNDARY_COMMON] / rows[:, Column.BOUNDARY_EITHER]
@@ -131,4 +132,5 @@ def picture_scores(rows: Rows, pictures: int) -> PictureScores:
 
 def ratio(part: Floats, whole: Floats) -> Floats:
     """Divides; NaN where the whole is 0."""
-    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
+    result: Floats = np.full(np.shape(part), np.nan)
+    return np.divide(part, whole, out=result, where=whole > 0)

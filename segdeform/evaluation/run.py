@@ -1,4 +1,4 @@
-"""The whole of `segdeform eval`: checks first, then the counting, then everything that is written."""
+"""All of `segdeform eval`: checks first, then the counting, then everything that is written."""
 
 from __future__ import annotations
 
