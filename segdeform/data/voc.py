@@ -41,7 +41,8 @@ SOURCE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012
 def load(root: Path, split: str) -> Dataset:
     """Lists the pictures of ImageSets/Segmentation/SPLIT.txt; 255, the border, is ignored.
 
-    Raises DataError when the folder does not look like VOC 2012 or a listed file is missing.
+    Pictures of the test split may lack a mask. Raises DataError when the folder does not look like
+    VOC 2012 or a listed file is missing.
     """
     home = _find_home(root)
     listing = home / "ImageSets" / "Segmentation" / f"{split}.txt"
@@ -53,9 +54,9 @@ def load(root: Path, split: str) -> Dataset:
         image = home / "JPEGImages" / f"{name}.jpg"
         mask = home / "SegmentationClass" / f"{name}.png"
         for path in (image, mask):
-            if not path.exists():
+            if not path.exists() and not (path == mask and split == "test"):
                 raise DataError(f"{path}: missing, but listed in {listing}")
-        samples.append(Sample(name, image, mask))
+        samples.append(Sample(name, image, mask if mask.exists() else None))
     return Dataset("voc", split, root, CLASSES, colour_map(len(CLASSES)), tuple(samples))
 
 
