@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
 _LISTED = 5  # pictures that lost and gained most
 
-Folder = Annotated[Path, typer.Argument(help="Folder that eval --output wrote.")]
+_HELP = "Folder that eval --output wrote."
 
 
-def compare(first: Folder, second: Folder, json_output: Json = False) -> None:
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help=_HELP)],
+    second: Annotated[Path, typer.Argument(metavar="B", help=_HELP)],
+    json_output: Json = False,
+) -> None:
     """Compare two evaluations of the same pictures: what the second gained or lost."""
     from segdeform.evaluation.compare import compare
     from segdeform.evaluation.result import read_result

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from segdeform.errors import DataError
 from segdeform.evaluation import bootstrap
 from segdeform.evaluation.bootstrap import Interval
+from segdeform.evaluation.confusion import number
 from segdeform.evaluation.counts import picture_scores
-from segdeform.evaluation.evaluate import number
 from segdeform.evaluation.result import Result
 
 # What a comparison is about to find out, or what cannot change a score by itself.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from segdeform.data.dataset import IGNORE
 from segdeform.evaluation.boundary import boundary_counts
 from segdeform.evaluation.confusion import confusion_matrix
-from segdeform.training.distributed import Processes
+
+if TYPE_CHECKING:
+    from segdeform.training.distributed import Processes
 
 Rows = NDArray[np.int64]  # [R, 7]: one row for each class that occurs in a picture
 Floats = NDArray[np.float64]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -32,7 +31,7 @@ from segdeform.errors import (
 from segdeform.evaluation import bootstrap
 from segdeform.evaluation.bootstrap import Interval
 from segdeform.evaluation.boundary import BOUNDARY_WIDTH
-from segdeform.evaluation.confusion import Scores, scores
+from segdeform.evaluation.confusion import Scores, mean, number, scores
 from segdeform.evaluation.counts import (
     Column,
     Counts,
@@ -116,7 +115,7 @@ class Evaluation:
             "accuracy": number(self.scores.accuracy),
             "mean_accuracy": number(self.scores.mean_accuracy),
             "fw_iou": number(self.scores.fw_iou),
-            "boundary_iou": number(_mean(self.boundary_iou)),
+            "boundary_iou": number(mean(self.boundary_iou)),
             "classes": rows,
             "confusion_matrix": self.matrix.tolist(),
             "protocol": self.protocol,
@@ -283,13 +282,3 @@ def refuse_other_classes(classes: tuple[str, ...], dataset: Dataset) -> None:
 
 def _name(classes: tuple[str, ...], index: int) -> str:
     return f"'{classes[index]}'" if index < len(classes) else "none"
-
-
-def _mean(values: Sequence[float]) -> float:
-    present = [value for value in values if not math.isnan(value)]
-    return math.fsum(present) / len(present) if present else math.nan
-
-
-def number(value: float) -> float | None:
-    """Returns the value as JSON has it: None for NaN."""
-    return None if math.isnan(value) else float(value)

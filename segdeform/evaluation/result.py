@@ -17,15 +17,18 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from segdeform.atomic import write_error, write_json, write_text
 from segdeform.errors import DataError, ModelError, UsageError
+from segdeform.evaluation.confusion import number
 from segdeform.evaluation.counts import Column, Rows
-from segdeform.evaluation.evaluate import Evaluation, number
 from segdeform.manifest import MANIFEST, replacing_folder, verify_manifest
+
+if TYPE_CHECKING:
+    from segdeform.evaluation.evaluate import Evaluation
 
 METRICS, COUNTS, IMAGES, REPORT = "metrics.json", "counts.npy", "images.csv", "report.html"
 LABEL_MAPS = "labelIds"  # subfolder with the label maps that official scripts read
