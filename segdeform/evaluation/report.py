@@ -25,7 +25,7 @@ _BINS = 20  # of the pictures' mIoU
 _CONFUSIONS = 10  # listed in words
 _SMALLEST_SHARE = 0.005  # of a row, below which a cell stays empty: 150 classes have 22,500
 _NUMBERS_UP_TO = 24  # classes, up to which the cells hold numbers
-_LABEL_WIDTH = 7.0  # pixels that a letter of a class's name takes at most, at 13 pixels' height
+_LABEL_WIDTH = 7.8  # pixels that a letter of a class's name takes at most, at 13 pixels' height
 _LONGEST_LABEL = 22  # letters
 
 
