@@ -68,16 +68,14 @@ def evaluate(
 
     Started by torchrun, several processes share the pictures and count the same integers.
     """
-    import os
-
     from segdeform.data import load_dataset
-    from segdeform.device import resolve_device
+    from segdeform.device import available_cores, resolve_device
     from segdeform.evaluation.run import Wanted, run_evaluation
     from segdeform.training.distributed import own_device, processes
 
     # Labels depend on the threads in the last bit. torchrun would set one a process: the count must
     # not depend on how many processes there are.
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     own = own_device(resolve_device(device))
     with processes(own) as peers, stop_on_interrupt() as stop:
         segmenter = load_segmenter(

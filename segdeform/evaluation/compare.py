@@ -45,7 +45,7 @@ class Difference:
             "a": number(self.first),
             "b": number(self.second),
             "change": number(self.change),
-            "interval": self.interval,
+            "interval": None if self.interval is None else list(self.interval),
             "clear": self.clear,
         }
 

@@ -101,7 +101,7 @@ class Evaluation:
             {
                 "name": name,
                 "iou": number(self.scores.iou[k]),
-                "iou_interval": of_classes[k],
+                "iou_interval": _listed(of_classes[k]),
                 "boundary_iou": number(self.boundary_iou[k]),
                 "accuracy": number(self.scores.class_accuracy[k]),
                 "truth_pixels": int(truth[k]),
@@ -111,7 +111,7 @@ class Evaluation:
         ]
         value = {
             "miou": number(self.scores.miou),
-            "miou_interval": of_miou,
+            "miou_interval": _listed(of_miou),
             "accuracy": number(self.scores.accuracy),
             "mean_accuracy": number(self.scores.mean_accuracy),
             "fw_iou": number(self.scores.fw_iou),
@@ -278,6 +278,10 @@ def refuse_other_classes(classes: tuple[str, ...], dataset: Dataset) -> None:
         f"they part at class {first}: {_name(classes, first)} against {_name(theirs, first)}. "
         "Evaluate on the data set that the model was trained for"
     )
+
+
+def _listed(interval: Interval) -> list[float] | None:
+    return None if interval is None else list(interval)
 
 
 def _name(classes: tuple[str, ...], index: int) -> str:

@@ -55,13 +55,13 @@ def run_evaluation(
 ) -> Evaluation | None:
     """Scores a split and writes what is wanted; a split without masks is predicted only: None.
 
-    `workers` processes count for the official scripts. All files appear at the end, complete, and
-    rank 0 alone writes them but for the label maps on their way.
+    `workers` processes count for the official scripts, while `progress` starts again. Everything
+    appears at the end, complete; rank 0 alone writes it, but for the label maps on their way.
 
     Raises:
         UsageError: before any work, where something wanted cannot be.
         DataError, NotFiniteError, ResourceError, InterruptedByUserError, PeerLostError: as
-            `evaluate`, `official_scores` and the writers say; nothing wanted was written.
+            `evaluate`, `official_scores` and the writers say; what was there before is kept.
     """
     _check(dataset, wanted)
     refuse_other_classes(segmenter.classes, dataset)
@@ -90,7 +90,7 @@ def run_evaluation(
         def write() -> None:
             nonlocal evaluation
             if evaluation is not None and folder is not None and wanted.official:
-                evaluation = _with_official(evaluation, dataset, folder, workers, stop)
+                evaluation = _with_official(evaluation, dataset, folder, workers, progress, stop)
             if wanted.submission is not None and folder is not None:
                 write_zip(dataset, folder, wanted.submission)
             if evaluation is not None and wanted.output is not None:
@@ -181,6 +181,7 @@ def _with_official(
     dataset: Dataset,
     folder: Path,
     workers: int,
+    progress: Progress | None,
     stop: Callable[[], bool] | None,
 ) -> Evaluation:
     """Adds the official scores, once they are seen to agree with ours."""
@@ -189,7 +190,7 @@ def _with_official(
         for sample in dataset.samples
         if sample.mask is not None
     ]
-    official = cityscapes.official_scores(pairs, workers=workers, stop=stop)
+    official = cityscapes.official_scores(pairs, workers=workers, progress=progress, stop=stop)
     ours = dict(zip(evaluation.classes, evaluation.scores.iou, strict=True))
     cityscapes.refuse_other_iou(official, ours)
     return replace(evaluation, official=official.to_json())
