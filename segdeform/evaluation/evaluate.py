@@ -47,6 +47,8 @@ from segdeform.training.distributed import Processes
 
 ALONE = Processes()
 
+KeepLabels = Callable[[Sample, NDArray[np.uint8]], None]  # gets label maps [H, W]
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -128,7 +130,7 @@ def evaluate(
     dataset: Dataset,
     *,
     boundary_width: float = BOUNDARY_WIDTH,
-    keep: Callable[[Sample, NDArray[np.uint8]], None] | None = None,
+    keep: KeepLabels | None = None,
     peers: Processes = ALONE,
     progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from segdeform.atomic import write_error
@@ -18,6 +19,7 @@ from segdeform.evaluation.boundary import BOUNDARY_WIDTH
 from segdeform.evaluation.evaluate import (
     ALONE,
     Evaluation,
+    KeepLabels,
     evaluate,
     predict_sample,
     refuse_other_classes,
@@ -67,14 +69,9 @@ def run_evaluation(
     refuse_other_classes(segmenter.classes, dataset)
     with _label_maps(wanted, peers) as folder:
         keep = None if folder is None else label_map_writer(dataset, folder)
-        if all(sample.mask is None for sample in dataset.samples):
-            assert keep is not None  # _check saw to it
-
-            def predict(index: int) -> None:
-                sample = dataset.samples[index]
-                keep(sample, predict_sample(segmenter, sample, read_image(sample.image)))
-
-            share_pictures(len(dataset), predict, peers, progress, stop)
+        if keep is not None and all(sample.mask is None for sample in dataset.samples):
+            work = partial(_predict, segmenter, dataset, keep)
+            share_pictures(len(dataset), work, peers, progress, stop)
             evaluation = None
         else:
             evaluation = evaluate(
@@ -101,6 +98,11 @@ def run_evaluation(
 
         peers.on_first(write)
     return evaluation
+
+
+def _predict(segmenter: Segmenter, dataset: Dataset, keep: KeepLabels, index: int) -> None:
+    sample = dataset.samples[index]
+    keep(sample, predict_sample(segmenter, sample, read_image(sample.image)))
 
 
 def _check(dataset: Dataset, wanted: Wanted) -> None:
@@ -143,13 +145,13 @@ def _label_maps(wanted: Wanted, peers: Processes) -> Iterator[Path | None]:
     target = wanted.output if wanted.official else wanted.submission
     places = [path.resolve() for path in (wanted.output, wanted.submission) if path is not None]
     for place in places:
-        peers.on_first(lambda place=place: _make_parent(place))  # type: ignore[misc]
+        peers.on_first(partial(_make_parent, place))
     if target is None:
         yield None
         return
     target = target.resolve()
     folder = target.with_name(f".{target.name}.labels")
-    peers.on_first(lambda: _make_anew(folder))
+    peers.on_first(partial(_make_anew, folder))
     try:
         yield folder
     finally:
