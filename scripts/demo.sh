@@ -50,6 +50,7 @@ folder = pathlib.Path(sys.argv[1])
 metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
 print(f"val mIoU of the network    {metrics['miou']:.3f}")
 print((folder / "colours.txt").read_text().strip())
+print(f"scores, worst pictures     {folder / 'evaluation' / 'report.html'}")
 print(f"look at                    {folder / 'predictions' / 'overview.png'}")
 print(f"overlays, masks            {folder / 'predictions'}")
 PYTHON
