@@ -187,7 +187,8 @@ def share_pictures(
 ) -> None:
     """Calls `work(index)` for every picture, each in one of the processes, which keep in step.
 
-    So a failure, a stop or the loss of one process ends all of them within a picture's time.
+    So a failure, a stop or the loss of one process ends all of them within a picture's time. A
+    giant picture may take one of them minutes longer than the others: they are patient.
     """
     for first in range(0, total, peers.size):
         failure: SegdeformError | None = None
@@ -200,7 +201,7 @@ def share_pictures(
                 work(index)
             except SegdeformError as error:
                 failure = error
-        if peers.any(failure is not None):
+        if peers.any(failure is not None, patient=True):
             raise failure or PeerLostError("Another process failed: its message says why")
         if progress is not None:
             progress(min(first + peers.size, total), total)

@@ -47,8 +47,8 @@ class Processes:
         devices = [device] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices)
 
-    def any(self, flag: bool) -> bool:
-        """Tells whether the flag is set in any process; all must ask.
+    def any(self, flag: bool, *, patient: bool = False) -> bool:
+        """Tells whether the flag is set in any process; all must ask, `patient` ones up to 30 min.
 
         Raises:
             PeerLostError: a process is gone or silent.
@@ -56,7 +56,8 @@ class Processes:
         if self.size == 1:
             return flag
         value = torch.tensor([int(flag)])
-        _exchange(lambda: dist.all_reduce(value, op=dist.ReduceOp.MAX))
+        group = self.waiting if patient else None
+        _exchange(lambda: dist.all_reduce(value, op=dist.ReduceOp.MAX, group=group))
         return bool(value.item())
 
     def on_first(self, action: Callable[[], None]) -> None:
