@@ -9,6 +9,7 @@ import typer
 
 from segdeform.cli.output import (
     Blend,
+    Data,
     Device,
     Flip,
     Json,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Model,
-    data: Annotated[Path, typer.Option(help="Root of the data set.", show_default=False)],
+    data: Data = None,
     dataset: Annotated[
         str | None, typer.Option(help="Its kind.", show_default="the one trained on")
     ] = None,
@@ -68,7 +69,7 @@ def evaluate(
 
     Started by torchrun, several processes share the pictures and count the same integers.
     """
-    from segdeform.data import load_dataset
+    from segdeform.data import data_root, load_dataset
     from segdeform.device import available_cores, resolve_device
     from segdeform.evaluation.run import Wanted, run_evaluation
     from segdeform.training.distributed import own_device, processes
@@ -84,7 +85,7 @@ def evaluate(
         name = dataset or segmenter.info["training"].get("dataset")
         if name is None:
             raise UsageError(f"{model} does not say what it was trained on: give --dataset NAME")
-        pairs = load_dataset(name, data, split)
+        pairs = load_dataset(name, data_root(name, data), split)
         with progress_bar("evaluating", shown=peers.first) as progress:
             evaluation = run_evaluation(
                 segmenter,

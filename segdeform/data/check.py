@@ -45,6 +45,8 @@ def check_dataset(
 
 def _examine(dataset: Dataset, index: int) -> tuple[set[int], str | None]:
     try:
+        if dataset.cache is not None:
+            dataset.cache.check(index)
         _, labels = read_pair(dataset, index)
     except ResourceError:
         raise

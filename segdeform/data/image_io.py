@@ -96,6 +96,13 @@ def read_image(path: Path) -> UInt8:
         return np.array(rgb if turn is None else rgb.transpose(turn))
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Returns the (H, W) that `read_image` would give, from the header. Raises as it does."""
+    with _opened(path) as image:
+        width, height = image.size
+        return (width, height) if _orientation(image) >= 5 else (height, width)
+
+
 def read_mask(path: Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     """Reads an index mask [H, W] exactly as stored: 8-bit grey or palette indices, or 16-bit grey.
 

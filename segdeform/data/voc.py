@@ -35,24 +35,31 @@ LAYOUT = (
     "ROOT/VOCdevkit/VOC2012/{ImageSets/Segmentation,JPEGImages,SegmentationClass} "
     "(ROOT may also be VOCdevkit or VOC2012)"
 )
-SOURCE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
+TRAINAUG_LIST = "ImageSets/Segmentation/trainaug.txt"  # below VOC2012: VOC's train and SBD
 
 
 def load(root: Path, split: str) -> Dataset:
     """Lists the pictures of ImageSets/Segmentation/SPLIT.txt; 255, the border, is ignored.
 
-    Pictures of the test split may lack a mask. Raises DataError when the folder does not look like
-    VOC 2012 or a listed file is missing.
+    A mask is VOC's own where there is one, else that of SegmentationClassAug (SBD, for trainaug);
+    pictures of the test split may lack one. Raises DataError when the folder does not look like VOC
+    2012 or a listed file is missing.
     """
-    home = _find_home(root)
+    home = find_home(root)
+    if home is None:
+        raise DataError(f"{root}: does not hold VOC 2012; expected {LAYOUT}")
     listing = home / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not listing.is_file():
         known = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt")))
-        raise MissingSplitError(f"{listing}: no such split; there are: {known}")
+        advice = "; segdeform prepare voc --download adds it" if split == "trainaug" else ""
+        raise MissingSplitError(f"{listing}: no such split; there are: {known}{advice}")
     samples = []
     for name in read_names(listing):
         image = home / "JPEGImages" / f"{name}.jpg"
         mask = home / "SegmentationClass" / f"{name}.png"
+        added = home / "SegmentationClassAug" / f"{name}.png"
+        if added.exists() and not mask.exists():
+            mask = added
         for path in (image, mask):
             if not path.exists() and not (path == mask and split == "test"):
                 raise DataError(f"{path}: missing, but listed in {listing}")
@@ -60,9 +67,10 @@ def load(root: Path, split: str) -> Dataset:
     return Dataset("voc", split, root, CLASSES, colour_map(len(CLASSES)), tuple(samples))
 
 
-def _find_home(root: Path) -> Path:
+def find_home(root: Path) -> Path | None:
+    """Returns the folder VOC2012 in or at ROOT, None where there is none."""
     parts = ("ImageSets/Segmentation", "JPEGImages", "SegmentationClass")
     for home in (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root):
         if all((home / part).is_dir() for part in parts):
             return home
-    raise DataError(f"{root}: does not hold VOC 2012; expected {LAYOUT}")
+    return None
