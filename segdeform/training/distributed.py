@@ -60,7 +60,7 @@ class Processes:
         _exchange(lambda: dist.all_reduce(value, op=dist.ReduceOp.MAX, group=group))
         return bool(value.item())
 
-    def on_first(self, action: Callable[[], None]) -> None:
+    def on_first(self, action: Callable[[], object]) -> None:
         """Runs the action on rank 0 while the others wait; its failure ends all of them.
 
         Raises:
