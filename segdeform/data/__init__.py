@@ -9,7 +9,7 @@ from segdeform.data import camvid, cityscapes, folder, shapes, voc
 from segdeform.data.dataset import IGNORE, Dataset, Sample, read_pair
 from segdeform.errors import DataError, UsageError, nearest
 
-__all__ = ["DATASETS", "IGNORE", "Dataset", "Sample", "load_dataset", "read_pair"]
+__all__ = ["DATASETS", "IGNORE", "Dataset", "Sample", "list_dataset", "load_dataset", "read_pair"]
 
 DATASETS: dict[str, Callable[[Path, str], Dataset]] = {
     "camvid": camvid.load,
@@ -25,6 +25,16 @@ def load_dataset(name: str, root: Path, split: str) -> Dataset:
 
     Raises UsageError for an unknown name, DataError when the folder, a list or a file is missing.
     """
+    dataset = list_dataset(name, root, split)
+    problems = [problem for problem in dataset.problems if not problem.harmless]
+    if problems:
+        more = f" (and {len(problems) - 1} more such problems)" if len(problems) > 1 else ""
+        raise DataError(f"{problems[0].text}{more}")
+    return dataset
+
+
+def list_dataset(name: str, root: Path, split: str) -> Dataset:
+    """Lists what a split has, and in `problems` what it lacks; else as `load_dataset`."""
     if name not in DATASETS:
         raise UsageError(f"no data set '{name}'.{nearest(name, DATASETS)}")
     if not root.exists():

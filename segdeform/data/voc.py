@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from segdeform.data.dataset import Dataset, MissingSplitError, Sample, colour_map
+from segdeform.data.dataset import Dataset, ListingProblem, MissingSplitError, Sample, colour_map
 from segdeform.data.layout import read_names
 from segdeform.errors import DataError
 
@@ -41,22 +42,33 @@ SOURCE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012
 def load(root: Path, split: str) -> Dataset:
     """Lists the pictures of ImageSets/Segmentation/SPLIT.txt; 255, the border, is ignored.
 
-    Raises DataError when the folder does not look like VOC 2012 or a listed file is missing.
+    Raises DataError when the folder does not look like VOC 2012; what is missing is in `problems`.
     """
     home = _find_home(root)
     listing = home / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not listing.is_file():
         known = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt")))
         raise MissingSplitError(f"{listing}: no such split; there are: {known}")
-    samples = []
+    samples, problems = [], []
     for name in read_names(listing):
         image = home / "JPEGImages" / f"{name}.jpg"
         mask = home / "SegmentationClass" / f"{name}.png"
-        for path in (image, mask):
-            if not path.exists():
-                raise DataError(f"{path}: missing, but listed in {listing}")
-        samples.append(Sample(name, image, mask))
-    return Dataset("voc", split, root, CLASSES, colour_map(len(CLASSES)), tuple(samples))
+        missing = [path for path in (image, mask) if not os.path.lexists(path)]
+        for path in missing:
+            kind = "missing-picture" if path == image else "missing-mask"
+            text = f"{path}: missing, but listed in {listing}"
+            problems.append(ListingProblem(kind, path, text))
+        if not missing:
+            samples.append(Sample(name, image, mask))
+    return Dataset(
+        name="voc",
+        split=split,
+        root=root,
+        classes=CLASSES,
+        palette=colour_map(len(CLASSES)),
+        samples=tuple(samples),
+        problems=tuple(problems),
+    )
 
 
 def _find_home(root: Path) -> Path:
