@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from segdeform import __version__
+from segdeform.cli.check import check
 from segdeform.cli.doctor import doctor
 from segdeform.cli.eval import evaluate
 from segdeform.cli.info import info
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 for function, name in (
     (prepare, "prepare"),
+    (check, "check"),
     (train, "train"),
     (evaluate, "eval"),
     (predict, "predict"),

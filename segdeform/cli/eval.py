@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,6 +47,7 @@ def evaluate(
     json_output: Json = False,
 ) -> None:
     """Score a model on a data set split: mIoU, per-class IoU, accuracy."""
+    from segdeform.checking import check_sound
     from segdeform.data import load_dataset
     from segdeform.evaluation.evaluate import evaluate, write_metrics
 
@@ -54,6 +56,8 @@ def evaluate(
     if name is None:
         raise UsageError(f"{model} does not say what it was trained on: give --dataset NAME")
     pairs = load_dataset(name, data, split)
+    with progress_bar("checking") as progress:
+        check_sound([pairs], progress=progress, say=lambda line: print(line, file=sys.stderr))
     with progress_bar("evaluating") as progress, stop_on_interrupt() as stop:
         evaluation = evaluate(segmenter, pairs, progress=progress, stop=stop)
     path = write_metrics(output, evaluation) if output else None

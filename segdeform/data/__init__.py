@@ -9,7 +9,16 @@ from segdeform.data import camvid, cityscapes, folder, shapes, voc
 from segdeform.data.dataset import IGNORE, Dataset, Sample, read_pair
 from segdeform.errors import DataError, UsageError, nearest
 
-__all__ = ["DATASETS", "IGNORE", "Dataset", "Sample", "list_dataset", "load_dataset", "read_pair"]
+__all__ = [
+    "DATASETS",
+    "IGNORE",
+    "Dataset",
+    "Sample",
+    "guess_name",
+    "list_dataset",
+    "load_dataset",
+    "read_pair",
+]
 
 DATASETS: dict[str, Callable[[Path, str], Dataset]] = {
     "camvid": camvid.load,
@@ -40,3 +49,10 @@ def list_dataset(name: str, root: Path, split: str) -> Dataset:
     if not root.exists():
         raise DataError(f"{root}: no such folder; where is the {name} data set?")
     return DATASETS[name](root, split)
+
+
+def guess_name(root: Path) -> str:
+    """Tells by its layout which data set lies in a folder; `folder` where it is no known one."""
+    if (root / "leftImg8bit").is_dir():
+        return "cityscapes"
+    return "voc" if voc.find_home(root) else "folder"

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from segdeform.checking import check_sound
 from segdeform.data import DATASETS, camvid, cityscapes, folder, load_dataset, voc
-from segdeform.data.check import check_dataset
 from segdeform.data.dataset import MissingSplitError
 from segdeform.data.shapes import write_shapes
 from segdeform.errors import DataError, UsageError, nearest
@@ -64,8 +64,7 @@ def prepare(
             missing.append(error)
     if not datasets:
         raise missing[0]
-    for dataset in datasets:
-        check_dataset(dataset, workers)
+    check_sound(datasets, workers=workers)
     messages.append("every picture and mask was read and fits")
     messages.extend(str(error) for error in missing)
     return PrepareSummary(

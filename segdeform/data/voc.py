@@ -44,7 +44,9 @@ def load(root: Path, split: str) -> Dataset:
 
     Raises DataError when the folder does not look like VOC 2012; what is missing is in `problems`.
     """
-    home = _find_home(root)
+    home = find_home(root)
+    if home is None:
+        raise DataError(f"{root}: does not hold VOC 2012; expected {LAYOUT}")
     listing = home / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not listing.is_file():
         known = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt")))
@@ -71,9 +73,10 @@ def load(root: Path, split: str) -> Dataset:
     )
 
 
-def _find_home(root: Path) -> Path:
+def find_home(root: Path) -> Path | None:
+    """Returns the folder VOC2012 at, in or below ROOT; None where there is none."""
     parts = ("ImageSets/Segmentation", "JPEGImages", "SegmentationClass")
     for home in (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root):
         if all((home / part).is_dir() for part in parts):
             return home
-    raise DataError(f"{root}: does not hold VOC 2012; expected {LAYOUT}")
+    return None
