@@ -83,7 +83,7 @@ class FactCache:
             return
         kept = {
             key: entry
-            for key, entry in self._entries.items()
+            for key, entry in self._entries.copy().items()  # threads may still add to it
             if os.path.lexists(key.partition(":")[2])
         }
         try:

@@ -75,7 +75,7 @@ class Finding:
     kind: str
     split: str
     file: Path
-    text: str  # one line that names the file
+    text: str  # names the file, whatever its name holds; to be shown, use `line`
     fix: str = ""  # "": the kind's
     value: int | None = None  # the mask value, with the place of its first pixel and their number
     row: int | None = None
@@ -88,6 +88,14 @@ class Finding:
         return KINDS[self.kind].severity
 
     @property
+    def line(self) -> str:
+        """The text on one line: names may hold newlines and what terminals take for commands."""
+        return "".join(
+            letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+            for letter in self.text
+        )
+
+    @property
     def advice(self) -> str:
         return self.fix or KINDS[self.kind].fix
 
@@ -98,7 +106,7 @@ class Finding:
             "severity": self.severity,
             "split": self.split,
             "file": str(self.file),
-            "text": self.text,
+            "text": self.line,
             "fix": self.advice,
             "value": self.value,
             "row": self.row,

@@ -14,8 +14,9 @@ from PIL import Image
 
 from segdeform.atomic import write_error, write_json, write_text
 from segdeform.checking.causes import find_cause
+from segdeform.checking.check import check_sound, list_splits
 from segdeform.checking.facts import Facts, mask_facts
-from segdeform.checking.judge import class_of_colour, is_foreign_palette
+from segdeform.checking.judge import class_of_colour, foreign_index
 from segdeform.checking.report import Report
 from segdeform.data.dataset import IGNORE, Dataset, Mask
 from segdeform.data.image_io import (
@@ -70,7 +71,8 @@ def repair(
 
     Pictures turned by EXIF are stored upright; masks become palette PNGs of class indices: mapped,
     converted from colours where the palette knows them, turned with their picture. What needs a
-    guess (other sizes, unknown values or colours, JPEG masks) is left out. FOLDER appears whole.
+    guess (other sizes, unknown values or colours, JPEG masks) is left out. FOLDER appears whole
+    and is then checked like any other.
 
     Raises UsageError when FOLDER is in use or inside the data set, DataError when no pair is left,
     ResourceError when the disk is full.
@@ -106,7 +108,13 @@ def repair(
         raise write_error(folder, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    check_sound(list_splits("folder", folder, [split for split, _ in _written(folder)])[0])
     return result
+
+
+def _written(folder: Path) -> list[tuple[str, str]]:
+    """Returns the splits that a copy has pictures of, and where."""
+    return [(split, f"images/{split}") for split in _SPLITS if (folder / "images" / split).is_dir()]
 
 
 def _refuse_folder(folder: Path, datasets: Sequence[Dataset]) -> None:
@@ -168,7 +176,7 @@ def _labels(dataset: Dataset, mask: Path, turn: int) -> UInt8:
             return _looked_up(dataset, mask, _plain_values(image, error))
     if dataset.decode_mask is read_mask:
         facts = mask_facts(mask)
-        if is_foreign_palette(dataset, facts):
+        if class_of_colour(dataset) and foreign_index(dataset, facts) is not None:
             return _looked_up(dataset, mask, _renumbered(dataset, values, facts))
     return _looked_up(dataset, mask, values)
 
@@ -243,11 +251,7 @@ def _turned(values: Mask, turn: int) -> Any:
 def _describe(datasets: Sequence[Dataset], folder: Path, result: Repair) -> None:
     """Writes data.yaml and the list of what is left out."""
     first = datasets[0]
-    content: dict[str, Any] = {
-        dataset.split: f"images/{dataset.split}"
-        for dataset in datasets
-        if (folder / "images" / dataset.split).is_dir()
-    }
+    content: dict[str, Any] = dict(_written(folder))
     content["names"] = dict(enumerate(first.classes))
     content["palette"] = [list(colour) for colour in first.palette]
     content["void_id"] = IGNORE

@@ -53,21 +53,30 @@ def label_counts(dataset: Dataset, mask: Facts) -> npt.NDArray[np.int64]:
     return counts
 
 
-def is_foreign_palette(dataset: Dataset, mask: Facts) -> bool:
-    """Whether a palette mask shows classes' colours, and some at another class's index.
+def foreign_index(dataset: Dataset, mask: Facts) -> int | None:
+    """Returns an index of a palette mask that is shown in the colour of another class.
 
-    That is what a converter leaves that numbers the colours of each picture as it meets them.
+    That is what a converter leaves that numbers the colours of each picture as it meets them. A
+    mask with any colour that is no class's is coloured by some other taste: None.
     """
-    classes = dict(enumerate(dataset.palette))
     shown = {value: colour for value, colour in mask.colours.items() if value not in dataset.void}
-    if dataset.label_map is not None or len(set(shown.values())) < 2:
-        return False
-    known = set(shown.values()) <= set(classes.values())
-    return known and any(classes.get(value) != colour for value, colour in shown.items())
+    if dataset.label_map is not None or not set(shown.values()) <= set(dataset.palette):
+        return None
+    if len(set(shown.values())) < 2:  # all black, say, tells nothing
+        return None
+    own = dict(enumerate(dataset.palette))
+    return next((value for value, colour in shown.items() if own.get(value) != colour), None)
+
+
+def has_own_colours(dataset: Dataset) -> bool:
+    """Whether the classes' colours were given: only then may colours be taken for classes."""
+    return dataset.name != "folder" or dataset.palette != colour_map(len(dataset.classes))
 
 
 def class_of_colour(dataset: Dataset) -> dict[Colour, int]:
-    """Returns the classes' colours, for the masks that hold colours; none where two are equal."""
+    """Returns the classes' given colours; none where two are equal."""
+    if not has_own_colours(dataset):
+        return {}
     colours = {colour: index for index, colour in enumerate(dataset.palette)}
     return colours if len(colours) == len(dataset.palette) else {}
 
@@ -77,19 +86,15 @@ def _judge_values(
 ) -> Iterator[Finding]:
     sample, split = dataset.samples[index], dataset.split
     path = sample.mask or sample.image
-    if is_foreign_palette(dataset, mask):
-        value = next(
-            v for v, c in mask.colours.items() if dict(enumerate(dataset.palette)).get(v) != c
-        )
-        red, green, blue = mask.colours[value]
+    foreign = foreign_index(dataset, mask)
+    if foreign is not None:
+        colour = mask.colours[foreign]
         text = (
-            f"{path}: shows index {value} in the colour ({red}, {green}, {blue}) of class "
-            f"{class_of_colour(dataset).get((red, green, blue), 'another')}: its indices are not "
-            "the classes"
+            f"{path}: shows index {foreign} in the colour {colour} of class "
+            f"{dataset.palette.index(colour)}: its indices are not the classes"
         )
-        given = dataset.name != "folder" or dataset.palette != colour_map(len(dataset.classes))
-        kind = "palette" if given else "palette-differs"
-        yield Finding(kind, split, path, text, value=value, sample=index)
+        kind = "palette" if has_own_colours(dataset) else "palette-differs"
+        yield Finding(kind, split, path, text, value=foreign, sample=index)
     outside = [value for value in mask.values if dataset.lookup[value] < 0]
     outside.sort(key=lambda value: mask.values[value][1])
     for value in outside[:_SHOWN_VALUES]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segdeform.checking.finding import KINDS, Finding
+from segdeform.checking.finding import Finding
 from segdeform.errors import DataError, SegdeformError, UnsafeInputError
 
 _SHOWN = 10  # errors named in the one line of a refusal
@@ -83,14 +83,14 @@ class Report:
         for findings in self.by_kind().values():
             if findings[0].severity == "warning":
                 more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-                yield f"{findings[0].text}{more}: {findings[0].advice}"
+                yield f"{findings[0].line}{more}: {findings[0].advice}"
 
     def refuse_errors(self) -> None:
         """Raises DataError, or UnsafeInputError where a file is unsafe, naming the first ten."""
         errors = self.errors
         if not errors:
             return
-        lines = [error.text for error in errors[:_SHOWN]]
+        lines = [error.line for error in errors[:_SHOWN]]
         if errors[0].fix:
             lines[0] = f"{lines[0]}; {errors[0].fix}"
         if len(errors) > _SHOWN:
@@ -126,5 +126,4 @@ class Report:
             "files": self.files,
             "files_known": self.reused,
             "seconds": round(self.seconds, 3),
-            "titles": {kind: KINDS[kind].title for kind in self.by_kind()},
         }

@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import Annotated
@@ -74,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that spin while they wait steal the loader's time, and on a busy machine each other's:
     # a training step beside another process took 6 times as long. OpenMP reads this with torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Damaged pictures are told of by our own lines; Pillow's warnings name neither file nor remedy.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words or bool(os.environ.get("SEGDEFORM_DEBUG"))
     if isinstance(sys.stdout, TextIOWrapper):  # file names need not be valid UTF-8

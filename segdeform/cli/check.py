@@ -103,7 +103,7 @@ def print_report(report: Report) -> None:
         mark = _MARKS[first.severity]
         console.print(f"{mark}: {KINDS[first.kind].title} ({len(findings)})", highlight=False)
         for finding in findings[:_FILES_SHOWN]:
-            console.print(f"  {finding.text}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"  {finding.line}", markup=False, highlight=False, soft_wrap=True)
         if len(findings) > _FILES_SHOWN:
             console.print(f"  and {len(findings) - _FILES_SHOWN} more", highlight=False)
         for advice in dict.fromkeys(finding.advice for finding in findings[:_FILES_SHOWN]):
