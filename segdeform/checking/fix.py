@@ -168,10 +168,13 @@ def _labels(dataset: Dataset, mask: Path, turn: int) -> UInt8:
         values = dataset.decode_mask(mask)
     except MaskKindError as error:
         with opened(mask) as image:
+            if image.format in ("JPEG", "MPO", "WEBP"):  # they blur, WebP unless told not to
+                raise
             if error.kind == "colour-mask":
                 return _labels_of_colours(dataset, image, error)
-            if error.kind == "turned-mask" and orientation(image) == turn:
-                image.load()
+            if error.kind == "turned-mask":
+                if orientation(image) != turn:
+                    raise
                 return _looked_up(dataset, mask, _turned(_plain_values(image, error), turn))
             return _looked_up(dataset, mask, _plain_values(image, error))
     if dataset.decode_mask is read_mask:
@@ -191,8 +194,6 @@ def _looked_up(dataset: Dataset, mask: Path, values: Mask) -> UInt8:
 
 def _plain_values(image: Image.Image, error: MaskKindError) -> Mask:
     """Returns the values of a mask of another kind, where they are whole numbers."""
-    if error.kind == "jpeg-mask":
-        raise error
     image.load()
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8)

@@ -152,7 +152,7 @@ def _with_target(folder: Path) -> None:
 
 
 def _void_as(value: int, dtype: type = np.uint8) -> npt.NDArray[Any]:
-    return np.where(VOID == 255, value, VOID).astype(dtype)
+    return np.where(VOID == 255, dtype(value), VOID.astype(dtype))
 
 
 def _twice(folder: Path) -> None:
@@ -255,7 +255,8 @@ BAD = [
          alone=True),
     _bad("0 and 1 as 0 and 128", "binary", _save(_BITS * np.uint8(128)), classes=_TWO, alone=True),
     _bad("1 to K", "off-by-one", _save(TRUTH + 1), alone=True),
-    _bad("1 to K with void", "off-by-one", _save(np.where(VOID == 255, VOID, TRUTH + 1)), alone=True),
+    _bad("1 to K with void", "off-by-one", _save(np.where(VOID == 255, VOID, TRUTH + 1)),
+         alone=True),
     _bad("one value K", "label-outside", _save(np.where(TRUTH == 4, 5, TRUTH).astype(np.uint8))),
     _bad("one pixel of 254", "label-outside",
          _save(np.where(np.arange(H * W).reshape(H, W) == 50, 254, TRUTH).astype(np.uint8))),
