@@ -40,7 +40,16 @@ def check_pictures(plan: Plan) -> None:
     Raises:
         DataError, UnsafeInputError: lists the pictures and masks that cannot be used.
     """
-    check_sound((plan.train_set, plan.val_set), say=plan.reporter.message)
+    reporter = plan.reporter
+    reporter.start(0, len(plan.train_set) + len(plan.val_set))
+    try:
+        check_sound(
+            (plan.train_set, plan.val_set),
+            progress=lambda done, total: reporter.step(done),
+            say=reporter.message,
+        )
+    finally:
+        reporter.stop()
 
 
 def begin_run(plan: Plan, overwrite: bool) -> None:
