@@ -61,6 +61,7 @@ KINDS = {
     "absent-train": Kind("warning", "Classes without training pixels", "they cannot be learned"),
     "orphan-mask": Kind("warning", "Masks without a picture", "it is not used"),
     "absent": Kind("note", "Classes absent from a split", "they are left out of its mIoU"),
+    "unlabelled": Kind("note", "Pictures without a mask", "they can be predicted, not scored"),
     "repeated": Kind("note", "Pictures given twice", "the same picture counts twice"),
     "turned-picture": Kind(
         "note", "Pictures turned by EXIF", "they are read upright: the masks must be upright too"

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from PIL import Image
 from segdeform.checking import KINDS, check_sound
 from segdeform.cli import main
 from segdeform.config_io import load_config
-from segdeform.data import list_dataset
+from segdeform.data import Sample, list_dataset
 from segdeform.errors import DataError
 from tests.checking.conftest import Check
 
@@ -28,7 +30,7 @@ NAMES = ["sky", "road", "car"]
 def put(root: Path, split: str, name: str, labels: object, seed: int | None = None) -> None:
     """Writes a pair; the same seed, the same picture."""
     values = np.asarray(labels, np.uint8)
-    seed = sum(map(ord, split + name)) if seed is None else seed
+    seed = zlib.crc32(f"{split} {name}".encode()) if seed is None else seed
     pixels = np.random.default_rng(seed).integers(0, 256, (*values.shape, 3), np.uint8)
     for kind, content in (("images", pixels), ("masks", values)):
         path = root / split / kind / f"{name}.png"
@@ -76,8 +78,8 @@ def test_the_weights_can_be_pasted_into_a_config(
 
 
 def test_the_same_picture_in_two_splits_or_twice(root: Path, check: Check) -> None:
-    put(root, "val", "d", [[0, 1, 2, 2], [2, 2, 2, 2]], seed=sum(map(ord, "traina")))
-    put(root, "train", "e", [[0, 0, 0, 0], [2, 2, 2, 2]], seed=sum(map(ord, "traina")))
+    put(root, "val", "d", [[0, 1, 2, 2], [2, 2, 2, 2]], seed=zlib.crc32(b"train a"))
+    put(root, "train", "e", [[0, 0, 0, 0], [2, 2, 2, 2]], seed=zlib.crc32(b"train a"))
     # Another file of the same pixels is the same picture.
     with Image.open(root / "val" / "images" / "d.png") as picture:
         picture.save(root / "val" / "images" / "d.png", compress_level=0)
@@ -125,6 +127,15 @@ def test_everything_that_is_missing_double_or_over_is_listed(root: Path, check: 
     assert checked.code == 4
     assert kinds(checked.report) == {"missing-mask": 2, "double": 1, "orphan-mask": 1}
     assert [split["pairs"] for split in checked.report["splits"]] == [2, 1]
+
+
+def test_a_test_split_may_lack_masks_and_training_may_not(root: Path) -> None:
+    pictures = tuple(Sample(name, root / "train" / "images" / f"{name}.png", None) for name in "ab")
+    train = list_dataset("folder", root, "train")
+    report = check_sound([replace(train, split="test", samples=pictures)])
+    assert [finding.kind for finding in report.findings] == ["unlabelled"] * 2
+    with pytest.raises(DataError, match=r"a\.png: has no mask"):
+        check_sound([replace(train, samples=pictures)])
 
 
 def test_values_that_count_no_classes_without_a_class_list(root: Path, check: Check) -> None:
