@@ -41,7 +41,9 @@ def test_shipped_configs_build_a_network_and_name_their_own_command(name: str) -
 
 
 def test_the_configs_that_people_rely_on_are_shipped() -> None:
-    assert {"camvid", "folder", "paper-voc", "shapes", "voc"} <= shipped_configs().keys()
+    assert shipped_configs().keys() >= {
+        *("camvid", "cityscapes", "folder", "paper-cityscapes", "paper-voc", "shapes", "voc")
+    }
 
 
 def test_paper_config_is_the_papers_network() -> None:

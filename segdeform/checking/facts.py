@@ -71,13 +71,13 @@ def mask_facts(path: Path, decode: Callable[[Path], npt.NDArray[np.integer]] = r
     """Decodes a mask and counts its values. `decode` is the data set's; Raises ResourceError."""
     try:
         if decode is not read_mask:
-            return _index_facts(decode(path))
+            return index_facts(decode(path))
         with opened(path) as image:
             # Asked for first: decoding closes what holds further frames.
             frames = int(getattr(image, "n_frames", 1))
             image.seek(0)
             values = index_values(image, path)
-            return _index_facts(values, _palette(image), frames)
+            return index_facts(values, _palette(image), frames)
     except MaskKindError as error:
         return _other_kind(path, error)
     except (DataError, UnsafeInputError) as error:
@@ -108,9 +108,10 @@ def _other_kind(path: Path, error: MaskKindError) -> Facts:
     return Facts(height, width, error.kind, str(error), orientation=turn, colours=colours)
 
 
-def _index_facts(
+def index_facts(
     values: npt.NDArray[np.integer], palette: list[int] | None = None, frames: int = 1
 ) -> Facts:
+    """Counts the values of a mask [H, W]; `palette` is that of a palette mask."""
     flat = np.ascontiguousarray(values).ravel()
     counts = np.bincount(flat)
     present = [int(value) for value in np.flatnonzero(counts)][:_MAX_VALUES]

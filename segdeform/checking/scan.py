@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
+
 from segdeform.checking.cache import FactCache
-from segdeform.checking.facts import Facts, mask_facts, picture_facts
+from segdeform.checking.facts import Facts, index_facts, mask_facts, picture_facts
+from segdeform.data.cache import Cache
 from segdeform.data.dataset import Dataset
 from segdeform.errors import DataError
 
 _PATIENCE = 300.0  # seconds without a single file read
+_LAST_FILE = 30.0  # seconds for the files that are being read when one cannot be
 
 
 class PairFacts(NamedTuple):
@@ -46,6 +52,8 @@ def default_workers() -> int:
 
 
 def _read_pair(dataset: Dataset, cache: FactCache, index: int) -> PairFacts:
+    if dataset.cache is not None:
+        return _decoded_pair(dataset, dataset.cache, index)
     sample = dataset.samples[index]
     picture = cache.facts("picture", sample.image, picture_facts)
     if sample.mask is None:
@@ -53,6 +61,24 @@ def _read_pair(dataset: Dataset, cache: FactCache, index: int) -> PairFacts:
     decode = dataset.decode_mask
     role = f"mask {decode.__module__}.{decode.__qualname__}"
     return PairFacts(picture, cache.facts(role, sample.mask, partial(mask_facts, decode=decode)))
+
+
+def _decoded_pair(dataset: Dataset, decoded: Cache, index: int) -> PairFacts:
+    """Returns the facts of a pair that was read before, and is trained on in its decoded form.
+
+    Raises DataError where the decoded form is damaged.
+    """
+    decoded.check(index)
+    image, labels = decoded.read(index)
+    height, width = labels.shape
+    digest = hashlib.sha256(image.tobytes()).hexdigest()[:32]
+    mask = index_facts(labels)
+    # Facts speak of the file's values: any that means the label will do.
+    values = {
+        int(np.flatnonzero(dataset.lookup == label)[0]): found
+        for label, found in mask.values.items()
+    }
+    return PairFacts(Facts(height, width, digest=digest), replace(mask, values=values))
 
 
 def _in_threads(
@@ -78,8 +104,9 @@ def _in_threads(
             except BaseException as error:  # raised again by whoever waits
                 results.put((index, error))
 
-    for _ in range(min(max(1, workers), count)):
-        threading.Thread(target=work, daemon=True).start()
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, count))]
+    for thread in threads:
+        thread.start()
     try:
         for _ in range(count):
             try:
@@ -89,6 +116,9 @@ def _in_threads(
                     f"no file could be read for {_PATIENCE:.0f} seconds: does the drive answer?"
                 ) from None
             if isinstance(result, BaseException):
+                stop.set()
+                for thread in threads:  # whoever handles the error may remove what they read
+                    thread.join(_LAST_FILE)
                 raise result
             yield index, result
     finally:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segdeform.cli.output import (
+    Data,
     Device,
     Flip,
     Json,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Model,
-    data: Annotated[Path, typer.Option(help="Root of the data set.", show_default=False)],
+    data: Data = None,
     dataset: Annotated[
         str | None, typer.Option(help="Its kind.", show_default="the one trained on")
     ] = None,
@@ -48,14 +49,14 @@ def evaluate(
 ) -> None:
     """Score a model on a data set split: mIoU, per-class IoU, accuracy."""
     from segdeform.checking import check_sound
-    from segdeform.data import load_dataset
+    from segdeform.data import data_root, load_dataset
     from segdeform.evaluation.evaluate import evaluate, write_metrics
 
     segmenter = load_segmenter(model, device, threads, tile, overlap, scales, flip)
     name = dataset or segmenter.info["training"].get("dataset")
     if name is None:
         raise UsageError(f"{model} does not say what it was trained on: give --dataset NAME")
-    pairs = load_dataset(name, data, split)
+    pairs = load_dataset(name, data_root(name, data), split)
     with progress_bar("checking") as progress:
         check_sound([pairs], progress=progress, say=lambda line: print(line, file=sys.stderr))
     with progress_bar("evaluating") as progress, stop_on_interrupt() as stop:

@@ -1,4 +1,4 @@
-"""`segdeform prepare`: generates a data set, or verifies the one that lies in a folder."""
+"""`segdeform prepare`: makes a data set ready, or verifies the one that lies in a folder."""
 
 from __future__ import annotations
 
@@ -8,31 +8,69 @@ from typing import Annotated
 
 import typer
 
-from segdeform.cli.output import Json, print_json, progress_bar
+from segdeform.cli.output import Json, print_json, step_bars
 
 
 def prepare(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="shapes, camvid, voc or folder (your own).", show_default=False
+            metavar="NAME",
+            help="voc, cityscapes, camvid, shapes or folder (your own).",
+            show_default=False,
         ),
     ],
-    output: Annotated[Path, typer.Option(help="Root of the data set.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Root of the data set; for cityscapes also CITYSCAPES_DATASET.",
+            show_default=False,
+        ),
+    ] = None,
+    archive: Annotated[
+        list[Path] | None,
+        typer.Option(help="An archive at hand of voc, SBD or cityscapes; repeatable."),
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch what is missing of voc or cityscapes.")
+    ] = False,
+    sbd: Annotated[bool, typer.Option(help="Add SBD's masks to voc: the split trainaug.")] = True,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache", help="Also write the pictures decoded, for training to map into memory."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of generated pictures.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read the pictures.")] = 2,
     json_output: Json = False,
 ) -> None:
-    """Generate the data set shapes, or verify every picture and mask of another in place."""
+    """Make a data set ready: unpack, download, convert or generate it; read every file of it.
+
+    What is there already is kept: a second run only verifies, an interrupted one is continued.
+    """
+    from segdeform.data import data_root
     from segdeform.data.prepare import prepare
 
-    with progress_bar("drawing") as progress:
-        summary = prepare(name, output, seed=seed, workers=workers, progress=progress)
+    root = data_root(name, output, "--output")
+    with step_bars() as progress:
+        summary = prepare(
+            name,
+            root,
+            archives=archive or (),
+            download=download,
+            sbd=sbd,
+            cache=cache,
+            seed=seed,
+            workers=workers,
+            progress=progress,
+        )
     if json_output:
         print_json({**asdict(summary), "root": str(summary.root)})
         return
     pairs = ", ".join(f"{split} {count}" for split, count in summary.splits.items())
-    print(f"{name} in {output}: {pairs} pairs of picture and mask, {len(summary.classes)} classes")
+    print(f"{name} in {root}: {pairs} pairs of picture and mask, {len(summary.classes)} classes")
     for message in summary.messages:
         print(message)
-    print(f"Next:  segdeform train {name} --data {output} --output RUN")
+    split = " --set data.train_split=trainaug" if "trainaug" in summary.splits else ""
+    print(f"Next:  segdeform train {name} --data {root} --output RUN{split}")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from segdeform.cli.output import Device, Json, Threads, print_json
+from segdeform.cli.output import Data, Device, Json, Threads, print_json
 
 
 def train(
@@ -17,12 +17,13 @@ def train(
         str,
         typer.Argument(
             metavar="CONFIG",
-            help="A config file or a shipped config: folder, shapes, camvid, voc, paper-voc.",
+            help="A config file or a shipped config: folder, shapes, camvid, voc, cityscapes, "
+            "paper-voc, paper-cityscapes.",
             show_default=False,
         ),
     ],
-    data: Annotated[Path, typer.Option(help="Root of the data set.", show_default=False)],
     output: Annotated[Path, typer.Option(help="Run folder to write.", show_default=False)],
+    data: Data = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable."),
@@ -43,8 +44,10 @@ def train(
 ) -> None:
     """Train a network; Ctrl-C saves, --resume goes on with the same bits."""
     from segdeform.config_io import load_config
+    from segdeform.data import data_root
 
     settings = load_config(config, overrides or [])  # before torch's seconds of import
+    root = data_root(settings.data.name, data)
 
     import torch
 
@@ -54,7 +57,7 @@ def train(
         torch.set_num_threads(threads)
     result = train(
         settings,
-        data,
+        root,
         output,
         device=device,
         workers=workers,
@@ -68,4 +71,4 @@ def train(
     print(f"{result.steps} steps, {timedelta(seconds=round(result.seconds))}, val mIoU {miou}")
     print(f"Model: {result.model}")
     print(f"Next:  segdeform predict {output} PICTURES --output FOLDER")
-    print(f"       segdeform eval {output} --data {data} --output FOLDER")
+    print(f"       segdeform eval {output} --data {root} --output FOLDER")

@@ -14,6 +14,7 @@ __all__ = [
     "IGNORE",
     "Dataset",
     "Sample",
+    "data_root",
     "guess_name",
     "list_dataset",
     "load_dataset",
@@ -27,6 +28,18 @@ DATASETS: dict[str, Callable[[Path, str], Dataset]] = {
     "folder": folder.load,
     "shapes": shapes.load,
 }
+
+
+def data_root(name: str, given: Path | None, option: str = "--data") -> Path:
+    """Returns the folder given, for Cityscapes else CITYSCAPES_DATASET.
+
+    Raises UsageError that names the option of the command line when there is neither.
+    """
+    root = given or (cityscapes.default_root() if name == "cityscapes" else None)
+    if root is None:
+        hint = ", or set CITYSCAPES_DATASET" if name == "cityscapes" else ""
+        raise UsageError(f"where is the {name} data set? Give {option} FOLDER{hint}")
+    return root
 
 
 def load_dataset(name: str, root: Path, split: str) -> Dataset:

@@ -84,18 +84,16 @@ def load(root: Path, split: str) -> Dataset:
 
 def _pictures(folder: Path) -> list[Path]:
     try:
-        found = [
+        found = sorted(
             path
-            for city in sorted(folder.iterdir())
-            if city.is_dir() and not city.name.startswith(".")
-            for path in sorted(city.iterdir())
+            for path in (*folder.iterdir(), *folder.glob("*/*"))
             if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
-        ]
+        )
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
     for path in found:
-        if not path.name.endswith(PICTURE):
-            raise DataError(f"{path}: the names of pictures end with {PICTURE} here; remove it")
+        if not path.name.endswith(PICTURE) or path.parent == folder:
+            raise DataError(f"{path}: does not belong there; pictures are CITY/*{PICTURE}")
     if not found:
         raise DataError(f"{folder}: holds no picture; expected CITY/*{PICTURE} in it")
     return found

@@ -6,12 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from segdeform.data.image_io import UInt8, read_image, read_mask
 from segdeform.errors import DataError
+
+if TYPE_CHECKING:
+    from segdeform.data.cache import Cache
 
 Mask = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
@@ -58,6 +62,7 @@ class Dataset:
     samples: tuple[Sample, ...]
     label_map: Mapping[int, int] | None = None  # file value -> class or IGNORE; None: identity
     void: frozenset[int] = frozenset({IGNORE})  # file values that mean IGNORE
+    cache: Cache | None = None  # where decoded pairs are read from instead of the files
     decode_mask: Callable[[Path], Mask] = read_mask  # mask file -> its values [H, W]
     problems: tuple[ListingProblem, ...] = ()  # of what is not among the samples
 
@@ -90,6 +95,8 @@ def read_pair(dataset: Dataset, index: int) -> tuple[UInt8, UInt8]:
 
     Raises DataError naming the file (and value and position of a label outside the classes).
     """
+    if dataset.cache is not None:
+        return dataset.cache.read(index)
     sample = dataset.samples[index]
     if sample.mask is None:
         raise DataError(f"{sample.image}: has no mask")

@@ -111,6 +111,13 @@ def upright_rgb(image: ImageFile.ImageFile, path: Path) -> Image.Image:
     return rgb if turn is None else rgb.transpose(turn)
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Returns the (H, W) that `read_image` would give, from the header. Raises as it does."""
+    with opened(path) as image:
+        width, height = image.size
+        return (width, height) if orientation(image) >= 5 else (height, width)
+
+
 def read_mask(path: Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     """Reads an index mask [H, W] exactly as stored: 8-bit grey or palette indices, or 16-bit grey.
 

@@ -7,17 +7,17 @@ from pathlib import Path, PurePosixPath
 
 from segdeform.data.dataset import ListingProblem, Sample
 from segdeform.data.image_io import MASK_SUFFIXES, PICTURE_SUFFIXES
-from segdeform.errors import DataError
+from segdeform.errors import DataError, UnsafeInputError
 
 
 def read_names(path: Path) -> list[str]:
     """Reads a split list: one name a line, relative and without suffix; blank lines do not count.
 
-    Raises DataError when it cannot be read, is empty, or holds a name twice or one that leaves the
-    folder.
+    Raises DataError when it cannot be read, is empty or holds a name twice, UnsafeInputError for a
+    name that leads out of the folder.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: the list of pictures cannot be read: {error}") from error
     names = [line.strip() for line in lines if line.strip()]
@@ -28,7 +28,9 @@ def read_names(path: Path) -> list[str]:
         if name in seen:
             raise DataError(f"{path}: lists '{name}' twice")
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise DataError(f"{path}: the name '{name}' leads out of the data set")
+            raise UnsafeInputError(f"{path}: the name '{name}' leads out of the data set")
+        if not name.isprintable():
+            raise DataError(f"{path}: the name {name!a} holds control characters")
         seen.add(name)
     return names
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from segdeform.checking import check_sound
-from segdeform.data import DATASETS, camvid, cityscapes, folder, load_dataset, voc
-from segdeform.data.dataset import MissingSplitError
+from segdeform.data import DATASETS, camvid, folder, load_dataset
+from segdeform.data.cache import write_cache
+from segdeform.data.dataset import Dataset, MissingSplitError
+from segdeform.data.prepare_cityscapes import prepare_cityscapes
+from segdeform.data.prepare_voc import prepare_voc
 from segdeform.data.shapes import write_shapes
-from segdeform.errors import DataError, UsageError, nearest
+from segdeform.data.staging import Progress
+from segdeform.disk import size_text
+from segdeform.errors import DataError, InterruptedByUserError, UsageError, nearest
 
-_SPLITS = ("train", "val")
+# trainaug holds all of train.
+_SPLITS = {"voc": ("trainaug", "train", "val")}
 # What must lie at ROOT, and who gives it out.
 _ORIGIN = {
     "camvid": f"Expected {camvid.LAYOUT}; the pictures come from {camvid.SOURCE}",
-    "voc": f"Expected {voc.LAYOUT}; unpack {voc.SOURCE} there",
-    "cityscapes": f"Expected {cityscapes.LAYOUT}; https://www.cityscapes-dataset.com gives it out",
     "folder": f"Expected {folder.LAYOUT}",
 }
 
@@ -37,36 +42,50 @@ def prepare(
     name: str,
     output: Path,
     *,
+    archives: Sequence[Path] = (),
+    download: bool = False,
+    sbd: bool = True,
+    cache: bool = False,
     seed: int = 0,
     workers: int = 2,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = lambda what, done, total: None,
 ) -> PrepareSummary:
-    """Generates `shapes` into a folder, or verifies in place the data set that lies there.
+    """Makes a data set in OUTPUT, from archives, by download or by drawing it, and verifies it all.
 
-    Every picture and mask of the splits that exist is read and checked; `progress` hears (done,
-    all) while pictures are generated.
-    Raises UsageError for an unknown name or a folder in use, DataError that says what is wrong with
-    the data or, where there are none, what is expected and where it comes from.
+    What is there already is kept and only verified: every picture and mask of the splits that exist
+    is read. An interrupted call is continued by the same call. `progress` hears (step, done, all).
+
+    Args:
+        archives: files of `voc` and `cityscapes` at hand.
+        download: fetch what is missing of these two; `voc` is fetched anyway into an empty root.
+        sbd: add SBD's masks to `voc`.
+        cache: also write the decoded form of the splits that training maps into memory.
+        seed: of `shapes`.
+
+    Raises:
+        UsageError: an unknown name, options that do not belong to it, a folder in use.
+        DataError: what is wrong with the data, or what is expected and where it comes from.
+        UnsafeInputError: an archive that means harm.
+        DownloadError, ResourceError: network, checksum, disk.
+        InterruptedByUserError: Ctrl-C.
     """
     if name not in DATASETS:
         raise UsageError(f"no data set '{name}'.{nearest(name, DATASETS)}")
-    messages = []
-    if name == "shapes":
-        made = write_shapes(output, seed=seed, progress=progress)
-        messages.append("generated" if made else "was there already, nothing written")
-    elif not output.exists():
-        raise DataError(f"{output}: no such folder, and nothing is downloaded yet. {_ORIGIN[name]}")
-    datasets, missing = [], []
-    for split in _SPLITS:
-        try:
-            datasets.append(load_dataset(name, output, split))
-        except MissingSplitError as error:
-            missing.append(error)
-    if not datasets:
-        raise missing[0]
-    check_sound(datasets, workers=workers)
+    if name not in ("voc", "cityscapes") and (archives or download):
+        raise UsageError(f"--archive and --download are for voc and cityscapes, not for {name}")
+    try:
+        messages = _make(name, output, archives, download, sbd, seed, progress)
+        datasets, missing = _load_splits(name, output)
+        for dataset in datasets:
+            hear = partial(progress, f"reading {dataset.split}")
+            check_sound([dataset], workers=workers, progress=hear)
+        cached = _write_caches(datasets, workers, progress) if cache else []
+    except KeyboardInterrupt as error:
+        raise InterruptedByUserError(
+            "interrupted; what is done is kept, the same command goes on from there"
+        ) from error
     messages.append("every picture and mask was read and fits")
-    messages.extend(str(error) for error in missing)
+    messages.extend([*cached, *(str(error) for error in missing)])
     return PrepareSummary(
         name=name,
         root=output,
@@ -74,3 +93,52 @@ def prepare(
         classes=datasets[0].classes,
         messages=tuple(messages),
     )
+
+
+def _make(
+    name: str,
+    output: Path,
+    archives: Sequence[Path],
+    download: bool,
+    sbd: bool,
+    seed: int,
+    progress: Progress,
+) -> list[str]:
+    if name == "shapes":
+        made = write_shapes(output, seed=seed, progress=partial(progress, "drawing"))
+        return ["generated" if made else "was there already, nothing written"]
+    if name == "voc":
+        return prepare_voc(output, archives, fetch=download, sbd=sbd, progress=progress)
+    if name == "cityscapes":
+        return prepare_cityscapes(output, archives, fetch=download, progress=progress)
+    if not output.exists():
+        raise DataError(f"{output}: no such folder, and nobody may download it. {_ORIGIN[name]}")
+    return []
+
+
+def _load_splits(name: str, output: Path) -> tuple[list[Dataset], list[MissingSplitError]]:
+    """Loads the splits that there are; raises MissingSplitError when there is none."""
+    datasets: list[Dataset] = []
+    missing = []
+    for split in _SPLITS.get(name, ("train", "val")):
+        try:
+            datasets.append(load_dataset(name, output, split))
+        except MissingSplitError as error:
+            if split != "trainaug":
+                missing.append(error)
+    if not datasets:
+        raise missing[0]
+    return datasets, missing
+
+
+def _write_caches(datasets: list[Dataset], workers: int, progress: Progress) -> list[str]:
+    messages = []
+    splits = {dataset.split for dataset in datasets}
+    for dataset in datasets:
+        if dataset.split == "train" and "trainaug" in splits:
+            continue  # its pictures are in trainaug
+        hear = partial(progress, f"caching {dataset.split}")
+        folder = write_cache(dataset, workers, hear)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        messages.append(f"cache of {dataset.split}: {folder}, {size_text(size)}")
+    return messages

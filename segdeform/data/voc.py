@@ -36,12 +36,13 @@ LAYOUT = (
     "ROOT/VOCdevkit/VOC2012/{ImageSets/Segmentation,JPEGImages,SegmentationClass} "
     "(ROOT may also be VOCdevkit or VOC2012)"
 )
-SOURCE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
+TRAINAUG_LIST = "ImageSets/Segmentation/trainaug.txt"  # below VOC2012: VOC's train and SBD
 
 
 def load(root: Path, split: str) -> Dataset:
     """Lists the pictures of ImageSets/Segmentation/SPLIT.txt; 255, the border, is ignored.
 
+    A mask is VOC's own where there is one, else that of SegmentationClassAug (SBD, for trainaug).
     Raises DataError when the folder does not look like VOC 2012; what is missing is in `problems`.
     """
     home = find_home(root)
@@ -50,11 +51,15 @@ def load(root: Path, split: str) -> Dataset:
     listing = home / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not listing.is_file():
         known = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt")))
-        raise MissingSplitError(f"{listing}: no such split; there are: {known}")
+        advice = "; segdeform prepare voc --download adds it" if split == "trainaug" else ""
+        raise MissingSplitError(f"{listing}: no such split; there are: {known}{advice}")
     samples, problems = [], []
     for name in read_names(listing):
         image = home / "JPEGImages" / f"{name}.jpg"
         mask = home / "SegmentationClass" / f"{name}.png"
+        added = home / "SegmentationClassAug" / f"{name}.png"
+        if added.exists() and not mask.exists():
+            mask = added
         missing = [path for path in (image, mask) if not os.path.lexists(path)]
         for path in missing:
             kind = "missing-picture" if path == image else "missing-mask"
@@ -74,7 +79,7 @@ def load(root: Path, split: str) -> Dataset:
 
 
 def find_home(root: Path) -> Path | None:
-    """Returns the folder VOC2012 at, in or below ROOT; None where there is none."""
+    """Returns the folder VOC2012 in or at ROOT, None where there is none."""
     parts = ("ImageSets/Segmentation", "JPEGImages", "SegmentationClass")
     for home in (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root):
         if all((home / part).is_dir() for part in parts):

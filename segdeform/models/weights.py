@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
-import urllib.request
-from http.client import HTTPException
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
+from segdeform.download import Checksum, download
 from segdeform.errors import ConfigError, DownloadError, ModelError
 from segdeform.tensors import check_fit, read_tensors
 
@@ -26,8 +24,6 @@ IMAGENET = {
 
 # What classifiers have beyond the backbone (features.18: MobileNetV2's 1x1 conv to 1280).
 CLASSIFIER = ("fc.", "classifier.", "features.18.")
-
-TIMEOUT = 30  # seconds without a byte
 
 
 def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
@@ -86,28 +82,9 @@ def _imagenet_file(name: str) -> Path:
     path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     prefix = path.stem.rpartition("-")[2]  # of the SHA-256, by torchvision's naming
     try:
-        if not path.is_file():
-            _download(url, path)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
+        download(url, path, Checksum("sha256", prefix))
+    except DownloadError as error:
         raise DownloadError(
-            f"cannot download {url} ({reason}); give a file with torchvision's keys instead: "
-            "--set model.weights=FILE"
+            f"{error}; or give a file with torchvision's keys: --set model.weights=FILE"
         ) from error
-    if not digest.startswith(prefix):
-        raise DownloadError(f"{path} has a wrong checksum; delete it and try again")
     return path
-
-
-def _download(url: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as reply, part.open("wb") as file:
-            while block := reply.read(1 << 20):
-                file.write(block)
-        part.rename(path)
-    finally:
-        part.unlink(missing_ok=True)

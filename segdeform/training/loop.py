@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from segdeform.config import Config
 from segdeform.data import load_dataset
+from segdeform.data.cache import with_cache
 from segdeform.data.dataset import IGNORE
 from segdeform.data.loader import train_loader
 from segdeform.device import keep_freed_memory, resolve_device
@@ -100,6 +101,8 @@ def train(
         peers = stack.enter_context(processes(own))
         check_config(config, train_set, own, peers)
         reporter = (reporter or Reporter()) if peers.first else Reporter(Console(quiet=True))
+        train_set = with_cache(train_set, reporter.message)
+        val_set = with_cache(val_set, reporter.message)
         if workers is None:
             workers = default_workers(own)
         plan = Plan(config, train_set, val_set, output, own, workers, peers, stop, reporter)

@@ -242,7 +242,9 @@ def test_ctrl_c_ends_at_once_with_130(root: Path) -> None:
         "sys.exit(main(sys.argv[1:]))\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, "check", str(root)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, "check", str(root), "--workers", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stderr is not None
     assert process.stderr.readline() == "reading\n"

@@ -77,7 +77,9 @@ def test_version(command: Command) -> None:
         (["fly"], "no such command 'fly'. See 'segdeform --help'."),
         (["--fast"], "no such option: --fast. See 'segdeform --help'."),
         (["info"], "missing argument 'MODEL'. See 'segdeform info --help'."),
-        (["train", "camvid"], "missing option '--data'. See 'segdeform train --help'."),
+        (["train", "camvid"], "missing option '--output'. See 'segdeform train --help'."),
+        (["train", "camvid", "--output", "x"], "where is the camvid data set? Give --data FOLDER"),
+        (["prepare", "voc"], "where is the voc data set? Give --output FOLDER"),
         (["doctor", "--workers", "2"], "no such option: --workers. See 'segdeform doctor --help'."),
     ],
 )

@@ -215,8 +215,6 @@ def test_a_wrong_folder_is_told_in_one_line(root: Path, damage: Callable[[Path],
         ("a\nmissing\n", r"missing\.\*: the picture is listed but missing"),
         ("a\nb\na\n", "lists 'a' twice"),
         ("\n\n", "lists no picture"),
-        ("a\n../train/a\n", "leads out"),
-        ("/etc/a\n", "leads out"),
     ],
 )
 def test_a_wrong_camvid_list_is_told_in_one_line(root: Path, lines: str, message: str) -> None:

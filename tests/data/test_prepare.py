@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,16 +43,25 @@ def test_damage_in_any_split_is_found(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "source"), [("camvid", "mi.eng.cam.ac.uk"), ("voc", "VOCtrainval_11-May-2012.tar")]
+    ("name", "source"), [("camvid", "mi.eng.cam.ac.uk"), ("cityscapes", "www.cityscapes-dataset")]
 )
 def test_an_absent_data_set_is_told_with_layout_and_source(
     name: str, source: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=source) as caught:
         prepare(name, tmp_path / "none")
-    assert "Expected ROOT/" in str(caught.value)
+    assert "xpected ROOT/" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("option", [{"download": True}, {"archives": [Path("x.zip")]}])
+def test_archives_are_for_those_that_come_in_some(
+    option: dict[str, Any], root: Path, tmp_path: Path
+) -> None:
+    for name in ("shapes", "camvid", "folder"):
+        with pytest.raises(UsageError, match=f"not for {name}"):
+            prepare(name, root, **option)
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
@@ -65,9 +75,10 @@ def test_shapes_are_generated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "segdeform.data.prepare.write_shapes",
         lambda root, **options: write_shapes(root, **options, **sizes),
     )
-    heard: list[tuple[int, int]] = []
+    heard: list[tuple[str, int, int]] = []
     first = prepare("shapes", tmp_path / "s", progress=lambda *now: heard.append(now))
     assert first.splits == {"train": 3, "val": 2}
-    assert heard[-1] == (5, 5)
+    assert ("drawing", 5, 5) in heard
+    assert heard[-1] == ("reading val", 2, 2)
     assert first.messages[0] == "generated"
     assert "already" in prepare("shapes", tmp_path / "s").messages[0]

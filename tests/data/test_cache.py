@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from segdeform.checking import check_sound
+from segdeform.config import DataConfig
+from segdeform.data import Dataset, load_dataset, read_pair
+from segdeform.data.cache import cache_folder, with_cache, write_cache
+from segdeform.data.loader import train_loader
+from segdeform.data.prepare import prepare
+from segdeform.errors import DataError, ResourceError, SegdeformError
+from tests.data.cityscapes_frames import write_frame, write_frames
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    root = write_frames(tmp_path / "frames", size=(48, 64))
+    # Pictures of several sizes in one cache.
+    rng = np.random.default_rng(1)
+    write_frame(root, "train", "aachen_000007_000019", (40, 72), rng)
+    return load_dataset("cityscapes", root, "train")
+
+
+def silent(text: str) -> None:
+    pass
+
+
+def cached(dataset: Dataset) -> Dataset:
+    write_cache(dataset)
+    found = with_cache(dataset, silent)
+    assert found.cache is not None
+    return found
+
+
+def drop_files(dataset: Dataset) -> None:
+    """Puts files of the same size and times, but without content, in the place of all."""
+    for sample in dataset.samples:
+        for path in (sample.image, sample.mask):
+            assert path is not None
+            status = path.stat()
+            path.write_bytes(bytes(status.st_size))
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_have_the_same_bits_with_and_without(dataset: Dataset, workers: int) -> None:
+    # A crop as large as the pictures, so that whole mapped rows are taken without resizing.
+    for crop, scale in (((32, 40), (0.5, 2.0)), ((48, 64), (1.0, 1.0))):
+        config = DataConfig(name="cityscapes", crop=crop, scale=scale, max_class_share=0.75)
+        options = {"seed": 1, "first_step": 0, "steps": 4, "batch_size": 3, "workers": workers}
+        plain = list(train_loader(dataset, config, **options))
+        decoded = cached(dataset)
+        assert decoded.cache is not None
+        fast = list(train_loader(decoded, config, **options))
+        for (images, labels), (fast_images, fast_labels) in zip(plain, fast, strict=True):
+            assert torch.equal(images, fast_images)
+            assert torch.equal(labels, fast_labels)
+
+
+def test_reading_touches_no_file_of_the_data_set(dataset: Dataset) -> None:
+    pairs = [read_pair(dataset, index) for index in range(len(dataset))]
+    write_cache(dataset)
+    drop_files(dataset)
+    decoded = with_cache(dataset, silent)
+    check_sound([decoded])
+    for index, (image, labels) in enumerate(pairs):
+        fast_image, fast_labels = read_pair(decoded, index)
+        np.testing.assert_array_equal(fast_image, image)
+        np.testing.assert_array_equal(fast_labels, labels)
+        assert not fast_image.flags.writeable and not fast_labels.flags.writeable
+
+
+def test_workers_get_paths_not_pictures(dataset: Dataset) -> None:
+    decoded = cached(dataset)
+    read_pair(decoded, 0)
+    content = pickle.dumps(decoded)
+    assert len(content) < 10_000
+    np.testing.assert_array_equal(read_pair(pickle.loads(content), 1)[0], read_pair(dataset, 1)[0])
+
+
+def test_changed_files_end_the_use_of_a_cache(dataset: Dataset) -> None:
+    old = write_cache(dataset)
+    mask = dataset.samples[0].mask
+    assert mask is not None
+    os.utime(mask, ns=(1, 1))
+    heard: list[str] = []
+    assert with_cache(dataset, heard.append).cache is None
+    assert "prepare --cache writes it anew" in heard[0]
+    new = write_cache(dataset)
+    assert new != old and not old.exists()
+    assert with_cache(replace(dataset, samples=dataset.samples[1:]), silent).cache is None
+    assert with_cache(replace(dataset, label_map={0: 1}), silent).cache is None
+
+
+@pytest.mark.parametrize("name", ["images.u8", "labels.u8"])
+def test_no_damaged_cache_is_used_in_silence(dataset: Dataset, name: str) -> None:
+    path = write_cache(dataset) / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="of the cache is damaged"):
+        check_sound([with_cache(dataset, silent)])
+    path.write_bytes(content[:-1])
+    with pytest.raises(DataError, match="has not the size"):
+        check_sound([with_cache(dataset, silent)])
+    path.unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        check_sound([with_cache(dataset, silent)])
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"pairs": [[1, 2]]}', '{"pairs": [[-1, 2, "x"]]}', None]
+)
+def test_a_damaged_index_is_named(dataset: Dataset, content: str | None) -> None:
+    index = write_cache(dataset) / "index.json"
+    index.unlink() if content is None else index.write_text(content)
+    with pytest.raises(DataError, match=r"index\.json: damaged") as caught:
+        with_cache(dataset, silent)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("torn", ["", '[48, 64, "ab'])
+def test_an_interrupted_cache_is_continued(dataset: Dataset, torn: str, tmp_path: Path) -> None:
+    whole = write_cache(dataset)
+    expected = {path.name: path.read_bytes() for path in whole.iterdir()}
+    shutil.rmtree(whole.parent)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_cache(dataset, progress=interrupt)
+    assert with_cache(dataset, silent).cache is None
+    (partial,) = whole.parent.glob(".*.partial")
+    with (partial / "written.jsonl").open("a") as journal:
+        journal.write(torn)
+    with (partial / "images.u8").open("ab") as images:
+        images.write(b"half a picture")
+    heard: list[int] = []
+    write_cache(dataset, progress=lambda done, total: heard.append(done))
+    assert heard == [3, 4, 5]
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == expected
+    assert sorted(path.name for path in whole.parent.iterdir()) == [".lock", whole.name]
+
+
+def test_the_disk_is_looked_at_first(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        free = 0
+
+    monkeypatch.setattr("segdeform.disk.shutil.disk_usage", lambda path: Full)
+    with pytest.raises(ResourceError, match="61 kB of disk"):
+        write_cache(dataset)
+    assert not cache_folder(dataset).exists()
+
+
+def test_prepare_writes_the_caches_once(dataset: Dataset) -> None:
+    first = prepare("cityscapes", dataset.root, cache=True)
+    assert [line for line in first.messages if line.startswith("cache of train: ")]
+    folders = sorted((dataset.root / ".segdeform-cache").glob("*-*"))
+    assert [folder.name.split("-")[0] for folder in folders] == ["train", "val"]
+    times = [(folder / "images.u8").stat().st_mtime_ns for folder in folders]
+    prepare("cityscapes", dataset.root, cache=True)
+    assert times == [(folder / "images.u8").stat().st_mtime_ns for folder in folders]
+    index = json.loads((folders[0] / "index.json").read_text())
+    assert [pair[:2] for pair in index["pairs"]].count([40, 72]) == 1
+
+
+def test_ctrl_c_while_caching_is_code_130(dataset: Dataset) -> None:
+    def interrupt(step: str, done: int, total: int) -> None:
+        if step == "caching train":
+            raise KeyboardInterrupt
+
+    with pytest.raises(SegdeformError) as caught:
+        prepare("cityscapes", dataset.root, cache=True, progress=interrupt)
+    assert caught.value.exit_code == 130
