@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,6 +71,7 @@ def evaluate(
 
     Started by torchrun, several processes share the pictures and count the same integers.
     """
+    from segdeform.checking import check_sound
     from segdeform.data import data_root, load_dataset
     from segdeform.device import available_cores, resolve_device
     from segdeform.evaluation.run import Wanted, run_evaluation
@@ -86,6 +89,9 @@ def evaluate(
         if name is None:
             raise UsageError(f"{model} does not say what it was trained on: give --dataset NAME")
         pairs = load_dataset(name, data_root(name, data), split)
+        with progress_bar("checking", shown=peers.first) as progress:
+            say = partial(print, file=sys.stderr)
+            peers.on_first(partial(check_sound, [pairs], progress=progress, say=say))
         with progress_bar("evaluating", shown=peers.first) as progress:
             evaluation = run_evaluation(
                 segmenter,
