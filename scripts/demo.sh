@@ -29,10 +29,10 @@ if [ ! "$folder/evaluation/metrics.json" -nt "$model" ]; then
   say "Evaluating"
   segdeform eval "$folder/run" --data "$folder/data" --output "$folder/evaluation"
 fi
-if [ ! -e "$folder/evaluation/colours.txt" ]; then
+if [ ! -e "$folder/colours.txt" ]; then
   say "The same score of a classifier of single pixel colours"
-  python scripts/colour_baseline.py shapes "$folder/data" >"$folder/evaluation/colours.tmp"
-  mv "$folder/evaluation/colours.tmp" "$folder/evaluation/colours.txt"
+  python scripts/colour_baseline.py shapes "$folder/data" >"$folder/colours.tmp"
+  mv "$folder/colours.tmp" "$folder/colours.txt"
 fi
 summary=$folder/predictions/summary.json
 if [ ! "$summary" -nt "$model" ] || ! grep -q '"finished": true' "$summary"; then
@@ -49,7 +49,8 @@ import sys
 folder = pathlib.Path(sys.argv[1])
 metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
 print(f"val mIoU of the network    {metrics['miou']:.3f}")
-print((folder / "evaluation" / "colours.txt").read_text().strip())
+print((folder / "colours.txt").read_text().strip())
+print(f"scores, worst pictures     {folder / 'evaluation' / 'report.html'}")
 print(f"look at                    {folder / 'predictions' / 'overview.png'}")
 print(f"overlays, masks            {folder / 'predictions'}")
 PYTHON

@@ -114,6 +114,10 @@ class EvalConfig(_Section):
 
     tile: int = Field(0, ge=0, description="side of the sliding window, pixels; 0: whole picture")
     overlap: float = Field(0.25, ge=0, lt=1, description="overlap of neighbouring windows / side")
+    blend: Literal["gaussian", "uniform"] = Field(
+        "gaussian",
+        description="weights where windows overlap: the middle counts most, or all equal",
+    )
     scales: tuple[Positive, ...] = Field((1.0,), min_length=1)
     flip: bool = False
 

@@ -7,8 +7,9 @@ the window. With one pass the scores are the logits themselves; with several the
 the passes' class probabilities. Scales and flips are applied to each window, never to the whole of
 a tiled picture, so memory depends on the window only.
 
-Windows overlap and their scores are blended with Gaussian weights, the middle counting most. Only
-the rows of windows under work are held: finished rows leave before the next row of windows starts.
+Windows overlap and their scores are blended, with Gaussian weights, the middle counting most, or
+with equal ones. Only the rows of windows under work are held: finished rows leave before the next
+row of windows starts.
 """
 
 from __future__ import annotations
@@ -134,7 +135,8 @@ def _blocks(
     known = {first: scores}  # it told K, by which the bands are made, and is not computed twice
     columns = _ACCUMULATOR_BYTES // (4 * scores.shape[0] * tile_height)
     del scores
-    weight = _gaussian(tile_height)[:, None] * _gaussian(tile_width)  # [tile_height, tile_width]
+    profile = _gaussian if options.blend == "gaussian" else torch.ones
+    weight = profile(tile_height)[:, None] * profile(tile_width)  # [tile_height, tile_width]
 
     def window_scores(window: Window) -> Tensor:
         found = known.pop(window, None)

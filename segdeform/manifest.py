@@ -60,8 +60,11 @@ def read_json(path: Path) -> Any:
 
 
 def write_manifest(folder: Path) -> None:
-    """Syncs every file of a folder and writes manifest.json, last, with their sizes and hashes."""
-    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    """Syncs every file of a folder and writes manifest.json, last, with their sizes and hashes.
+
+    Folders in it are left alone.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
     for path in files:
         fsync_file(path)
     entries = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}

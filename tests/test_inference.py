@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -74,8 +74,10 @@ def test_tiles_of_a_pixelwise_network_give_the_whole_picture(
     torch.testing.assert_close(chosen, whole.amax(0), atol=1e-5, rtol=1e-5)
 
 
-def naive_blend(model: nn.Module, image: Tensor, tile: int, stride: int) -> Tensor:
-    """Blends tiles in float64 pixel by pixel: Gaussian weights, sigma a quarter of the tile."""
+def naive_blend(
+    model: nn.Module, image: Tensor, tile: int, stride: int, blend: str = "gaussian"
+) -> Tensor:
+    """Blends tiles in float64 pixel by pixel: equal or Gaussian weights, sigma a quarter tile."""
     _, height, width = image.shape
     total = torch.zeros(4, height, width, dtype=torch.float64)
     share = torch.zeros(height, width, dtype=torch.float64)
@@ -88,18 +90,22 @@ def naive_blend(model: nn.Module, image: Tensor, tile: int, stride: int) -> Tens
                 for x in range(tile):
                     squares = (y - (tile - 1) / 2) ** 2 + (x - (tile - 1) / 2) ** 2
                     weight = np.exp(-0.5 * squares / (tile / 4) ** 2)
+                    weight = 1.0 if blend == "uniform" else weight
                     total[:, top + y, left + x] += weight * out[:, y, x]
                     share[top + y, left + x] += weight
     return (total / share).float()
 
 
+@pytest.mark.parametrize("blend", ["gaussian", "uniform"])
 @pytest.mark.parametrize("accumulator", [1, 4 * 4 * 12 * 20, 2**29])
-def test_blending_equals_a_naive_loop(accumulator: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blending_equals_a_naive_loop(
+    accumulator: int, blend: Literal["gaussian", "uniform"], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(inference, "_ACCUMULATOR_BYTES", accumulator)
     model, image = Convolution(5), picture(29, 47)
     with torch.no_grad():
-        expected = naive_blend(model, tensor(image), tile=12, stride=9)
-    options = EvalConfig(tile=12, overlap=0.25)
+        expected = naive_blend(model, tensor(image), tile=12, stride=9, blend=blend)
+    options = EvalConfig(tile=12, overlap=0.25, blend=blend)
     torch.testing.assert_close(logits(model, tensor(image), options), expected)
     labels = predict_labels(model, image, options, "cpu")
     np.testing.assert_array_equal(labels, expected.argmax(0).numpy())

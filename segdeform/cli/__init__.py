@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import Annotated
@@ -16,6 +17,8 @@ from typing import Annotated
 import typer
 
 from segdeform import __version__
+from segdeform.cli.check import check
+from segdeform.cli.compare import compare
 from segdeform.cli.doctor import doctor
 from segdeform.cli.eval import evaluate
 from segdeform.cli.info import info
@@ -34,8 +37,10 @@ app = typer.Typer(
 )
 for function, name in (
     (prepare, "prepare"),
+    (check, "check"),
     (train, "train"),
     (evaluate, "eval"),
+    (compare, "compare"),
     (predict, "predict"),
     (info, "info"),
     (doctor, "doctor"),
@@ -72,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that spin while they wait steal the loader's time, and on a busy machine each other's:
     # a training step beside another process took 6 times as long. OpenMP reads this with torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Damaged pictures are told of by our own lines; Pillow's warnings name neither file nor remedy.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words or bool(os.environ.get("SEGDEFORM_DEBUG"))
     if isinstance(sys.stdout, TextIOWrapper):  # file names need not be valid UTF-8

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from segdeform.cli.output import (
+    Blend,
     Data,
     Device,
     Flip,
@@ -20,6 +23,7 @@ from segdeform.cli.output import (
     load_segmenter,
     print_json,
     progress_bar,
+    shown_score,
     stop_on_interrupt,
 )
 from segdeform.errors import UsageError
@@ -36,34 +40,80 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="Which part of it.")] = "val",
     output: Annotated[
-        Path | None, typer.Option(help="Folder to write metrics.json into.", show_default="none")
+        Path | None,
+        typer.Option(help="Folder for the report, metrics and tables.", show_default="none"),
     ] = None,
+    official: Annotated[
+        bool, typer.Option("--official", help="Cityscapes: score by the official scripts too.")
+    ] = False,
+    submission: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.zip",
+            help="VOC and Cityscapes: label maps for the benchmark's server.",
+            show_default="none",
+        ),
+    ] = None,
+    boundary_width: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Bands of boundary IoU, of the picture's diagonal."),
+    ] = 0.02,
     tile: Tile = None,
     overlap: Overlap = None,
+    blend: Blend = None,
     scales: Scales = None,
     flip: Flip = None,
     device: Device = "auto",
     threads: Threads = None,
     json_output: Json = False,
 ) -> None:
-    """Score a model on a data set split: mIoU, per-class IoU, accuracy."""
-    from segdeform.data import data_root, load_dataset
-    from segdeform.evaluation.evaluate import evaluate, write_metrics
+    """Score a model on a data set split: mIoU with its uncertainty, per-class IoU, a report.
 
-    segmenter = load_segmenter(model, device, threads, tile, overlap, scales, flip)
-    name = dataset or segmenter.info["training"].get("dataset")
-    if name is None:
-        raise UsageError(f"{model} does not say what it was trained on: give --dataset NAME")
-    pairs = load_dataset(name, data_root(name, data), split)
-    with progress_bar("evaluating") as progress, stop_on_interrupt() as stop:
-        evaluation = evaluate(segmenter, pairs, progress=progress, stop=stop)
-    path = write_metrics(output, evaluation) if output else None
+    Started by torchrun, several processes share the pictures and count the same integers.
+    """
+    from segdeform.checking import check_sound
+    from segdeform.data import data_root, load_dataset
+    from segdeform.device import available_cores, resolve_device
+    from segdeform.evaluation.run import Wanted, run_evaluation
+    from segdeform.training.distributed import own_device, processes
+
+    # Labels depend on the threads in the last bit. torchrun would set one a process: the count must
+    # not depend on how many processes there are.
+    cores = available_cores()
+    own = own_device(resolve_device(device))
+    with processes(own) as peers, stop_on_interrupt() as stop:
+        segmenter = load_segmenter(
+            model, str(own), threads or cores, tile, overlap, scales, flip, blend
+        )
+        name = dataset or segmenter.info["training"].get("dataset")
+        if name is None:
+            raise UsageError(f"{model} does not say what it was trained on: give --dataset NAME")
+        pairs = load_dataset(name, data_root(name, data), split)
+        with progress_bar("checking", shown=peers.first) as progress:
+            say = partial(print, file=sys.stderr)
+            peers.on_first(partial(check_sound, [pairs], progress=progress, say=say))
+        with progress_bar("evaluating", shown=peers.first) as progress:
+            evaluation = run_evaluation(
+                segmenter,
+                pairs,
+                Wanted(output, official, submission),
+                boundary_width=boundary_width,
+                workers=cores,
+                peers=peers,
+                progress=progress,
+                stop=stop,
+            )
+        if not peers.first:
+            return
     if json_output:
-        print_json(evaluation.to_json())
+        print_json(evaluation.to_json() if evaluation else {"submission": str(submission)})
         return
-    print_scores(evaluation)
-    if path:
-        print(f"Written: {path}")
+    if evaluation:
+        print_scores(evaluation)
+    if output:
+        print(f"Look at {output / 'report.html'}; the numbers are in {output / 'metrics.json'}")
+    if submission:
+        print(f"Written: {submission}")
 
 
 def print_scores(evaluation: Evaluation) -> None:
@@ -77,19 +127,35 @@ def print_scores(evaluation: Evaluation) -> None:
     total = max(1, sum(row["truth_pixels"] for row in rows))
     title = f"{protocol['dataset']} {protocol['split']}, {protocol['pictures']} pictures"
     table = Table("class", title=title)
-    for header in ("IoU", "accuracy", "pixels"):
+    for header in ("IoU", "95% interval", "boundary IoU", "accuracy", "pixels"):
         table.add_column(header, justify="right")
     for row in rows:
-        share = f"{row['truth_pixels'] / total:.2%}"
-        table.add_row(escape(row["name"]), _score(row["iou"]), _score(row["accuracy"]), share)
+        scores = [shown_score(row[key]) for key in ("iou", "boundary_iou", "accuracy")]
+        scores.insert(1, _interval(row["iou_interval"]))
+        table.add_row(escape(row["name"]), *scores, f"{row['truth_pixels'] / total:.2%}")
     Console().print(table)
-    print(f"mIoU {_score(result['miou'])}, the mean over the classes that occur")
     print(
-        f"pixel accuracy {_score(result['accuracy'])}, "
-        f"mean class accuracy {_score(result['mean_accuracy'])}, "
-        f"frequency-weighted IoU {_score(result['fw_iou'])}"
+        f"mIoU {shown_score(result['miou'])} "
+        f"(95% interval {_interval(result['miou_interval'])}), the mean over the classes that occur"
+    )
+    print(
+        f"pixel accuracy {shown_score(result['accuracy'])}, "
+        f"mean class accuracy {shown_score(result['mean_accuracy'])}, "
+        f"frequency-weighted IoU {shown_score(result['fw_iou'])}, "
+        f"boundary IoU {shown_score(result['boundary_iou'])}"
+    )
+    if "official" in result:
+        _print_official(result["official"])
+
+
+def _print_official(official: dict[str, Any]) -> None:
+    print(
+        f"official scripts: class IoU {shown_score(official['mean_class_iou'])}, "
+        f"class iIoU {shown_score(official['mean_class_iiou'])}, "
+        f"category IoU {shown_score(official['mean_category_iou'])}, "
+        f"category iIoU {shown_score(official['mean_category_iiou'])} ({official['note']})"
     )
 
 
-def _score(value: float | None) -> str:
-    return "\N{EN DASH}" if value is None else f"{value:.4f}"
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "\N{EN DASH}" if interval is None else f"{interval[0]:.3f}\N{EN DASH}{interval[1]:.3f}"

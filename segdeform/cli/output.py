@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -44,12 +44,21 @@ Overlap = Annotated[
 Scales = Annotated[
     str | None, typer.Option(metavar="A,B,...", help="Average over these scales: 0.75,1,1.25.")
 ]
+Blend = Annotated[
+    Literal["gaussian", "uniform"] | None, typer.Option(help="Weights where windows overlap.")
+]
 Flip = Annotated[bool | None, typer.Option("--flip/--no-flip", help="Average over a flip too.")]
 
 
 def print_json(value: Any) -> None:
     """Prints a JSON value to stdout; NaN and infinities raise ValueError."""
     print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def shown_score(value: float | None) -> str:
+    """Returns a score with four digits, a dash where there is none."""
+    missing = value is None or value != value  # None in JSON, NaN elsewhere
+    return "\N{EN DASH}" if missing else f"{value:.4f}"
 
 
 def load_segmenter(
@@ -60,6 +69,7 @@ def load_segmenter(
     overlap: float | None,
     scales: str | None,
     flip: bool | None,
+    blend: str | None,
 ) -> Segmenter:
     """Loads a model; what is given replaces the model's own inference options."""
     import torch
@@ -69,7 +79,13 @@ def load_segmenter(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    given = {"tile": tile, "overlap": overlap, "scales": _numbers(scales), "flip": flip}
+    given = {
+        "tile": tile,
+        "overlap": overlap,
+        "blend": blend,
+        "scales": _numbers(scales),
+        "flip": flip,
+    }
     segmenter = load(model, device)
     options = segmenter.options.model_dump()
     options |= {key: value for key, value in given.items() if value is not None}
@@ -90,7 +106,7 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
 
 
 @contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(description: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """Lends `progress(done, total)`: a bar on stderr, and nothing where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -98,7 +114,8 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeLeft())
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
+    hidden = not shown or not sys.stderr.isatty()
+    with Progress(*columns, console=console, disable=hidden) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

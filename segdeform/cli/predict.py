@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from segdeform.cli.output import (
+    Blend,
     Device,
     Flip,
     Json,
@@ -41,6 +42,7 @@ def predict(
     overlap: Overlap = None,
     scales: Scales = None,
     flip: Flip = None,
+    blend: Blend = None,
     device: Device = "auto",
     threads: Threads = None,
     json_output: Json = False,
@@ -48,7 +50,7 @@ def predict(
     """Write a mask and an overlay for each picture; folders are searched recursively."""
     from segdeform.prediction.predict import predict
 
-    segmenter = load_segmenter(model, device, threads, tile, overlap, scales, flip)
+    segmenter = load_segmenter(model, device, threads, tile, overlap, scales, flip, blend)
     with progress_bar("predicting") as progress, stop_on_interrupt() as stop:
         summary = predict(
             segmenter, inputs, output, overlays=overlays, progress=progress, stop=stop

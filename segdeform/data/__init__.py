@@ -9,7 +9,17 @@ from segdeform.data import camvid, cityscapes, folder, shapes, voc
 from segdeform.data.dataset import IGNORE, Dataset, Sample, read_pair
 from segdeform.errors import DataError, UsageError, nearest
 
-__all__ = ["DATASETS", "IGNORE", "Dataset", "Sample", "data_root", "load_dataset", "read_pair"]
+__all__ = [
+    "DATASETS",
+    "IGNORE",
+    "Dataset",
+    "Sample",
+    "data_root",
+    "guess_name",
+    "list_dataset",
+    "load_dataset",
+    "read_pair",
+]
 
 DATASETS: dict[str, Callable[[Path, str], Dataset]] = {
     "camvid": camvid.load,
@@ -37,8 +47,25 @@ def load_dataset(name: str, root: Path, split: str) -> Dataset:
 
     Raises UsageError for an unknown name, DataError when the folder, a list or a file is missing.
     """
+    dataset = list_dataset(name, root, split)
+    problems = [problem for problem in dataset.problems if not problem.harmless]
+    if problems:
+        more = f" (and {len(problems) - 1} more such problems)" if len(problems) > 1 else ""
+        raise DataError(f"{problems[0].text}{more}")
+    return dataset
+
+
+def list_dataset(name: str, root: Path, split: str) -> Dataset:
+    """Lists what a split has, and in `problems` what it lacks; else as `load_dataset`."""
     if name not in DATASETS:
         raise UsageError(f"no data set '{name}'.{nearest(name, DATASETS)}")
     if not root.exists():
         raise DataError(f"{root}: no such folder; where is the {name} data set?")
     return DATASETS[name](root, split)
+
+
+def guess_name(root: Path) -> str:
+    """Tells by its layout which data set lies in a folder; `folder` where it is no known one."""
+    if (root / "leftImg8bit").is_dir():
+        return "cityscapes"
+    return "voc" if voc.find_home(root) else "folder"

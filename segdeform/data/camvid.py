@@ -28,12 +28,12 @@ SOURCE = "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid (CC BY-NC 4.
 def load(root: Path, split: str) -> Dataset:
     """Lists one split of CamVid: ROOT/SPLIT.txt, ROOT/SPLIT/images, ROOT/SPLIT/masks (void 11).
 
-    Raises DataError when the folder does not look like this or a listed file is missing.
+    Raises DataError when the folder does not look like this; what is missing is in `problems`.
     """
     listing, folder = root / f"{split}.txt", root / split
     if not (listing.is_file() and (folder / "images").is_dir() and (folder / "masks").is_dir()):
         raise MissingSplitError(f"{root}: holds no CamVid split '{split}'; expected {LAYOUT}")
-    samples = pair_folders(folder / "images", folder / "masks", read_names(listing))
+    samples, problems = pair_folders(folder / "images", folder / "masks", read_names(listing))
     return Dataset(
         name="camvid",
         split=split,
@@ -42,4 +42,5 @@ def load(root: Path, split: str) -> Dataset:
         palette=tuple(CLASSES.values()),
         samples=tuple(samples),
         void=frozenset({VOID, IGNORE}),
+        problems=tuple(problems),
     )

@@ -37,6 +37,20 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class ListingProblem:
+    """Something that the folders or lists of a split lack, hold twice or hold in vain."""
+
+    kind: str  # missing-picture, missing-mask, double, orphan-mask or class-values
+    file: Path
+    text: str  # one line that names the file
+
+    @property
+    def harmless(self) -> bool:
+        """Whether the rest can be used as it is."""
+        return self.kind == "orphan-mask"
+
+
+@dataclass(frozen=True)
 class Dataset:
     """One split of a data set, read in place. Raises DataError for class lists that cannot be."""
 
@@ -50,6 +64,7 @@ class Dataset:
     void: frozenset[int] = frozenset({IGNORE})  # file values that mean IGNORE
     cache: Cache | None = None  # where decoded pairs are read from instead of the files
     decode_mask: Callable[[Path], Mask] = read_mask  # mask file -> its values [H, W]
+    problems: tuple[ListingProblem, ...] = ()  # of what is not among the samples
 
     def __post_init__(self) -> None:
         count = len(self.classes)

@@ -10,10 +10,17 @@ from typing import Any
 import numpy as np
 
 from segdeform.data.class_list import ClassList, find_class_list, parse_class_list
-from segdeform.data.dataset import IGNORE, Dataset, MissingSplitError, Sample, colour_map
+from segdeform.data.dataset import (
+    IGNORE,
+    Dataset,
+    ListingProblem,
+    MissingSplitError,
+    Sample,
+    colour_map,
+)
 from segdeform.data.image_io import MASK_SUFFIXES, read_mask
 from segdeform.data.layout import files_by_name, pair_folders
-from segdeform.errors import DataError, nearest
+from segdeform.errors import DataError, UnsafeInputError, nearest
 from segdeform.yaml_io import read_yaml
 
 LAYOUT = (
@@ -40,17 +47,28 @@ def load(root: Path, split: str) -> Dataset:
     """Lists one split of ROOT, a folder or a data YAML; pictures and masks are paired by name.
 
     Classes come from the YAML's `names`, else from classes.json or classes.txt in ROOT, else they
-    are counted in the masks of all splits. Raises DataError when something does not fit.
+    are counted in the masks of all splits. What is missing, double or odd is in `problems`; raises
+    DataError when the folder or the YAML cannot be understood at all.
     """
     description = root if root.is_file() else _find_data_yaml(root)
     if description is not None:
         return _load_yaml(root, description, split)
     images, masks = _split_folders(root, split)
-    samples = pair_folders(images, masks)
-    return _dataset(root, split, samples, find_class_list(root) or _count_classes(root))
+    samples, problems = pair_folders(images, masks)
+    labels = find_class_list(root)
+    if labels is None:
+        labels, odd = _count_classes(root)
+        problems.extend(odd)
+    return _dataset(root, split, samples, labels, problems)
 
 
-def _dataset(root: Path, split: str, samples: Iterable[Sample], labels: ClassList) -> Dataset:
+def _dataset(
+    root: Path,
+    split: str,
+    samples: Iterable[Sample],
+    labels: ClassList,
+    problems: Iterable[ListingProblem],
+) -> Dataset:
     return Dataset(
         name="folder",
         split=split,
@@ -60,6 +78,7 @@ def _dataset(root: Path, split: str, samples: Iterable[Sample], labels: ClassLis
         samples=tuple(samples),
         label_map=labels.label_map,
         void=labels.void,
+        problems=tuple(problems),
     )
 
 
@@ -99,8 +118,8 @@ def _load_yaml(root: Path, description: Path, split: str) -> Dataset:
             "could take the place of to find the masks"
         )
     parts[len(parts) - 1 - parts[::-1].index("images")] = beside
-    samples = pair_folders(images, base / Path(*parts))
-    return _dataset(root, split, samples, parse_class_list(content, description))
+    samples, problems = pair_folders(images, base / Path(*parts))
+    return _dataset(root, split, samples, parse_class_list(content, description), problems)
 
 
 def _text(content: dict[Any, Any], key: str, default: str, source: Path) -> str:
@@ -120,24 +139,36 @@ def _split_folders(root: Path, split: str) -> tuple[Path, Path]:
     raise MissingSplitError(f"{root}: holds no split '{split}'; expected {LAYOUT}")
 
 
-def _count_classes(root: Path) -> ClassList:
-    """Takes classes 0 to the highest mask value of all splits; refuses values that look odd."""
+def _count_classes(root: Path) -> tuple[ClassList, list[ListingProblem]]:
+    """Takes classes 0 to the highest mask value of all splits; values that look odd are a problem.
+
+    Masks that cannot be read do not count here: whoever reads them says so.
+    """
     folders = [*root.glob("*/masks"), *(root / "masks").glob("*")]
-    masks = [mask for folder in folders for mask in files_by_name(folder, MASK_SUFFIXES).values()]
+    named = [files for folder in folders for files in files_by_name(folder, MASK_SUFFIXES).values()]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        used = set().union(*pool.map(_mask_values, masks))
+        used = set().union(*pool.map(_mask_values, [mask for masks in named for mask in masks]))
     values = sorted(used - {IGNORE})
-    count = values[-1] + 1 if values else 0
+    count = values[-1] + 1 if values else 1
+    problems = []
     if used == {0, IGNORE} or 2 * len(values) < count or count > IGNORE:
-        shown = ", ".join(map(str, sorted(used)[:12]))
-        raise DataError(
+        shown = ", ".join(map(str, sorted(used)[:12])) or "none"
+        text = (
             f"{root}: the masks hold the values {shown}, which do not count classes from 0; write "
             f"ROOT/data.yaml with names: [...], train: ..., val: ... and label_mapping: "
             f"{{value: class}}, e.g. {{0: 0, 255: 1}} for black and white masks"
         )
-    return ClassList(tuple(f"class_{index}" for index in range(count)), colour_map(count))
+        problems.append(ListingProblem("class-values", root, text))
+        # As many as can be told apart: the rest of the values then stand out, by file and place.
+        count = next(index for index in range(IGNORE) if index not in values)
+        count = max(count, 2 if len(used) == 2 else 1)
+    names = tuple(f"class_{index}" for index in range(count))
+    return ClassList(names, colour_map(count)), problems
 
 
 def _mask_values(path: Path) -> set[int]:
-    counts = np.bincount(read_mask(path).ravel())
+    try:
+        counts = np.bincount(read_mask(path).ravel())
+    except (DataError, UnsafeInputError):
+        return set()
     return {int(value) for value in np.flatnonzero(counts)}

@@ -69,7 +69,8 @@ _DAMAGE = (
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
 
 _EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
+# What turns the stored pixels of each EXIF orientation upright.
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -78,8 +79,17 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_COLOUR_MODES = frozenset(("RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"))
 # Grey of 2 or 4 bits is stretched to 0..255 on decoding; these factors undo that exactly.
 _STRETCH = {"L": 1, "L;4": 17, "L;2": 85}
+
+
+class MaskKindError(DataError):
+    """A picture that can be read, and is no index mask; `kind` says of which other kind it is."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind  # jpeg-mask, turned-mask, colour-mask or mask-kind
 
 
 def read_image(path: Path) -> UInt8:
@@ -89,45 +99,61 @@ def read_image(path: Path) -> UInt8:
     Raises DataError (missing, unreadable, damaged, of no known format), UnsafeInputError (more than
     500 megapixels) or ResourceError.
     """
-    with _opened(path) as image:
-        image.load()
-        turn = _UPRIGHT.get(_orientation(image))
-        rgb = _to_rgb(image, path)
-        return np.array(rgb if turn is None else rgb.transpose(turn))
+    with opened(path) as image:
+        return np.array(upright_rgb(image, path))
+
+
+def upright_rgb(image: ImageFile.ImageFile, path: Path) -> Image.Image:
+    """Decodes an opened picture; the rules and the errors are those of `read_image`."""
+    image.load()
+    turn = UPRIGHT.get(orientation(image))
+    rgb = _to_rgb(image, path)
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Returns the (H, W) that `read_image` would give, from the header. Raises as it does."""
-    with _opened(path) as image:
+    with opened(path) as image:
         width, height = image.size
-        return (width, height) if _orientation(image) >= 5 else (height, width)
+        return (width, height) if orientation(image) >= 5 else (height, width)
 
 
 def read_mask(path: Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     """Reads an index mask [H, W] exactly as stored: 8-bit grey or palette indices, or 16-bit grey.
 
-    Raises DataError for whatever is no index mask (RGB, JPEG, 1-bit, turned by EXIF), and as
-    `read_image` does.
+    Raises MaskKindError for whatever is no index mask (RGB, JPEG, 1-bit, turned by EXIF), and
+    DataError, UnsafeInputError or ResourceError as `read_image` does.
     """
-    with _opened(path) as image:
-        if image.format in ("JPEG", "MPO"):
-            raise DataError(f"{path}: a JPEG cannot be a mask, it blurs the class indices; use PNG")
-        kind = image.mode
-        stretch = 1 if kind == "P" or image.format == "GIF" else _STRETCH.get(_stored_as(image))
-        if _orientation(image) != 1:
-            raise DataError(
-                f"{path}: a mask with an EXIF orientation is ambiguous; save it upright"
-            )
-        image.load()
-        if kind.startswith("I;16"):
-            return np.asarray(image).astype(np.uint16)
-        if kind not in ("L", "P") or stretch is None:
-            raise DataError(
-                f"{path}: is stored as {kind}; a mask holds one class index a pixel: "
-                "8-bit grey, palette or 16-bit grey"
-            )
-        values = np.array(image)
-        return values if stretch == 1 else values // np.uint8(stretch)
+    with opened(path) as image:
+        return index_values(image, path)
+
+
+def index_values(
+    image: ImageFile.ImageFile, path: Path
+) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+    """Decodes an opened mask, [H, W]; the rules and the errors are those of `read_mask`."""
+    if image.format in ("JPEG", "MPO"):
+        raise MaskKindError(
+            "jpeg-mask",
+            f"{path}: a JPEG cannot be a mask, it blurs the class indices; use PNG",
+        )
+    kind = image.mode
+    stretch = 1 if kind == "P" or image.format == "GIF" else _STRETCH.get(_stored_as(image))
+    if orientation(image) != 1:
+        raise MaskKindError(
+            "turned-mask", f"{path}: a mask with an EXIF orientation is ambiguous; save it upright"
+        )
+    image.load()
+    if kind.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)
+    if kind not in ("L", "P") or stretch is None:
+        raise MaskKindError(
+            "colour-mask" if kind in _COLOUR_MODES else "mask-kind",
+            f"{path}: is stored as {kind}; a mask holds one class index a pixel: "
+            "8-bit grey, palette or 16-bit grey",
+        )
+    values = np.array(image)
+    return values if stretch == 1 else values // np.uint8(stretch)
 
 
 def write_index_png(path: Path, labels: UInt8, palette: Sequence[tuple[int, int, int]]) -> None:
@@ -156,7 +182,11 @@ def write_image(path: Path, pixels: UInt8) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """Lends a picture of a known format, not decoded yet; failures inside the block count as its.
+
+    Raises DataError, UnsafeInputError or ResourceError as `read_image` does.
+    """
     try:
         # A FIFO or device would block or never end.
         if not stat.S_ISREG(path.stat().st_mode):
@@ -198,7 +228,8 @@ def _identify(path: Path, file: Any) -> ImageFile.ImageFile:
     raise DataError(f"{path}: not a picture of a known format ({', '.join(_FORMATS)})")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 (upright) to 8."""
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except _DAMAGE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from segdeform.data.dataset import Sample
+from segdeform.data.dataset import ListingProblem, Sample
 from segdeform.data.image_io import MASK_SUFFIXES, PICTURE_SUFFIXES
 from segdeform.errors import DataError, UnsafeInputError
 
@@ -35,44 +35,67 @@ def read_names(path: Path) -> list[str]:
     return names
 
 
-def files_by_name(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
+def files_by_name(folder: Path, suffixes: Iterable[str]) -> dict[str, list[Path]]:
     """Returns the files below a folder by relative name without suffix, sorted; dot files left out.
 
-    Raises DataError when the folder cannot be read or two files have the same name.
+    Raises DataError when the folder cannot be read.
     """
     suffixes = frozenset(suffixes)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     try:
         paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
     for path in paths:
         relative = path.relative_to(folder)
-        if any(part.startswith(".") for part in relative.parts):
-            continue
-        name = relative.with_suffix("").as_posix()
-        if name in found:
-            raise DataError(f"{path}: has the same name as {found[name]}; rename one of them")
-        found[name] = path
+        if not any(part.startswith(".") for part in relative.parts):
+            found.setdefault(relative.with_suffix("").as_posix(), []).append(path)
     return found
 
 
-def pair_folders(images: Path, masks: Path, names: Iterable[str] | None = None) -> list[Sample]:
+def pair_folders(
+    images: Path, masks: Path, names: Iterable[str] | None = None
+) -> tuple[list[Sample], list[ListingProblem]]:
     """Pairs pictures with masks of the same relative name; `names` selects and orders them.
 
-    Raises DataError for a picture without a mask, a name without a picture, and for no picture.
+    Returns the pairs, and what is missing or there twice. Raises DataError for no picture at all.
     """
     pictures = files_by_name(images, PICTURE_SUFFIXES)
     labels = files_by_name(masks, MASK_SUFFIXES)
-    samples = []
+    samples, problems = [], []
     for name in pictures if names is None else names:
-        if name not in pictures:
-            raise DataError(f"{images / name}.*: the picture is listed but missing")
-        if name not in labels:
-            raise DataError(f"{masks / name}.png: the mask of {pictures[name]} is missing")
-        samples.append(Sample(name, pictures[name], labels[name]))
-    if not samples:
+        problem = _pairing_problem(
+            name, images, masks, pictures.get(name, []), labels.get(name, [])
+        )
+        if problem:
+            problems.append(problem)
+        else:
+            samples.append(Sample(name, pictures[name][0], labels[name][0]))
+    if not samples and not problems:
         raise DataError(f"{images}: holds no picture")
-    return samples
+    if names is None:
+        for name in labels.keys() - pictures.keys():
+            text = f"{labels[name][0]}: a mask without a picture; it is not used"
+            problems.append(ListingProblem("orphan-mask", labels[name][0], text))
+    return samples, sorted(problems, key=lambda problem: problem.harmless)
+
+
+def _pairing_problem(
+    name: str, images: Path, masks: Path, pictures: list[Path], labels: list[Path]
+) -> ListingProblem | None:
+    if not pictures:
+        path = images / name
+        return ListingProblem(
+            "missing-picture", path, f"{path}.*: the picture is listed but missing"
+        )
+    if not labels:
+        path = masks / f"{name}.png"
+        text = f"{path}: the mask of {pictures[0]} is missing"
+        return ListingProblem("missing-mask", path, text)
+    for first, *others in (pictures, labels):
+        if others:
+            text = f"{others[0]}: has the same name as {first}; rename one of them"
+            return ListingProblem("double", others[0], text)
+    return None

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from segdeform.checking import check_sound
 from segdeform.data import DATASETS, camvid, folder, load_dataset
 from segdeform.data.cache import write_cache
-from segdeform.data.check import check_dataset
 from segdeform.data.dataset import Dataset, MissingSplitError
 from segdeform.data.prepare_cityscapes import prepare_cityscapes
 from segdeform.data.prepare_voc import prepare_voc
@@ -77,7 +77,8 @@ def prepare(
         messages = _make(name, output, archives, download, sbd, seed, progress)
         datasets, missing = _load_splits(name, output)
         for dataset in datasets:
-            check_dataset(dataset, workers, partial(progress, f"reading {dataset.split}"))
+            hear = partial(progress, f"reading {dataset.split}")
+            check_sound([dataset], workers=workers, progress=hear)
         cached = _write_caches(datasets, workers, progress) if cache else []
     except KeyboardInterrupt as error:
         raise InterruptedByUserError(

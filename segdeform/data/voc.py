@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from segdeform.data.dataset import Dataset, MissingSplitError, Sample, colour_map
+from segdeform.data.dataset import Dataset, ListingProblem, MissingSplitError, Sample, colour_map
 from segdeform.data.layout import read_names
 from segdeform.errors import DataError
 
@@ -41,8 +42,9 @@ TRAINAUG_LIST = "ImageSets/Segmentation/trainaug.txt"  # below VOC2012: VOC's tr
 def load(root: Path, split: str) -> Dataset:
     """Lists the pictures of ImageSets/Segmentation/SPLIT.txt; 255, the border, is ignored.
 
-    A mask is VOC's own where there is one, else that of SegmentationClassAug (SBD, for trainaug).
-    Raises DataError when the folder does not look like VOC 2012 or a listed file is missing.
+    A mask is VOC's own where there is one, else that of SegmentationClassAug (SBD, for trainaug);
+    pictures of the test split may lack one. Raises DataError when the folder does not look like VOC
+    2012; what is missing is in `problems`.
     """
     home = find_home(root)
     if home is None:
@@ -52,18 +54,32 @@ def load(root: Path, split: str) -> Dataset:
         known = ", ".join(sorted(path.stem for path in listing.parent.glob("*.txt")))
         advice = "; segdeform prepare voc --download adds it" if split == "trainaug" else ""
         raise MissingSplitError(f"{listing}: no such split; there are: {known}{advice}")
-    samples = []
+    samples, problems = [], []
     for name in read_names(listing):
         image = home / "JPEGImages" / f"{name}.jpg"
         mask = home / "SegmentationClass" / f"{name}.png"
         added = home / "SegmentationClassAug" / f"{name}.png"
         if added.exists() and not mask.exists():
             mask = added
-        for path in (image, mask):
-            if not path.exists():
-                raise DataError(f"{path}: missing, but listed in {listing}")
-        samples.append(Sample(name, image, mask))
-    return Dataset("voc", split, root, CLASSES, colour_map(len(CLASSES)), tuple(samples))
+        missing = [path for path in (image, mask) if not os.path.lexists(path)]
+        unlabelled = split == "test" and missing == [mask]
+        if unlabelled:
+            missing = []
+        for path in missing:
+            kind = "missing-picture" if path == image else "missing-mask"
+            text = f"{path}: missing, but listed in {listing}"
+            problems.append(ListingProblem(kind, path, text))
+        if not missing:
+            samples.append(Sample(name, image, None if unlabelled else mask))
+    return Dataset(
+        name="voc",
+        split=split,
+        root=root,
+        classes=CLASSES,
+        palette=colour_map(len(CLASSES)),
+        samples=tuple(samples),
+        problems=tuple(problems),
+    )
 
 
 def find_home(root: Path) -> Path | None:

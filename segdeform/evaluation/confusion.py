@@ -95,9 +95,9 @@ def scores(matrix: NDArray[np.int64]) -> Scores:
     return Scores(
         iou=iou,
         class_accuracy=class_accuracy,
-        miou=_mean(iou),
+        miou=mean(iou),
         accuracy=_ratio(sum(correct), sum(truth)),
-        mean_accuracy=_mean(class_accuracy),
+        mean_accuracy=mean(class_accuracy),
         fw_iou=_ratio(math.fsum(weighted), sum(truth)),
     )
 
@@ -106,6 +106,12 @@ def _ratio(part: float, whole: int) -> float:
     return part / whole if whole else math.nan
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """Returns the mean of the values that are not NaN; NaN where there is none."""
     present = [value for value in values if not math.isnan(value)]
     return math.fsum(present) / len(present) if present else math.nan
+
+
+def number(value: float) -> float | None:
+    """Returns the value as JSON has it: None for NaN."""
+    return None if math.isnan(value) else float(value)

@@ -3,27 +3,51 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import PIL
 import torch
 from numpy.typing import NDArray
 
 import cuda_ops
 import segdeform
-from segdeform.atomic import write_json
-from segdeform.data.dataset import IGNORE, Dataset, read_pair
-from segdeform.errors import DataError, InterruptedByUserError, NotFiniteError, ResourceError
-from segdeform.evaluation.confusion import Scores, confusion_matrix, scores
+from segdeform.data.dataset import IGNORE, Dataset, Sample, read_pair
+from segdeform.errors import (
+    DataError,
+    InterruptedByUserError,
+    NotFiniteError,
+    PeerLostError,
+    ResourceError,
+    SegdeformError,
+)
+from segdeform.evaluation import bootstrap
+from segdeform.evaluation.bootstrap import Interval
+from segdeform.evaluation.boundary import BOUNDARY_WIDTH
+from segdeform.evaluation.confusion import Scores, mean, number, scores
+from segdeform.evaluation.counts import (
+    Column,
+    Counts,
+    PictureScores,
+    Tally,
+    class_sums,
+    picture_scores,
+    ratio,
+)
 from segdeform.inference import AUTOMATIC_TILE, WHOLE_LIMIT, predict_labels
 from segdeform.segmenter import Segmenter
+from segdeform.training.distributed import Processes
+
+ALONE = Processes()
+
+KeepLabels = Callable[[Sample, NDArray[np.uint8]], None]  # gets label maps [H, W]
 
 
 @dataclass(frozen=True)
@@ -31,10 +55,42 @@ class Evaluation:
     """What was counted, and under which protocol."""
 
     classes: tuple[str, ...]
-    matrix: NDArray[np.int64]  # [K, K] pixels, rows truth, columns prediction
-    scores: Scores
+    pictures: tuple[str, ...]  # N names
+    counts: Counts
     protocol: dict[str, Any]  # what the numbers depend on; the same run gives the same again
     timing: dict[str, Any]  # date, seconds
+    official: dict[str, Any] | None = None  # what the benchmark's own scripts say
+
+    @property
+    def matrix(self) -> NDArray[np.int64]:  # [K, K] pixels, rows truth, columns prediction
+        """The confusion matrix of all pictures."""
+        return self.counts.matrix
+
+    @cached_property
+    def scores(self) -> Scores:
+        """The scores of the confusion matrix."""
+        return scores(self.matrix)
+
+    @cached_property
+    def picture_scores(self) -> PictureScores:
+        """The scores of each picture alone."""
+        return picture_scores(self.counts.rows, len(self.pictures))
+
+    @cached_property
+    def boundary_iou(self) -> tuple[float, ...]:
+        """The boundary IoU of each class; NaN: absent."""
+        rows, classes = self.counts.rows, len(self.classes)
+        common = class_sums(rows, rows[:, Column.BOUNDARY_COMMON], classes)
+        either = class_sums(rows, rows[:, Column.BOUNDARY_EITHER], classes)
+        return tuple(float(value) for value in ratio(common, either))
+
+    @cached_property
+    def intervals(self) -> tuple[Interval, tuple[Interval, ...]]:
+        """The bootstrap intervals of mIoU and of each class's IoU."""
+        count = len(self.pictures)
+        ious = bootstrap.resampled_ious(self.counts.rows, count, len(self.classes))
+        of_classes = tuple(bootstrap.interval(column, count) for column in ious.T)
+        return bootstrap.interval(bootstrap.mean_ious(ious), count), of_classes
 
     def to_json(self) -> dict[str, Any]:
         """Returns scores, per-class rows, matrix and protocol as JSON values; NaN becomes None.
@@ -42,107 +98,178 @@ class Evaluation:
         The timing is left out: equal evaluations are equal files, whose hashes can be compared.
         """
         truth, predicted = self.matrix.sum(axis=1), self.matrix.sum(axis=0)
+        of_miou, of_classes = self.intervals
         rows = [
             {
                 "name": name,
-                "iou": _number(self.scores.iou[k]),
-                "accuracy": _number(self.scores.class_accuracy[k]),
+                "iou": number(self.scores.iou[k]),
+                "iou_interval": _listed(of_classes[k]),
+                "boundary_iou": number(self.boundary_iou[k]),
+                "accuracy": number(self.scores.class_accuracy[k]),
                 "truth_pixels": int(truth[k]),
                 "predicted_pixels": int(predicted[k]),
             }
             for k, name in enumerate(self.classes)
         ]
-        return {
-            "miou": _number(self.scores.miou),
-            "accuracy": _number(self.scores.accuracy),
-            "mean_accuracy": _number(self.scores.mean_accuracy),
-            "fw_iou": _number(self.scores.fw_iou),
+        value = {
+            "miou": number(self.scores.miou),
+            "miou_interval": _listed(of_miou),
+            "accuracy": number(self.scores.accuracy),
+            "mean_accuracy": number(self.scores.mean_accuracy),
+            "fw_iou": number(self.scores.fw_iou),
+            "boundary_iou": number(mean(self.boundary_iou)),
             "classes": rows,
             "confusion_matrix": self.matrix.tolist(),
             "protocol": self.protocol,
         }
+        return value if self.official is None else value | {"official": self.official}
 
 
 def evaluate(
     segmenter: Segmenter,
     dataset: Dataset,
     *,
+    boundary_width: float = BOUNDARY_WIDTH,
+    keep: KeepLabels | None = None,
+    peers: Processes = ALONE,
     progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Evaluation:
     """Predicts every picture of a split and compares it with its mask at the mask's size.
 
-    `progress(done, total)` is called after each picture; `stop()` is asked before each. Raises
-    DataError (other classes than the model's, a picture or mask that cannot be used),
-    NotFiniteError and ResourceError naming the picture, InterruptedByUserError after a stop.
+    `boundary_width` is that of the bands of boundary IoU, of the picture's diagonal. `keep(sample,
+    labels)` gets every label map, [H, W]. Several processes share the pictures and all return the
+    same. `progress(done, total)` is called after each picture; `stop()` is asked before each.
+
+    Raises:
+        DataError: other classes than the model's, a picture or mask that cannot be used.
+        NotFiniteError, ResourceError: naming the picture.
+        InterruptedByUserError: after a stop.
+        PeerLostError: another process failed or is lost.
     """
-    _refuse_other_classes(segmenter.classes, dataset)
+    refuse_other_classes(segmenter.classes, dataset)
     started, date = time.perf_counter(), datetime.now(UTC)
-    count = len(dataset.classes)
-    matrix = np.zeros((count, count), np.int64)
-    void = 0
-    for index, sample in enumerate(dataset.samples):
-        if stop is not None and stop():
-            raise InterruptedByUserError(
-                f"evaluation stopped after {index} of {len(dataset)} pictures; nothing was written"
-            )
+    tally = Tally(len(dataset.classes), boundary_width)
+
+    def score(index: int) -> None:
+        sample = dataset.samples[index]
         image, truth = read_pair(dataset, index)
+        labels = predict_sample(segmenter, sample, image)
         try:
-            labels = predict_labels(segmenter.model, image, segmenter.options, segmenter.device)
-            matrix += confusion_matrix(truth, labels, count)
-        except (DataError, NotFiniteError, ResourceError) as error:
-            raise type(error)(f"{sample.image}: {error}") from error
-        void += int((truth == IGNORE).sum())
-        if progress is not None:
-            progress(index + 1, len(dataset))
+            tally.add(index, truth, labels)
+        except DataError as error:
+            raise DataError(f"{sample.image}: {error}") from error
+        if keep is not None:
+            keep(sample, labels)
+
+    share_pictures(len(dataset), score, peers, progress, stop)
+    counts = tally.gather(peers)
     return Evaluation(
         classes=dataset.classes,
-        matrix=matrix,
-        scores=scores(matrix),
-        protocol=_protocol(segmenter, dataset, void),
+        pictures=tuple(sample.name for sample in dataset.samples),
+        counts=counts,
+        protocol=_protocol(segmenter, dataset, counts, boundary_width),
         timing={
             "date": date.isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - started, 3),
             "pictures": len(dataset),
+            "processes": peers.size,
         },
     )
 
 
-def write_metrics(folder: Path, evaluation: Evaluation) -> Path:
-    """Writes timing.json, then metrics.json, each atomically; returns the path of metrics.json."""
-    write_json(folder / "timing.json", evaluation.timing)
-    path = folder / "metrics.json"
-    write_json(path, evaluation.to_json())
-    return path
+def share_pictures(
+    total: int,
+    work: Callable[[int], None],
+    peers: Processes,
+    progress: Callable[[int, int], None] | None,
+    stop: Callable[[], bool] | None,
+) -> None:
+    """Calls `work(index)` for every picture, each in one of the processes, which keep in step.
+
+    So a failure, a stop or the loss of one process ends all of them within a picture's time. A
+    giant picture may take one of them minutes longer than the others: they are patient.
+    """
+    for first in range(0, total, peers.size):
+        failure: SegdeformError | None = None
+        if stop is not None and stop():
+            failure = InterruptedByUserError(
+                f"evaluation stopped after {first} of {total} pictures; nothing was written"
+            )
+        elif (index := first + peers.rank) < total:
+            try:
+                work(index)
+            except SegdeformError as error:
+                failure = error
+        if peers.any(failure is not None, patient=True):
+            raise failure or PeerLostError("Another process failed: its message says why")
+        if progress is not None:
+            progress(min(first + peers.size, total), total)
 
 
-def _protocol(segmenter: Segmenter, dataset: Dataset, void: int) -> dict[str, Any]:
+def predict_sample(
+    segmenter: Segmenter,
+    sample: Sample,
+    image: NDArray[np.uint8],  # [H, W, 3] RGB
+) -> NDArray[np.uint8]:  # [H, W]
+    """Predicts the label map of a picture; errors name its file."""
+    try:
+        return predict_labels(segmenter.model, image, segmenter.options, segmenter.device)
+    except (NotFiniteError, ResourceError) as error:
+        raise type(error)(f"{sample.image}: {error}") from error
+
+
+def _protocol(
+    segmenter: Segmenter, dataset: Dataset, counts: Counts, boundary_width: float
+) -> dict[str, Any]:
     """States all that the numbers depend on, and nothing that differs between equal runs."""
     names = "".join(f"{sample.name}\n" for sample in dataset.samples)
+    device = segmenter.device.type
     return {
         "dataset": dataset.name,
         "root": dataset.root.resolve().name,
         "split": dataset.split,
         "pictures": len(dataset),
         "names_sha256": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest(),
-        "void_pixels": void,
+        "labels_sha256": counts.truth_sha256,
+        "label_space": _label_space(dataset),
+        "void_pixels": int(counts.void.sum()),
         "resolution": "every picture at its own size, labels compared at the mask's size",
         "miou": "mean over the classes present in truth or prediction; void pixels not counted",
+        "boundary_width": f"{boundary_width:g} of the diagonal",
+        "uncertainty": bootstrap.method(),
         "inference": segmenter.options.model_dump(mode="json")
         | {"tiled_above_pixels": WHOLE_LIMIT, "automatic_tile": AUTOMATIC_TILE},
         "model_sha256": segmenter.info["sha256"],
-        "device": str(segmenter.device),
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "threads": torch.get_num_threads(),
-        "deform_conv2d": cuda_ops.backend(torch.device(segmenter.device).type),
+        "deform_conv2d": cuda_ops.backend(device),
         "versions": {
             "segdeform": segdeform.__version__,
             "torch": str(torch.__version__),
             "torchvision": version("torchvision"),
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+            "pillow": PIL.__version__,
         },
     }
 
 
-def _refuse_other_classes(classes: tuple[str, ...], dataset: Dataset) -> None:
+def _label_space(dataset: Dataset) -> dict[str, Any]:
+    """Says how the values of mask files became the classes that are scored."""
+    mapping = dataset.label_map
+    return {
+        "classes": len(dataset.classes),
+        "ignored": IGNORE,
+        "masks": "train ids" if dataset.name == "cityscapes" else "class indices",
+        "void_values": sorted(dataset.void),
+        "label_mapping": None
+        if mapping is None
+        else {str(value): label for value, label in sorted(mapping.items())},
+    }
+
+
+def refuse_other_classes(classes: tuple[str, ...], dataset: Dataset) -> None:
     """Raises DataError unless the model's classes are the data set's, in the same order."""
     theirs = dataset.classes
     if classes == theirs:
@@ -156,9 +283,9 @@ def _refuse_other_classes(classes: tuple[str, ...], dataset: Dataset) -> None:
     )
 
 
+def _listed(interval: Interval) -> list[float] | None:
+    return None if interval is None else list(interval)
+
+
 def _name(classes: tuple[str, ...], index: int) -> str:
     return f"'{classes[index]}'" if index < len(classes) else "none"
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -1,7 +1,7 @@
-"""Several processes that train one model, as `torchrun` starts them; one process is the usual case.
+"""Several processes that train or score one model, as `torchrun` starts them; usually there is one.
 
-Rank 0 alone writes files and evaluates. All other exchange is the averaging of gradients and, each
-step, the question whether anyone was asked to stop.
+Rank 0 alone writes files, and evaluates while training. All other exchange is the averaging of
+gradients, the gathering of counts and, each step, the question whether anyone was asked to stop.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,7 +29,7 @@ _LOST = ("Connection closed", "Connection reset", "Timed out", "timed out", "NCC
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the training."""
+    """This process among those that work together."""
 
     rank: int = 0
     size: int = 1
@@ -45,8 +47,8 @@ class Processes:
         devices = [device] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices)
 
-    def any(self, flag: bool) -> bool:
-        """Tells whether the flag is set in any process; all must ask.
+    def any(self, flag: bool, *, patient: bool = False) -> bool:
+        """Tells whether the flag is set in any process; all must ask, `patient` ones up to 30 min.
 
         Raises:
             PeerLostError: a process is gone or silent.
@@ -54,10 +56,11 @@ class Processes:
         if self.size == 1:
             return flag
         value = torch.tensor([int(flag)])
-        _exchange(lambda: dist.all_reduce(value, op=dist.ReduceOp.MAX))
+        group = self.waiting if patient else None
+        _exchange(lambda: dist.all_reduce(value, op=dist.ReduceOp.MAX, group=group))
         return bool(value.item())
 
-    def on_first(self, action: Callable[[], None]) -> None:
+    def on_first(self, action: Callable[[], object]) -> None:
         """Runs the action on rank 0 while the others wait; its failure ends all of them.
 
         Raises:
@@ -79,6 +82,27 @@ class Processes:
             raise failure
         if value.item():
             raise PeerLostError("The first process failed: its message says why")
+
+    def gather(
+        self,
+        rows: NDArray[np.int64],  # [R, C]; R may differ between processes, C not
+    ) -> NDArray[np.int64]:  # [sum of R, C], in the order of the ranks
+        """Returns the rows of all processes, to every process; all must ask.
+
+        Raises:
+            PeerLostError: a process is gone or silent.
+        """
+        if self.size == 1:
+            return rows
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        _exchange(lambda: dist.all_gather(lengths, torch.tensor([len(rows)])))
+        longest = max(int(length) for length in lengths)
+        padded = torch.zeros(longest, rows.shape[1], dtype=torch.int64)
+        padded[: len(rows)] = torch.from_numpy(rows)
+        parts = [torch.zeros_like(padded) for _ in range(self.size)]
+        _exchange(lambda: dist.all_gather(parts, padded))
+        kept = [part[: int(length)] for part, length in zip(parts, lengths, strict=True)]
+        return torch.cat(kept).numpy()
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -132,8 +156,8 @@ def _exchange(collective: Callable[[], object]) -> None:
 
 def _lost(error: Exception) -> PeerLostError:
     return PeerLostError(
-        f"Another process of this training is lost ({_line(error)}): "
-        "go on with the same command and --resume"
+        f"Another process is lost ({_line(error)}): run the same command again, "
+        "a training with --resume"
     )
 
 

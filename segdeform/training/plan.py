@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 import cuda_ops
 from segdeform.config import Config
 from segdeform.data.dataset import Dataset
+from segdeform.device import available_cores
 from segdeform.errors import ConfigError, DataError
 from segdeform.training.distributed import Processes
 from segdeform.training.logging import Reporter
@@ -135,8 +135,7 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
 
 def default_workers(device: torch.device) -> int:
     """Returns how many loader processes keep a GPU busy; a CPU that computes has one to spare."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = cores or 1
+    cores = available_cores()
     if device.type == "cuda":
         return max(1, min(16, cores - 2))
     return max(1, cores // 8)

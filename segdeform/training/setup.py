@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from segdeform.atomic import write_text
+from segdeform.checking import check_sound
 from segdeform.config_io import dump_config
-from segdeform.data.check import check_dataset
 from segdeform.manifest import sha256
 from segdeform.models import build_model, freeze_batch_norm
 from segdeform.models.deeplab import DeepLab
@@ -38,13 +38,18 @@ def check_pictures(plan: Plan) -> None:
     """Checks every picture and mask.
 
     Raises:
-        DataError: lists the pictures and masks that cannot be used.
+        DataError, UnsafeInputError: lists the pictures and masks that cannot be used.
     """
-    plan.reporter.message(
-        f"checking {len(plan.train_set)} + {len(plan.val_set)} pictures and masks"
-    )
-    for dataset in (plan.train_set, plan.val_set):
-        check_dataset(dataset)
+    reporter = plan.reporter
+    reporter.start(0, len(plan.train_set) + len(plan.val_set))
+    try:
+        check_sound(
+            (plan.train_set, plan.val_set),
+            progress=lambda done, total: reporter.step(done),
+            say=reporter.message,
+        )
+    finally:
+        reporter.stop()
 
 
 def begin_run(plan: Plan, overwrite: bool) -> None:

@@ -55,13 +55,15 @@ def test_eval_prints_a_table_and_writes_only_where_told(
     command: Command, run: Path, shapes: Path, tmp_path: Path
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    printed = command("eval", run, "--data", shapes)
+    printed = command("eval", run, "--data", shapes, "--threads", 1)
     assert printed.code == 0
     assert "crescent" in printed.out and "mIoU" in printed.out
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
-    written = command("eval", run / "model", "--data", shapes, "--output", tmp_path, "--json")
+    words = ("eval", run / "model", "--data", shapes, "--output", tmp_path, "--threads", 1)
+    written = command(*words, "--json")
     result = json.loads(written.out)
+    assert {"report.html", "images.csv", "counts.npy"} <= {path.name for path in tmp_path.iterdir()}
     assert result == json.loads((tmp_path / "metrics.json").read_bytes())
     assert result["protocol"]["split"] == "val"
     assert f"mIoU {result['miou']:.4f}" in printed.out
@@ -70,12 +72,38 @@ def test_eval_prints_a_table_and_writes_only_where_told(
 
 def test_eval_options_replace_those_of_the_model(command: Command, run: Path, shapes: Path) -> None:
     options = ("--tile", 32, "--overlap", 0.5, "--scales", "0.5,1", "--flip", "--split", "train")
-    ended = command("eval", run, "--data", shapes, "--dataset", "shapes", *options, "--json")
-    protocol = json.loads(ended.out)["protocol"]
+    more = ("--blend", "uniform", "--boundary-width", 0.05, "--threads", 1)
+    words = ("eval", run, "--data", shapes, "--dataset", "shapes", *options, *more)
+    protocol = json.loads(command(*words, "--json").out)["protocol"]
     assert protocol["split"] == "train"
+    assert protocol["boundary_width"] == "0.05 of the diagonal"
+    assert protocol["inference"]["blend"] == "uniform"
     inference = protocol["inference"]
     assert (inference["tile"], inference["overlap"]) == (32, 0.5)
     assert (inference["scales"], inference["flip"]) == ([0.5, 1.0], True)
+
+
+def test_compare_tells_what_changed(
+    command: Command, run: Path, shapes: Path, tmp_path: Path
+) -> None:
+    words = ("eval", run, "--data", shapes, "--threads", 1, "--output")
+    assert command(*words, tmp_path / "plain").code == 0
+    assert command(*words, tmp_path / "flip", "--flip").code == 0
+    printed = command("compare", tmp_path / "plain", tmp_path / "flip")
+    assert printed.code == 0
+    assert "inference.flip is False in A, True in B" in printed.out
+    assert "told from noise" in printed.out.splitlines()[-1]
+    outcome = json.loads(command("compare", tmp_path / "plain", tmp_path / "flip", "--json").out)
+    scores = [
+        json.loads((tmp_path / name / "metrics.json").read_bytes())["miou"]
+        for name in ("plain", "flip")
+    ]
+    assert outcome["miou"]["change"] == pytest.approx(scores[1] - scores[0])
+
+    assert command(*words, tmp_path / "train", "--split", "train").code == 0
+    refused = command("compare", tmp_path / "plain", tmp_path / "train")
+    assert refused.code == 4 and "other pictures (2 and 6" in refused.err
+    assert command("compare", tmp_path / "plain", run).code == 4
 
 
 def test_predict_writes_masks_goes_on_after_a_bad_picture_and_ends_with_8(

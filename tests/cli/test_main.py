@@ -15,7 +15,7 @@ from segdeform import errors
 from segdeform.config_io import shipped_configs
 from tests.cli.conftest import Command
 
-COMMANDS = ("prepare", "train", "eval", "predict", "info", "doctor")
+COMMANDS = ("prepare", "train", "eval", "compare", "predict", "info", "doctor")
 
 
 def child(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from segdeform.checking import check_sound
 from segdeform.config import DataConfig
 from segdeform.data import Dataset, load_dataset, read_pair
 from segdeform.data.cache import cache_folder, with_cache, write_cache
-from segdeform.data.check import check_dataset
 from segdeform.data.loader import train_loader
 from segdeform.data.prepare import prepare
 from segdeform.errors import DataError, ResourceError, SegdeformError
@@ -71,7 +71,7 @@ def test_reading_touches_no_file_of_the_data_set(dataset: Dataset) -> None:
     write_cache(dataset)
     drop_files(dataset)
     decoded = with_cache(dataset, silent)
-    check_dataset(decoded)
+    check_sound([decoded])
     for index, (image, labels) in enumerate(pairs):
         fast_image, fast_labels = read_pair(decoded, index)
         np.testing.assert_array_equal(fast_image, image)
@@ -108,13 +108,13 @@ def test_no_damaged_cache_is_used_in_silence(dataset: Dataset, name: str) -> Non
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match="of the cache is damaged"):
-        check_dataset(with_cache(dataset, silent))
+        check_sound([with_cache(dataset, silent)])
     path.write_bytes(content[:-1])
     with pytest.raises(DataError, match="has not the size"):
-        check_dataset(with_cache(dataset, silent))
+        check_sound([with_cache(dataset, silent)])
     path.unlink()
     with pytest.raises(DataError, match="cannot be read"):
-        check_dataset(with_cache(dataset, silent))
+        check_sound([with_cache(dataset, silent)])
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def one_line(error: BaseException) -> str:
 
 def test_listing_imports_neither_torch_nor_opencv() -> None:
     script = (
-        "import sys, segdeform.data.dataset, segdeform.data.check;"
+        "import sys, segdeform.data.dataset, segdeform.checking;"
         "print({'torch', 'cv2', 'albumentations'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segdeform.checking import check_sound
 from segdeform.data import load_dataset
-from segdeform.data.check import check_dataset
 from segdeform.errors import SegdeformError
 from tests.data.cityscapes_frames import write_frames
 
@@ -261,7 +261,7 @@ def use(name: str, root: Path) -> list[str]:
     """Lists both splits and reads all of them, as training does; returns the pairs of train."""
     datasets = [load_dataset(name, root, split) for split in ("train", "val")]
     for dataset in datasets:
-        check_dataset(dataset)
+        check_sound([dataset])
     return [sample.name for sample in datasets[0].samples]
 
 

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
+from segdeform.checking import check_sound
 from segdeform.data import load_dataset, read_pair
-from segdeform.data.check import check_dataset
 from segdeform.data.image_io import UInt8, write_image, write_index_png
 from segdeform.data.shapes import CLASSES, PALETTE, write_shapes
 from segdeform.data.shapes_drawing import draw_picture
@@ -48,7 +48,7 @@ def test_the_data_set_is_sound(root: Path) -> None:
         assert dataset.classes == CLASSES
         assert dataset.palette == PALETTE
         assert len(set(PALETTE)) == len(CLASSES) >= 7
-        check_dataset(dataset)
+        check_sound([dataset])
         assert read_pair(dataset, 0)[0].shape == (256, 256, 3)
 
 

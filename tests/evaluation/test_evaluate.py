@@ -6,8 +6,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,53 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from segdeform.config import EvalConfig
-from segdeform.data.dataset import Dataset, Sample
+from segdeform.data.dataset import Dataset
 from segdeform.errors import DataError, InterruptedByUserError, NotFiniteError
-from segdeform.evaluation.evaluate import evaluate, write_metrics
-
-CLASSES = ("dark", "light", "never")
-
-
-class Output(NamedTuple):
-    logits: Tensor
-
-
-class Threshold(nn.Module):
-    """Calls a pixel light where its red value is above one half."""
-
-    def forward(self, images: Tensor) -> Output:
-        light = (images[:, :1] - 0.5) * 10
-        return Output(torch.cat([-light, light, torch.full_like(light, -9)], 1))
-
-
-def segmenter(model: nn.Module | None = None, **options: Any) -> Any:
-    return SimpleNamespace(
-        model=(model or Threshold()).eval(),
-        classes=CLASSES,
-        palette=((0, 0, 0), (255, 0, 0), (0, 255, 0)),
-        options=EvalConfig(**options),
-        device=torch.device("cpu"),
-        info={"sha256": "abc"},
-    )
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    """Two pictures of other sizes; the masks are right but for 5 wrong and 7 ignored pixels."""
-    samples = []
-    for index, size in enumerate([(20, 30), (33, 12)]):
-        labels = np.zeros(size, np.uint8)
-        labels[:, ::3] = 1
-        image = np.repeat(labels[:, :, None] * 200, 3, 2)
-        labels[-1, : 2 + index] ^= 1
-        labels[0, : 7 * index] = 255
-        image_path, mask_path = tmp_path / f"{index}.png", tmp_path / f"{index}-mask.png"
-        Image.fromarray(image).save(image_path)
-        Image.fromarray(labels).save(mask_path)
-        samples.append(Sample(f"s/{index}", image_path, mask_path))
-    palette = ((0, 0, 0), (255, 0, 0), (0, 255, 0))
-    return Dataset("tiny", "val", tmp_path, CLASSES, palette, tuple(samples))
+from segdeform.evaluation.evaluate import evaluate
+from segdeform.evaluation.result import write_metrics
+from tests.evaluation.conftest import Output, segmenter
 
 
 def count_by_hand(dataset: Dataset) -> list[list[int]]:
@@ -99,6 +56,8 @@ def test_metrics_file_states_the_protocol(dataset: Dataset, tmp_path: Path) -> N
     assert value["classes"][2] == {
         "name": "never",
         "iou": None,
+        "iou_interval": None,
+        "boundary_iou": None,
         "accuracy": None,
         "truth_pixels": 0,
         "predicted_pixels": 0,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segdeform.checking import check_sound
 from segdeform.data import Dataset, Sample, load_dataset
-from segdeform.data.check import check_dataset
 from segdeform.data.image_io import write_index_png
 from segdeform.errors import DataError
 from tests.conftest import external_data
@@ -31,7 +31,9 @@ def make(root: Path, count: int, value: int = 1) -> Dataset:
 
 def test_good_data_pass_and_progress_counts(tmp_path: Path) -> None:
     heard: list[tuple[int, int]] = []
-    check_dataset(make(tmp_path, 5), 3, lambda done, total: heard.append((done, total)))
+    check_sound(
+        [make(tmp_path, 5)], workers=3, progress=lambda done, total: heard.append((done, total))
+    )
     assert heard == [(done, 5) for done in range(1, 6)]
 
 
@@ -48,8 +50,8 @@ def test_every_problem_is_listed_by_name(tmp_path: Path) -> None:
     (tmp_path / "06.jpg").mkdir()
     Image.new("RGB", (9, 8)).save(tmp_path / "07.png")
     with pytest.raises(DataError) as caught:
-        check_dataset(dataset, 2)
-    lines = str(caught.value).split(" | ")
+        check_sound([dataset], workers=2)
+    lines = sorted(str(caught.value).split(" | "))
     assert len(lines) == 7 and "\n" not in str(caught.value)
     for line, expected in zip(
         lines,
@@ -69,20 +71,22 @@ def test_every_problem_is_listed_by_name(tmp_path: Path) -> None:
 
 def test_a_long_list_of_problems_is_cut_after_ten(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        check_dataset(make(tmp_path, 13, value=5))
-    assert len(str(caught.value).split(" | ")) == 11
-    assert str(caught.value).endswith("and 3 more")
+        check_sound([make(tmp_path, 13, value=5)])
+    lines = str(caught.value).split(" | ")
+    assert len(lines) == 11
+    assert "all masks hold only 0 and 5" in lines[0]  # the reason comes before the 13 files
+    assert lines[-1] == f"and 4 more: segdeform check {tmp_path} shows them"
 
 
 def test_black_and_white_masks_are_not_taken_for_ignored_pixels(tmp_path: Path) -> None:
     dataset = make(tmp_path, 3, value=255)
     with pytest.raises(DataError, match=r"only 0 and 255.*\{0: 0, 255: 1\}"):
-        check_dataset(dataset)
+        check_sound([dataset])
     write_index_png(tmp_path / "01.png", np.eye(8, 9, dtype=np.uint8), BLACK)
-    check_dataset(dataset)
+    check_sound([dataset])
 
 
 def test_camvid_is_sound() -> None:
     root = external_data("data/camvid")
     for split in ("train", "val"):
-        check_dataset(load_dataset("camvid", root, split))
+        check_sound([load_dataset("camvid", root, split)])

@@ -1,0 +1,129 @@
+"""Writes the result of a check as one HTML page, with pictures of what is wrong."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from segdeform.atomic import write_text
+from segdeform.checking.finding import KINDS, Finding
+from segdeform.checking.report import Report
+from segdeform.data.dataset import IGNORE, Dataset
+from segdeform.data.image_io import opened, read_image
+from segdeform.errors import SegdeformError
+
+_PICTURED = 6  # findings of a kind that are shown with their pictures
+_LISTED = 60  # findings of a kind that are listed at all; the JSON has every one
+_SIDE = 240  # pixels, the longer side of a thumbnail
+_OUTSIDE = (255, 0, 255)  # the colour of pixels outside the classes
+_VOID = (224, 224, 224)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    finding: Finding
+    picture: str  # data URI, or ""
+    mask: str
+
+
+def write_page(path: Path, report: Report, datasets: Sequence[Dataset]) -> None:
+    """Writes the report as one self-contained file: no script, nothing loaded from elsewhere.
+
+    Raises ResourceError or UsageError when it cannot be written.
+    """
+    by_split = {dataset.split: dataset for dataset in datasets}
+    groups = [
+        {
+            "kind": KINDS[kind],
+            "count": len(findings),
+            "pictured": [_show(by_split, finding) for finding in findings[:_PICTURED]],
+            "listed": findings[_PICTURED:_LISTED],
+            "more": max(0, len(findings) - _LISTED),
+        }
+        for kind, findings in report.by_kind().items()
+    ]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("segdeform.checking"),
+        autoescape=True,  # file names are hostile
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("check.html.j2").render(
+        report=report,
+        groups=groups,
+        rows=_class_rows(report, datasets[0]),
+        weights=", ".join(f"{weight:g}" for weight in report.class_weights()),
+    )
+    write_text(path, page)
+
+
+def _class_rows(report: Report, dataset: Dataset) -> list[dict[str, Any]]:
+    shares = [split.shares() for split in report.splits]
+    return [
+        {
+            "name": name,
+            "index": index,
+            "colour": "#{:02x}{:02x}{:02x}".format(*dataset.palette[index]),
+            "shares": [column[index] for column in shares],
+        }
+        for index, name in enumerate(report.classes)
+    ]
+
+
+def _show(datasets: dict[str, Dataset], finding: Finding) -> _Shown:
+    """Makes the thumbnails of a finding; whatever cannot be shown is left out."""
+    if finding.sample is None:
+        return _Shown(finding, "", "")
+    dataset = datasets[finding.split]
+    sample = dataset.samples[finding.sample]
+    try:
+        picture = _uri(_small(Image.fromarray(read_image(sample.image))), "JPEG")
+    except SegdeformError:
+        picture = ""
+    try:
+        mask = _mask_picture(dataset, sample.mask, finding) if sample.mask else ""
+    except SegdeformError:
+        mask = ""
+    return _Shown(finding, picture, mask)
+
+
+def _mask_picture(dataset: Dataset, path: Path, finding: Finding) -> str:
+    """Draws a mask in its classes' colours, and a ring around the pixel of the finding."""
+    try:
+        labels = dataset.lookup[dataset.decode_mask(path)]
+        colours = np.full((IGNORE + 2, 3), _VOID, np.uint8)
+        colours[: len(dataset.palette)] = dataset.palette
+        colours[-1] = _OUTSIDE  # of label -1
+        shown = Image.fromarray(colours[labels])
+    except SegdeformError:  # a mask of another kind is shown as it is
+        with opened(path) as image:
+            shown = image.convert("RGB")
+    small = _small(shown, Image.Resampling.NEAREST)
+    if finding.row is not None and finding.column is not None:
+        scale = small.width / shown.width
+        x, y = (finding.column + 0.5) * scale, (finding.row + 0.5) * scale
+        drawer = ImageDraw.Draw(small)
+        for radius, colour in ((9, "black"), (8, "white"), (7, "black")):
+            drawer.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour)
+    return _uri(small, "PNG")
+
+
+def _small(image: Image.Image, method: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
+    factor = _SIDE / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(size, method, reducing_gap=2.0 if factor < 1 and method != 0 else None)
+
+
+def _uri(image: Image.Image, kind: str) -> str:
+    buffer = BytesIO()
+    image.save(buffer, kind, **({"quality": 80} if kind == "JPEG" else {"optimize": True}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

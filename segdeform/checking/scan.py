@@ -1,0 +1,125 @@
+"""Reads all pairs of data sets in threads that never keep the program from ending."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from segdeform.checking.cache import FactCache
+from segdeform.checking.facts import Facts, index_facts, mask_facts, picture_facts
+from segdeform.data.cache import Cache
+from segdeform.data.dataset import Dataset
+from segdeform.errors import DataError
+
+_PATIENCE = 300.0  # seconds without a single file read
+_LAST_FILE = 30.0  # seconds for the files that are being read when one cannot be
+
+
+class PairFacts(NamedTuple):
+    """What a picture and its mask hold; None for a sample without a mask."""
+
+    picture: Facts
+    mask: Facts | None
+
+
+def read_pairs(
+    dataset: Dataset, cache: FactCache, workers: int, progress: Callable[[int], None]
+) -> list[PairFacts]:
+    """Returns the facts of every sample, in order; `progress` hears how many are done.
+
+    Raises ResourceError, DataError where no file can be read for 300 seconds.
+    """
+    facts: list[PairFacts | None] = [None] * len(dataset)
+    read = partial(_read_pair, dataset, cache)
+    for done, (index, pair) in enumerate(_in_threads(read, len(dataset), workers), start=1):
+        facts[index] = pair
+        progress(done)
+    return [pair for pair in facts if pair is not None]
+
+
+def default_workers() -> int:
+    """Returns how many threads read fastest: Pillow decodes them side by side, Python does not."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(16, (cores or 1) + 1)
+
+
+def _read_pair(dataset: Dataset, cache: FactCache, index: int) -> PairFacts:
+    if dataset.cache is not None:
+        return _decoded_pair(dataset, dataset.cache, index)
+    sample = dataset.samples[index]
+    picture = cache.facts("picture", sample.image, picture_facts)
+    if sample.mask is None:
+        return PairFacts(picture, None)
+    decode = dataset.decode_mask
+    role = f"mask {decode.__module__}.{decode.__qualname__}"
+    return PairFacts(picture, cache.facts(role, sample.mask, partial(mask_facts, decode=decode)))
+
+
+def _decoded_pair(dataset: Dataset, decoded: Cache, index: int) -> PairFacts:
+    """Returns the facts of a pair that was read before, and is trained on in its decoded form.
+
+    Raises DataError where the decoded form is damaged.
+    """
+    decoded.check(index)
+    image, labels = decoded.read(index)
+    height, width = labels.shape
+    digest = hashlib.sha256(image.tobytes()).hexdigest()[:32]
+    mask = index_facts(labels)
+    # Facts speak of the file's values: any that means the label will do.
+    values = {
+        int(np.flatnonzero(dataset.lookup == label)[0]): found
+        for label, found in mask.values.items()
+    }
+    return PairFacts(Facts(height, width, digest=digest), replace(mask, values=values))
+
+
+def _in_threads(
+    read: Callable[[int], PairFacts], count: int, workers: int
+) -> Iterator[tuple[int, PairFacts]]:
+    """Yields (index, read(index)) as they are done, from daemon threads.
+
+    A thread pool's threads are waited for when the program ends, and Ctrl-C would wait with them.
+    """
+    stop = threading.Event()
+    todo = iter(range(count))
+    lock = threading.Lock()
+    results: queue.SimpleQueue[tuple[int, PairFacts | BaseException]] = queue.SimpleQueue()
+
+    def work() -> None:
+        while not stop.is_set():
+            with lock:
+                index = next(todo, None)
+            if index is None:
+                return
+            try:
+                results.put((index, read(index)))
+            except BaseException as error:  # raised again by whoever waits
+                results.put((index, error))
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, count))]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(count):
+            try:
+                index, result = results.get(timeout=_PATIENCE)
+            except queue.Empty:
+                raise DataError(
+                    f"no file could be read for {_PATIENCE:.0f} seconds: does the drive answer?"
+                ) from None
+            if isinstance(result, BaseException):
+                stop.set()
+                for thread in threads:  # whoever handles the error may remove what they read
+                    thread.join(_LAST_FILE)
+                raise result
+            yield index, result
+    finally:
+        stop.set()

@@ -1,0 +1,114 @@
+"""The pictures that a report shows: the worst and the best, each with truth, labels and errors."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segdeform.data.dataset import IGNORE, Dataset, read_pair
+from segdeform.evaluation.counts import Column, union
+from segdeform.evaluation.evaluate import Evaluation, predict_sample
+from segdeform.segmenter import Segmenter
+
+WORST, BEST = 8, 4  # pictures shown
+_SIDE = 320  # pixels, the longer side of what is shown
+_VOID = (224, 224, 224)
+_RIGHT, _WRONG, _UNSCORED = (236, 239, 241), (213, 43, 30), (255, 255, 255)
+
+Colours = Sequence[tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture of the report."""
+
+    name: str
+    worst: bool  # among the worst, else among the best
+    miou: float
+    accuracy: float
+    size: tuple[int, int]  # H, W in pixels
+    classes: tuple[tuple[int, float], ...]  # (class, IoU) of those in the picture, lowest first
+    image: str  # data URIs, at most 320 pixels wide and high
+    truth: str
+    prediction: str
+    errors: str
+
+
+def choose_examples(
+    evaluation: Evaluation, segmenter: Segmenter, dataset: Dataset
+) -> tuple[Example, ...]:
+    """Predicts the pictures with the lowest and highest mIoU of their own once more.
+
+    Keeping label maps of all pictures instead would cost memory that grows with their number.
+    Raises what `evaluate` raises for a picture.
+    """
+    scores = evaluation.picture_scores
+    scored = [int(k) for k in np.argsort(scores.miou, kind="stable") if scores.miou[k] >= 0]
+    # Of a few pictures, each is shown once, most of them as the worst.
+    best = min(BEST, len(scored) // 3)
+    worst = scored[: min(WORST, len(scored) - best)]
+    chosen = [(index, True) for index in worst]
+    chosen += [(index, False) for index in reversed(scored[len(scored) - best :])]
+    return tuple(
+        _example(evaluation, segmenter, dataset, index, is_worst) for index, is_worst in chosen
+    )
+
+
+def _example(
+    evaluation: Evaluation, segmenter: Segmenter, dataset: Dataset, index: int, worst: bool
+) -> Example:
+    sample = dataset.samples[index]
+    image, truth = read_pair(dataset, index)
+    labels = predict_sample(segmenter, sample, image)
+    palette = np.full((IGNORE + 1, 3), _VOID, np.uint8)
+    palette[: len(segmenter.palette)] = segmenter.palette
+    wrong = np.where(truth == IGNORE, 2, truth != labels).astype(np.uint8)
+    rows = evaluation.counts.rows
+    rows = rows[rows[:, Column.PICTURE] == index]
+    ious = rows[:, Column.CORRECT] / union(rows)
+    scores = evaluation.picture_scores
+    return Example(
+        name=sample.name,
+        worst=worst,
+        miou=float(scores.miou[index]),
+        accuracy=float(scores.accuracy[index]),
+        size=(truth.shape[0], truth.shape[1]),
+        classes=tuple(
+            (int(rows[k, Column.CLASS]), float(ious[k])) for k in np.argsort(ious, kind="stable")
+        ),
+        image=_data_uri(_shrunk(Image.fromarray(image), Image.Resampling.BOX), "JPEG"),
+        truth=_indexed(truth, palette),
+        prediction=_indexed(labels, palette),
+        errors=_indexed(wrong, np.array([_RIGHT, _WRONG, _UNSCORED], np.uint8)),
+    )
+
+
+def _indexed(
+    labels: NDArray[np.uint8],  # [H, W]
+    palette: NDArray[np.uint8],  # [C, 3]
+) -> str:
+    """Returns a label map in its colours, shrunk without mixing any, as a PNG."""
+    image = _shrunk(Image.fromarray(labels), Image.Resampling.NEAREST)
+    image.putpalette(palette.tobytes())
+    return _data_uri(image, "PNG")
+
+
+def _shrunk(image: Image.Image, method: Image.Resampling) -> Image.Image:
+    shrink = max(1.0, max(image.size) / _SIDE)
+    width, height = (max(1, round(side / shrink)) for side in image.size)
+    return image.resize((width, height), method)
+
+
+def _data_uri(image: Image.Image, kind: str) -> str:
+    data = io.BytesIO()
+    if kind == "JPEG":
+        image.save(data, kind, quality=82)
+    else:
+        image.save(data, kind, optimize=True)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"

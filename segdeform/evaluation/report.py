@@ -1,0 +1,144 @@
+"""The page that a person looks at: one HTML file with everything in it, for any browser.
+
+Bars and the confusion matrix are HTML and SVG, pictures are data URIs; there is no script, and a
+policy in the page forbids the browser every request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from numpy.typing import NDArray
+
+from segdeform.evaluation.bootstrap import LEVEL
+from segdeform.evaluation.evaluate import Evaluation
+from segdeform.evaluation.examples import Colours, Example
+
+_TEMPLATE = "report.html.j2"
+_BINS = 20  # of the pictures' mIoU
+_CONFUSIONS = 10  # listed in words
+_SMALLEST_SHARE = 0.005  # of a row, below which a cell stays empty: 150 classes have 22,500
+_NUMBERS_UP_TO = 24  # classes, up to which the cells hold numbers
+_LABEL_WIDTH = 7.8  # pixels that a letter of a class's name takes at most, at 13 pixels' height
+_LONGEST_LABEL = 22  # letters
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One coloured cell of the confusion matrix."""
+
+    row: int
+    column: int
+    share: float  # of the row's pixels
+    pixels: int
+
+
+@dataclass(frozen=True)
+class MatrixDrawing:
+    """The confusion matrix in SVG units, which are pixels."""
+
+    cells: tuple[Cell, ...]
+    side: int  # of a cell
+    margin: int  # left of the matrix and above it, for the names
+    font: int
+    numbers: bool
+
+
+def render_report(
+    evaluation: Evaluation, palette: Colours, examples: Sequence[Example], title: str | None = None
+) -> str:
+    """Returns the report as HTML. Names are escaped, whatever they hold."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["score"] = _score
+    environment.filters["percent"] = _percent
+    template = environment.from_string(
+        files("segdeform.evaluation").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    )
+    metrics = evaluation.to_json()
+    protocol = metrics["protocol"]
+    total = max(1, int(evaluation.matrix.sum()))
+    return template.render(
+        title=title or f"{protocol['dataset']} {protocol['split']}",
+        metrics=metrics,
+        rows=metrics["classes"],
+        total=total,
+        level=f"{LEVEL:.0%}",
+        colours=[f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette],
+        names=[_short(name) for name in evaluation.classes],
+        matrix=_matrix_drawing(evaluation.matrix, evaluation.classes),
+        confusions=_confusions(evaluation.matrix),
+        histogram=_histogram(evaluation.picture_scores.miou),
+        examples=examples,
+        protocol=list(_flat(protocol)),
+        timing=evaluation.timing,
+    )
+
+
+def _matrix_drawing(matrix: NDArray[np.int64], classes: Sequence[str]) -> MatrixDrawing:
+    count = len(matrix)
+    side = next(side for most, side in ((12, 46), (24, 34), (60, 17), (255, 11)) if count <= most)
+    font = min(13, side - 2)
+    longest = max(len(_short(name)) for name in classes)
+    totals = matrix.sum(axis=1)
+    cells = []
+    for row, column in zip(*np.nonzero(matrix), strict=True):
+        share = float(matrix[row, column] / totals[row])
+        if share >= _SMALLEST_SHARE:
+            cells.append(Cell(int(row), int(column), share, int(matrix[row, column])))
+    return MatrixDrawing(
+        cells=tuple(cells),
+        side=side,
+        margin=round(longest * _LABEL_WIDTH * font / 13) + 14,
+        font=font,
+        numbers=count <= _NUMBERS_UP_TO,
+    )
+
+
+def _confusions(matrix: NDArray[np.int64]) -> list[Cell]:
+    """Returns the mistakes that cost the most pixels."""
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSIONS]
+    found = []
+    for place in order:
+        row, column = (int(i) for i in np.unravel_index(place, wrong.shape))
+        if pixels := int(wrong[row, column]):
+            found.append(Cell(row, column, pixels / int(matrix[row].sum()), pixels))
+    return found
+
+
+def _histogram(mious: NDArray[np.float64]) -> list[int]:
+    counts, _ = np.histogram(mious[~np.isnan(mious)], bins=_BINS, range=(0, 1))
+    return [int(count) for count in counts]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yields every value of a nested mapping with its dotted key."""
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _flat(inner, f"{prefix}{key}.")
+        else:
+            shown = ", ".join(map(str, inner)) if isinstance(inner, list | tuple) else inner
+            yield f"{prefix}{key}".replace("_", " "), "none" if inner is None else str(shown)
+
+
+def _short(name: str) -> str:
+    cut = f"{name[: _LONGEST_LABEL - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return name if len(name) <= _LONGEST_LABEL else cut
+
+
+def _score(value: float | None, digits: int = 3) -> str:
+    missing = value is None or math.isnan(value)
+    return "\N{EN DASH}" if missing else f"{value:.{digits}f}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}" if value == 0 or value >= 0.001 else "<0.1%"

@@ -1,0 +1,67 @@
+"""Label maps as the benchmark servers take them: names, values and the zip."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeform.atomic import atomic_path
+from segdeform.data.cityscapes import train_ids_to_label_ids
+from segdeform.data.dataset import Dataset, Sample
+from segdeform.data.image_io import write_image, write_index_png
+from segdeform.errors import UsageError
+
+# comp6: trained on any pictures but the test set's; comp5 would be VOC's own alone.
+_VOC_FOLDER: Final = "results/VOC2012/Segmentation/comp6_test_cls"
+# What the servers expect before the file's name.
+_ZIP_FOLDERS: Final = {"voc": f"{_VOC_FOLDER}/", "cityscapes": ""}
+
+Labels = NDArray[np.uint8]
+
+
+def label_map_writer(dataset: Dataset, folder: Path) -> Callable[[Sample, Labels], None]:
+    """Returns what writes a sample's label map, class indices [H, W], into a folder.
+
+    VOC: palette PNGs of class indices; Cityscapes: PNGs of label ids named CITY_SEQUENCE_FRAME_*.
+
+    Raises:
+        UsageError: no server takes this data set.
+    """
+    if dataset.name == "voc":
+        return lambda sample, labels: write_index_png(
+            label_map_path(dataset, folder, sample), labels, dataset.palette
+        )
+    if dataset.name == "cityscapes":
+        return lambda sample, labels: write_image(
+            label_map_path(dataset, folder, sample), train_ids_to_label_ids(labels)
+        )
+    raise UsageError(
+        f"--submission is for the data sets {', '.join(sorted(_ZIP_FOLDERS))}, "
+        f"not for '{dataset.name}'; segdeform predict writes masks of any pictures"
+    )
+
+
+def label_map_path(dataset: Dataset, folder: Path, sample: Sample) -> Path:
+    """Returns where `label_map_writer` puts a sample: flat, as both servers want it."""
+    stem = sample.name.rpartition("/")[2]
+    return folder / (f"{stem}_labelIds.png" if dataset.name == "cityscapes" else f"{stem}.png")
+
+
+def write_zip(dataset: Dataset, folder: Path, path: Path) -> None:
+    """Packs the label maps of a folder; equal maps give equal bytes, and it appears whole.
+
+    Raises:
+        UsageError, ResourceError: it cannot be written.
+    """
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for sample in sorted(dataset.samples, key=lambda sample: sample.name):
+            source = label_map_path(dataset, folder, sample)
+            entry = zipfile.ZipInfo(_ZIP_FOLDERS[dataset.name] + source.name)  # dated 1980
+            entry.external_attr = 0o644 << 16
+            entry.create_system = 3  # Unix, wherever it is written
+            archive.writestr(entry, source.read_bytes())  # PNGs do not shrink again

@@ -1,0 +1,107 @@
+"""Several processes, started by torchrun and by hand: the same integers, and no hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from segdeform.config import DeformConfig, ModelConfig
+from segdeform.data import load_dataset
+from segdeform.data.shapes import write_shapes
+from segdeform.models import build_model
+from segdeform.segmenter import ModelDescription, save_model
+
+SAME = ("metrics.json", "counts.npy", "images.csv", "classes.csv")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    write_shapes(root, seed=0, train=1, val=5, size=64)  # odd: one process has less to do
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "model"
+    dataset = load_dataset("shapes", data, "val")
+    network = ModelConfig(backbone="mobilenet_v2", weights="none", head_channels=16)
+    deform = DeformConfig(layers=2)
+    torch.manual_seed(0)
+    built = build_model(network, deform, len(dataset.classes), pretrained=False)
+    description = ModelDescription(
+        model=network,
+        deform=deform,
+        classes=dataset.classes,
+        palette=dataset.palette,
+        training={"dataset": "shapes"},
+    )
+    save_model(folder, built.eval(), description)
+    return folder
+
+
+def arguments(model: Path, data: Path, output: Path) -> list[str]:
+    return ["segdeform", "eval", str(model), "--data", str(data), "--output", str(output)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    return {**kept, "PYTHONPATH": str(Path(__file__).parents[2]), **more}
+
+
+def test_two_processes_write_what_one_writes(model: Path, data: Path, tmp_path: Path) -> None:
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    for name, launcher in (("one", []), ("two", torchrun)):
+        done = subprocess.run(
+            [sys.executable, "-m", *launcher, *arguments(model, data, tmp_path / name)],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("mIoU 0.") == 1
+    for name in SAME:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    processes = [
+        json.loads((tmp_path / name / "timing.json").read_text())["processes"]
+        for name in ("one", "two")
+    ]
+    assert processes == [1, 2]
+
+
+@pytest.mark.slow
+def test_a_bad_picture_of_one_process_ends_both(model: Path, data: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "data"
+    shutil.copytree(data, broken)
+    picture = broken / "val" / "images" / "00003.png"
+    picture.write_bytes(picture.read_bytes()[:300])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", *arguments(model, broken, tmp_path / "out")],
+            env=environment(
+                MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2", RANK=str(rank)
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [rank.communicate(timeout=100)[1] for rank in ranks]
+    ended = dict(zip((rank.returncode for rank in ranks), errors, strict=True))
+    assert set(ended) == {4, 11}
+    assert str(picture) in ended[4]
+    assert "process failed: its message says why" in ended[11]
+    assert not (tmp_path / "out").exists()
