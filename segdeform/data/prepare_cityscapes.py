@@ -28,13 +28,9 @@ def prepare_cityscapes(
     not unpacked again. `fetch` downloads through the official script, which asks for the account.
     Raises DataError for archives of something else, UnsafeInputError, DownloadError, ResourceError.
     """
-    missing = [part for part in _PARTS if not (root / part).is_dir()]
+    missing = _missing_parts(root)
     if missing and not archives and not fetch:
-        raise DataError(
-            f"{root}: holds no {' and no '.join(missing)}; expected {cityscapes.LAYOUT}. Give the "
-            f"zips of https://www.cityscapes-dataset.com ({', '.join(PACKAGES)}) by --archive, or "
-            "--download with an account there"
-        )
+        raise _incomplete(root)
     if not archives and not missing:
         return ["was there already, nothing written", *_counts(root)]
     with staging_folder(root) as staging:
@@ -46,7 +42,21 @@ def prepare_cityscapes(
                     raise DataError(f"{archive}: holds neither leftImg8bit/ nor gtFine/")
                 folder = unpack_lacking(archive, entries, staging, root, _place, progress)
             publish(folder, root)
+    if _missing_parts(root):
+        raise _incomplete(root)
     return [*(f"took from {archive.name} what lacked" for archive in archives), *_counts(root)]
+
+
+def _missing_parts(root: Path) -> list[str]:
+    return [part for part in _PARTS if not (root / part).is_dir()]
+
+
+def _incomplete(root: Path) -> DataError:
+    return DataError(
+        f"{root}: holds no {' and no '.join(_missing_parts(root))}; expected {cityscapes.LAYOUT}. "
+        f"Give the zips of https://www.cityscapes-dataset.com ({', '.join(PACKAGES)}) by "
+        "--archive, or --download with an account there"
+    )
 
 
 def _place(path: PurePosixPath) -> PurePosixPath | None:

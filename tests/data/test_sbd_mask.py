@@ -72,7 +72,7 @@ def test_damage_is_an_error_or_harmless(tmp_path: Path) -> None:
     draw, path, refused = random.Random(0), tmp_path / "a.mat", 0
     for packed in (True, False):
         whole = write_mat(path, values, packed=packed).read_bytes()
-        for _ in range(1500):
+        for _ in range(400):
             content = bytearray(whole)
             for _ in range(draw.choice((1, 1, 3))):
                 content[draw.randrange(len(content))] = draw.choice((0, 1, 14, 127, 128, 255))
@@ -83,7 +83,7 @@ def test_damage_is_an_error_or_harmless(tmp_path: Path) -> None:
             except SegdeformError as error:
                 assert error.exit_code == 4 and "\n" not in str(error)
                 refused += 1
-    assert refused > 1000
+    assert refused > 250
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
