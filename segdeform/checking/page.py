@@ -51,13 +51,13 @@ def write_page(path: Path, report: Report, datasets: Sequence[Dataset]) -> None:
         for kind, findings in report.by_kind().items()
     ]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("segdeform.checking"),
+        loader=jinja2.PackageLoader("segdeform.checking", ""),
         autoescape=True,  # file names are hostile
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("check.html.j2").render(
+    page = environment.get_template("page.html.j2").render(
         report=report,
         groups=groups,
         rows=_class_rows(report, datasets[0]),

@@ -77,9 +77,10 @@ def check(
         if repaired:
             print_repair(repaired)
     if repaired is None and report.errors:
+        count = len(report.errors)
         raise report.refusal(
-            f"{root}: not fit for training: {len(report.errors)} errors; --html FILE shows them, "
-            "--fix FOLDER writes a repaired copy"
+            f"{root}: not fit for training: {count} error{'s' if count > 1 else ''}; --html FILE "
+            "shows the pictures, --fix FOLDER writes a repaired copy"
         )
     if repaired and repaired.left_out:
         raise PartialFailureError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from copy import deepcopy
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from segdeform.training.checkpoint import Checkpoint, TrainState
 from segdeform.training.optim import build_optimizer
 from segdeform.training.plan import Plan, check_resumable
 from segdeform.training.run_folder import remove_run
+
+_CHECK_NEWS = 10.0  # seconds between lines while a large data set is checked for the first time
 
 
 def find_checkpoint(plan: Plan, resume: bool) -> Checkpoint | None:
@@ -40,16 +43,16 @@ def check_pictures(plan: Plan) -> None:
     Raises:
         DataError, UnsafeInputError: lists the pictures and masks that cannot be used.
     """
-    reporter = plan.reporter
-    reporter.start(0, len(plan.train_set) + len(plan.val_set))
-    try:
-        check_sound(
-            (plan.train_set, plan.val_set),
-            progress=lambda done, total: reporter.step(done),
-            say=reporter.message,
-        )
-    finally:
-        reporter.stop()
+    say = plan.reporter.message
+    told = time.monotonic()
+
+    def hear(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > _CHECK_NEWS:
+            told = time.monotonic()
+            say(f"checking pictures and masks: {done} of {total} pairs")
+
+    check_sound((plan.train_set, plan.val_set), progress=hear, say=say)
 
 
 def begin_run(plan: Plan, overwrite: bool) -> None:
