@@ -154,17 +154,20 @@ def measure(row: Row, repeats: int) -> dict[str, Any]:
 
 
 MEMORY = """
-import resource, sys, torch
+import re, sys, torch
 sys.path.insert(0, {scripts!r})
 import benchmark_ops as b
 torch.set_num_threads({threads})
 call = b.Operands(b.ROWS[{index}]).calls({backward})[{name!r}]
 small = b.Operands(b.Row(1, 8, 8, (8, 8))).calls({backward})[{name!r}]
+def kib(name):
+    return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 with torch.set_grad_enabled({backward}):
     small()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    open("/proc/self/clear_refs", "w").write("5")  # forgets the peak so far
+    before = kib("VmRSS")
     call()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(kib("VmHWM") - before)
 """
 
 

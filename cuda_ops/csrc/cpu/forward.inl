@@ -8,6 +8,8 @@ SEGDEFORM_INLINE int64_t even_part(int64_t total, int64_t limit) {
   return (total + parts - 1) / parts;
 }
 
+constexpr int64_t kTapsLocated = 9;  // taps whose samples are located at a time
+
 // Row length of the columns that a forward tile holds at a time.
 template <typename T>
 int64_t column_stride(const Geometry& g) {
@@ -22,24 +24,31 @@ int64_t forward_scratch(const ForwardTask<T>& task) {
   if (g.depthwise())
     return tile + S::template structs_size<SamplePoints<T>>(g.taps()) +
            S::template structs_size<CornerRows<T>>(g.taps());
-  return tile + S::template structs_size<SamplePoints<T>>(1) +
+  return tile + S::template structs_size<SamplePoints<T>>(least(g.taps(), kTapsLocated)) +
          S::rounded(g.groups * panel_layout<T>().size(task.tile_pixels, g.outputs_per_group())) +
          S::rounded(task.tile_pixels * column_stride<T>(g));
 }
 
-// Fills columns[m, (tap - first_tap) * channels + c] for a run of taps and channels.
+// Fills columns[m, (tap - first_tap) * channels + c] for a run of taps and channels. Pixel by
+// pixel: the taps of a pixel sample near each other and its neighbours, so most of the image they
+// need is in the first cache already.
 template <typename T>
-void gather_columns(const ForwardTask<T>& task, const Tile<T>& tile, SamplePoints<T>& points,
+void gather_columns(const ForwardTask<T>& task, const Tile<T>& tile, SamplePoints<T>* points,
                     int64_t first_tap, int64_t taps, int64_t first_channel, int64_t channels,
                     T* columns, int64_t stride) {
   const Geometry& g = task.g;
-  for (int64_t t = 0; t < taps; ++t)
-    for_offset_groups(g, first_channel, channels, [&](int64_t group, int64_t c, int64_t run) {
-      locate_samples<true>(g, task.sampling, tile, first_tap + t, group, points);
-      T* out = columns + t * channels + (c - first_channel);
-      for (int64_t m = 0; m < tile.pixels; ++m)
-        interpolate(corner_rows<true>(g, task.sampling, tile, points, m, c), run, out + m * stride);
-    });
+  for_offset_groups(g, first_channel, channels, [&](int64_t group, int64_t c, int64_t run) {
+    for (int64_t t0 = 0; t0 < taps; t0 += kTapsLocated) {
+      const int64_t located = least(kTapsLocated, taps - t0);
+      for (int64_t t = 0; t < located; ++t)
+        locate_samples<true>(g, task.sampling, tile, first_tap + t0 + t, group, points[t]);
+      T* out = columns + t0 * channels + (c - first_channel);
+      for (int64_t m = 0; m < tile.pixels; ++m, out += stride)
+        for (int64_t t = 0; t < located; ++t)
+          interpolate(corner_rows<true>(g, task.sampling, tile, points[t], m, c), run,
+                      out + t * channels);
+    }
+  });
 }
 
 // Calls f(first output, outputs used, its panel of sums, width) for the panels of a tile.
@@ -106,7 +115,8 @@ void forward_dense(const ForwardTask<T>& task, int64_t first, int64_t pixels, T*
   const PanelLayout layout = panel_layout<T>();
   Scratch<T> scratch{memory};
   Tile<T>& tile = *scratch.template take_structs<Tile<T>>(1);
-  SamplePoints<T>& points = *scratch.template take_structs<SamplePoints<T>>(1);
+  SamplePoints<T>* points =
+      scratch.template take_structs<SamplePoints<T>>(least(g.taps(), kTapsLocated));
   const int64_t sums_size = g.groups * layout.size(task.tile_pixels, g.outputs_per_group());
   T* sums = scratch.take(sums_size);
   T* columns = scratch.take(task.tile_pixels * column_stride<T>(g));

@@ -128,13 +128,21 @@ SEGDEFORM_INLINE CornerRows<T> corner_rows(const Geometry& g, const Sampling<T>&
   return rows;
 }
 
+template <typename T, int Vectors>
+SEGDEFORM_INLINE void interpolate_vectors(const CornerRows<T>& r, int64_t c, T* out) {
+  Vec<T> sums[Vectors];
+  for (int j = 0; j < Vectors; ++j) sums[j] = load(r.row[0] + c + j * kLanes<T>) * r.weight[0];
+  for (int i = 1; i < 4; ++i)
+    for (int j = 0; j < Vectors; ++j) sums[j] += load(r.row[i] + c + j * kLanes<T>) * r.weight[i];
+  for (int j = 0; j < Vectors; ++j) store(out + c + j * kLanes<T>, sums[j]);
+}
+
 // out[0..channels) = sum_i weight[i] * row[i][0..channels)
 template <typename T>
 SEGDEFORM_INLINE void interpolate(const CornerRows<T>& r, int64_t channels, T* out) {
   int64_t c = 0;
-  for (; c + kLanes<T> <= channels; c += kLanes<T>)
-    store(out + c, load(r.row[0] + c) * r.weight[0] + load(r.row[1] + c) * r.weight[1] +
-                       load(r.row[2] + c) * r.weight[2] + load(r.row[3] + c) * r.weight[3]);
+  for (; c + 4 * kLanes<T> <= channels; c += 4 * kLanes<T>) interpolate_vectors<T, 4>(r, c, out);
+  for (; c + kLanes<T> <= channels; c += kLanes<T>) interpolate_vectors<T, 1>(r, c, out);
   for (; c < channels; ++c)
     out[c] = r.row[0][c] * r.weight[0] + r.row[1][c] * r.weight[1] + r.row[2][c] * r.weight[2] +
              r.row[3][c] * r.weight[3];
