@@ -13,42 +13,10 @@ import torchvision
 from torch import Tensor
 
 from cuda_ops import library
+from cuda_ops.autodiff import refuse_forward_mode
+from cuda_ops.packing import WeightPacking
 
 Pair = tuple[int, int]
-
-
-class WeightPacking:
-    """Keeps a weight in the layout of the CPU kernels from call to call, for inference.
-
-    Hand one to every call of `deform_conv2d` with the same weight. Each call compares a hash of the
-    weight with that of what was packed, so that no change of the weight, by whatever means, goes
-    unseen. It holds about as much memory as the weight in float32 (float64 for float64).
-    """
-
-    def __init__(self) -> None:
-        self._memory: Tensor | None = None
-
-    def __reduce__(self) -> tuple[type[WeightPacking], tuple[()]]:
-        """Copies and pickles as an empty one: what it keeps is made anew in no time."""
-        return WeightPacking, ()
-
-    def serves(self, *tensors: Tensor | None) -> bool:
-        """Says whether a call with these tensors runs on CPU and needs no gradients."""
-        given = [t for t in tensors if t is not None]
-        gradients = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-        on_cpu = all(t.device.type == "cpu" for t in given)
-        return on_cpu and not gradients and not torch.compiler.is_compiling()
-
-    def memory(self, input: Tensor, weight: Tensor, groups: int) -> Tensor:
-        """Returns the memory that the native operator reads, and fills where it must."""
-        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-        lanes = 16  # of the widest vectors: each group's outputs are filled up to whole ones
-        outputs = groups * (-(weight.shape[0] // groups) // lanes * -lanes)
-        elements = max(outputs, weight.shape[0]) * weight[0].numel() + lanes
-        if self._memory is None or (self._memory.dtype, self._memory.numel()) != (dtype, elements):
-            with torch.inference_mode(False):  # to be written inside and outside of that mode
-                self._memory = torch.zeros(elements, dtype=dtype)
-        return self._memory
 
 
 def deform_conv2d(
@@ -89,18 +57,31 @@ def deform_conv2d(
     )
     groups, offset_groups = _check(input, offset, weight, bias, mask, *pairs)
     if library.has_kernel("deform_conv2d", input.device.type):
-        if packing is not None and packing.serves(input, offset, weight, bias, mask):
-            memory = packing.memory(input, weight, groups)
-            packed: Tensor = torch.ops.segdeform.deform_conv2d_packed(
-                input, offset, weight, bias, mask, memory, *pairs, groups, offset_groups
-            )
-            return packed
-        result: Tensor = torch.ops.segdeform.deform_conv2d(
-            input, offset, weight, bias, mask, *pairs, groups, offset_groups
-        )
-        return result
+        geometry = (*pairs, groups, offset_groups)
+        return _by_kernels(input, offset, weight, bias, mask, geometry, packing)
     library.warn_fallback("deform_conv2d", input.device.type)
     return _by_torchvision(input, offset, weight, bias, mask, *pairs)
+
+
+def _by_kernels(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    geometry: tuple[Any, ...],
+    packing: WeightPacking | None,
+) -> Tensor:
+    operands = (input, offset, weight, bias, mask)
+    refuse_forward_mode("deform_conv2d", *operands)
+    result: Tensor
+    if packing is not None:
+        with packing.lend(input, weight, geometry[-2], offset, bias, mask) as memory:
+            if memory is not None:
+                result = torch.ops.segdeform.deform_conv2d_packed(*operands, memory, *geometry)
+                return result
+    result = torch.ops.segdeform.deform_conv2d(*operands, *geometry)
+    return result
 
 
 def _pair(name: str, value: int | Pair, least: int) -> Pair:

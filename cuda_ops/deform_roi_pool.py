@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cuda_ops import library, reference
+from cuda_ops.autodiff import refuse_forward_mode
 
 Pair = tuple[int, int]
 
@@ -170,6 +171,7 @@ def _serve(name: str, input: Tensor, rois: Tensor, shifts: Tensor | None, *numbe
     """Calls the native operator, or the reference where there is none."""
     device = input.device.type
     if library.has_kernel(name, device):
+        refuse_forward_mode(name, input, rois, shifts)
         result: Tensor = getattr(torch.ops.segdeform, name)(input, rois, shifts, *numbers)
         return result
     library.warn_fallback(name, device)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cuda_ops.deform_conv2d import WeightPacking, deform_conv2d
+from cuda_ops.deform_conv2d import deform_conv2d
 from cuda_ops.deform_roi_pool import deform_roi_pool
+from cuda_ops.packing import WeightPacking
 
 Size = int | tuple[int, int]
 

@@ -47,7 +47,7 @@ SEGDEFORM_HOST_DEVICE bool is_finite(T v) {
   return v - v == T(0);
 }
 
-// floor(v + 1/2) for every v; what is too large for a fraction is whole already.
+// floor(v + 1/2) up to the rounding of that sum; what is too large for a fraction is whole already.
 template <typename T>
 SEGDEFORM_HOST_DEVICE T round_half_up(T v) {
   constexpr T kWhole = T(int64_t(1) << 52);
@@ -75,7 +75,8 @@ SEGDEFORM_HOST_DEVICE Roi<T> roi_at(const RoiGeometry& g, const T* five) {
   Roi<T> roi{-1, roi_axis(g, five[2], five[4]), roi_axis(g, five[1], five[3])};
   const bool finite = is_finite(roi.y.start) && is_finite(roi.y.size) && is_finite(roi.x.start) &&
                       is_finite(roi.x.size);
-  if (finite && image >= T(0) && image < T(g.batch)) roi.image = int64_t(image);
+  if (finite && image >= T(0) && image < T(g.batch) && T(int64_t(image)) == image)
+    roi.image = int64_t(image);
   return roi;
 }
 

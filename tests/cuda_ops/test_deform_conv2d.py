@@ -398,6 +398,18 @@ def test_second_derivative_is_refused() -> None:
         first.sum().backward()
 
 
+def test_forward_mode_is_refused_not_taken_for_zero() -> None:
+    shape = SHAPES["asymmetric"]
+    operands = shape.tensors(torch.float64)
+
+    def of_input(value: Tensor) -> Tensor:
+        return shape.call(cuda_ops.deform_conv2d, operands | {"input": value})
+
+    image = operands["input"]
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(of_input, (image,), (torch.ones_like(image),))
+
+
 @pytest.mark.parametrize("name", ["asymmetric", "v1", "depthwise"])
 def test_opcheck(name: str) -> None:
     shape = SHAPES[name]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import cuda_ops
-from cuda_ops.deform_conv2d import WeightPacking
+from cuda_ops.packing import WeightPacking
 from tests.cuda_ops.shapes import SHAPES, Shape
 
 pytestmark = pytest.mark.skipif(
@@ -88,5 +91,58 @@ def test_a_packing_too_small_is_refused() -> None:
     tensors = [operands[k] for k in ("input", "offset", "weight", "bias", "mask")]
     with pytest.raises(RuntimeError, match="packing has 8 elements"):
         call(*tensors, torch.zeros(8), *geometry)
-    memory = WeightPacking().memory(operands["input"], operands["weight"], shape.groups)
-    torch.library.opcheck(call, (*tensors, memory, *geometry))
+    with WeightPacking().lend(operands["input"], operands["weight"], shape.groups) as memory:
+        torch.library.opcheck(call, (*tensors, memory, *geometry))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "part", [..., (slice(None), 1), (slice(None), slice(1, None, 2)), (slice(0, 2),)], ids=str
+)
+def test_signs_that_turn_together_are_seen(
+    dtype: torch.dtype, layout: torch.memory_format, part: object
+) -> None:
+    shape = SHAPES["c16_o20"]
+    operands = shape.tensors(dtype)
+    operands["weight"] = operands["weight"].contiguous(memory_format=layout)
+    packing = WeightPacking()
+    _packed(operands, shape, packing)
+    operands["weight"][part].neg_()
+    wanted = cuda_ops.deform_conv2d(**operands, **shape.geometry)
+    assert torch.equal(_packed(operands, shape, packing), wanted)
+
+
+def test_threads_that_share_a_packing_get_their_own_results() -> None:
+    """Under two precisions one layer has two weights; neither may read what the other packs."""
+    shape = replace(SHAPES["c64_o129"], channels=128, size=(12, 12))
+    operands = shape.tensors(torch.float32)
+    packing, threads = WeightPacking(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    weights = [operands["weight"], operands["weight"].bfloat16().float()]
+    wanted = [
+        cuda_ops.deform_conv2d(**operands | {"weight": weight}, **shape.geometry)
+        for weight in weights
+    ]
+
+    def call(number: int) -> bool:
+        weight = weights[number % 2]
+        found = _packed(operands | {"weight": weight}, shape, packing)
+        return torch.equal(found, wanted[number % 2])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(call, range(60)))
+    torch.set_num_threads(threads)
+
+
+def test_what_is_no_plain_tensor_leaves_the_packing_alone() -> None:
+    shape, packing = SHAPES["asymmetric"], WeightPacking()
+    operands = shape.tensors(torch.float32)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert _packed(operands, shape, packing).shape == (2, 4, *shape.out)
+    wanted = cuda_ops.deform_conv2d(**operands, **shape.geometry)
+    found = _packed(operands, shape, packing)
+    assert type(found) is Tensor and torch.equal(found, wanted)
+    batch = {k: v[None].expand(3, *v.shape) for k, v in operands.items()}
+    mapped = torch.vmap(lambda given: _packed(given, shape, packing))(batch)
+    assert torch.equal(mapped, wanted.expand(3, *wanted.shape))

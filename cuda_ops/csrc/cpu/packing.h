@@ -138,7 +138,12 @@ inline uint64_t fingerprint(const void* data, int64_t bytes, uint64_t seed) {
       const int64_t size = std::min(kBlock, bytes - b * kBlock);
       uint64_t lanes[kLanes] = {kPrime, kOther, ~kPrime, ~kOther};
       const auto add = [&](const uint64_t words[kLanes]) {
-        for (int64_t k = 0; k < kLanes; ++k) lanes[k] = (lanes[k] ^ words[k]) * kPrime;
+        // Turned before the product, which carries a change to higher bits alone: the highest bit,
+        // a sign, would meet another sign's change unchanged.
+        for (int64_t k = 0; k < kLanes; ++k) {
+          const uint64_t mixed = lanes[k] ^ words[k];
+          lanes[k] = (mixed << 29 | mixed >> 35) * kPrime;
+        }
       };
       uint64_t words[kLanes] = {};
       int64_t i = 0;
