@@ -21,6 +21,7 @@ from segdeform.cli.check import check
 from segdeform.cli.compare import compare
 from segdeform.cli.doctor import doctor
 from segdeform.cli.eval import evaluate
+from segdeform.cli.explain import explain
 from segdeform.cli.info import info
 from segdeform.cli.predict import predict
 from segdeform.cli.prepare import prepare
@@ -42,6 +43,7 @@ for function, name in (
     (evaluate, "eval"),
     (compare, "compare"),
     (predict, "predict"),
+    (explain, "explain"),
     (info, "info"),
     (doctor, "doctor"),
 ):

@@ -1,0 +1,145 @@
+"""`segdeform explain`: where deformable layers sample, and how far they reach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from segdeform.cli.output import (
+    Data,
+    Device,
+    Json,
+    Model,
+    Threads,
+    load_segmenter,
+    print_json,
+    progress_bar,
+    stop_on_interrupt,
+)
+from segdeform.errors import UsageError
+
+
+def explain(
+    model: Model,
+    picture: Annotated[
+        Path | None, typer.Argument(metavar="[PICTURE]", help="A picture.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder for pictures, page and JSON.", show_default=False)
+    ] = Path("explained"),
+    at: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y",
+            help="Pixel to look from; repeatable.",
+            show_default="the middles of predicted regions",
+        ),
+    ] = None,
+    data: Data = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Its kind.", show_default="the one trained on")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which part of it.")] = "val",
+    device: Device = "auto",
+    threads: Threads = None,
+    json_output: Json = False,
+) -> None:
+    """Show what deformable layers do: sampling points on a picture, reach by class on a data set.
+
+    With PICTURE: points.png, offsets-N.png and index.html, where a click shows the sampling points.
+    With --data: effective dilation of every layer by true class (Dai et al. 2017, table 2).
+    """
+    from segdeform.explaining.explain import explain_picture
+
+    places = [_place(text) for text in at or ()]
+    if picture is None and data is None:
+        raise UsageError("give a PICTURE to look at, or --data ROOT to measure on, or both")
+    if places and picture is None:
+        raise UsageError("--at is for a PICTURE: give one")
+    segmenter = load_segmenter(model, device, threads, None, None, None, None, None)
+    found: dict[str, Any] = {}
+    if picture is not None:
+        found["picture"] = explain_picture(segmenter, picture, output, places)
+    if data is not None:
+        found["dilation"] = _measure(segmenter, dataset, data, split, output)
+    if json_output:
+        print_json(found)
+        return
+    if picture is not None:
+        _print_layers(found["picture"]["layers"])
+        print(f"Look at {output / 'points.png'}; click points in {output / 'index.html'}")
+    if data is not None:
+        _print_dilation(found["dilation"])
+        print(f"Written: {output / 'dilation.json'}")
+
+
+def _place(text: str) -> tuple[int, int]:
+    parts = text.split(",")
+    try:
+        x, y = (int(part) for part in parts)
+    except ValueError:
+        raise UsageError(f"--at {text}: expected two whole numbers, as in 120,80") from None
+    return x, y
+
+
+def _measure(
+    segmenter: Any, dataset: str | None, data: Path, split: str, output: Path
+) -> dict[str, Any]:
+    from segdeform.data import data_root, load_dataset
+    from segdeform.explaining.explain import write_dilation
+    from segdeform.explaining.statistics import effective_dilation
+
+    name = dataset or segmenter.info["training"].get("dataset")
+    if name is None:
+        raise UsageError("the model does not say what it was trained on: give --dataset NAME")
+    pairs = load_dataset(name, data_root(name, data), split)
+    with progress_bar("measuring") as progress, stop_on_interrupt() as stop:
+        statistics = effective_dilation(segmenter, pairs, progress=progress, stop=stop)
+    return write_dilation(output, statistics, segmenter.classes, f"{name} {split} of {data}")
+
+
+def _print_layers(layers: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("layer", overflow="fold")
+    for header in ("dilation", "effective", "mean offset, px", "samples outside"):
+        table.add_column(header, justify="right")
+    for layer in layers:
+        effective = layer["effective_dilation"]
+        table.add_row(
+            layer["name"],
+            "x".join(map(str, layer["dilation"])),
+            "\N{EN DASH}" if effective is None else f"{effective:.2f}",
+            f"{layer['mean_offset_pixels']:.1f}",
+            f"{layer['share_outside']:.1%}",
+        )
+    Console().print(table)
+
+
+def _print_dilation(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("class", title=f"Effective dilation, mean ± standard deviation: {facts['data']}")
+    for layer in facts["layers"]:
+        header = f"{layer['layer']}\n(plain: {layer['plain_dilation']:g})"
+        table.add_column(header, justify="right", overflow="fold")
+    rows = zip(*(layer["classes"] for layer in facts["layers"]), strict=True)
+    for row in rows:
+        table.add_row(escape(row[0]["name"]), *map(_spread, row))
+    table.add_section()
+    table.add_row("all", *(_spread(layer["all"]) for layer in facts["layers"]))
+    outside = (f"{layer['share_outside']:.1%}" for layer in facts["layers"])
+    table.add_row("samples outside", *outside)
+    Console().print(table)
+
+
+def _spread(row: dict[str, Any]) -> str:
+    if row["mean"] is None:
+        return "\N{EN DASH}"
+    return f"{row['mean']:.2f} ± {row['std']:.2f}"

@@ -1,0 +1,1 @@
+"""What deformable layers do: where they sample, how far they reach, how that differs by class."""
