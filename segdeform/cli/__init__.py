@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from segdeform import __version__
+from segdeform.cli.ablate import ablate
 from segdeform.cli.check import check
 from segdeform.cli.compare import compare
 from segdeform.cli.doctor import doctor
@@ -44,6 +45,7 @@ for function, name in (
     (compare, "compare"),
     (predict, "predict"),
     (explain, "explain"),
+    (ablate, "ablate"),
     (info, "info"),
     (doctor, "doctor"),
 ):

@@ -1,0 +1,114 @@
+"""`segdeform ablate`: whether deformable layers pay on a data set."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from segdeform.cli.output import Data, Json, Threads, print_json
+from segdeform.errors import UsageError
+
+
+def ablate(
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG", help="A config file or a shipped config.", show_default=False
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder of the runs.", show_default=False)],
+    data: Data = None,
+    layers: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Numbers of deformable layers.")
+    ] = "0,3",
+    variant: Annotated[str, typer.Option(metavar="v1,v2", help="Variants.")] = "v2",
+    dilation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...", help="Dilations.", show_default="what the output stride gives"
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each network.")] = 3,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable."),
+    ] = None,
+    devices: Annotated[
+        str, typer.Option(metavar="A,B,...", help="One run at a time on each: cuda:0,cuda:1.")
+    ] = "auto",
+    threads: Threads = None,
+    json_output: Json = False,
+) -> None:
+    """Train networks with and without deformable layers, all else equal, and compare them.
+
+    Every run is a folder of its own; the same command goes on after any interruption.
+    """
+    from segdeform.ablation import Plan, make_arms, run_ablation
+    from segdeform.config_io import load_config
+
+    variants = [word.strip() for word in variant.split(",")]
+    if unknown := [word for word in variants if word not in ("v1", "v2")]:
+        raise UsageError(f"--variant {unknown[0]}: it is v1 or v2")
+    arms = make_arms(
+        _numbers("--layers", layers, least=0),
+        variants,  # type: ignore[arg-type]  # just checked
+        [None] if dilation is None else _numbers("--dilation", dilation, least=1),
+    )
+    given = overrides or []
+    for arm in arms:  # before the first run, not after hours
+        load_config(config, [*given, *arm.overrides()])
+    plan = Plan(config, data, output, arms, seeds, given, devices.split(","), threads)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    facts = run_ablation(plan, say)
+    if json_output:
+        print_json(facts)
+        return
+    print_table(facts)
+    print(f"Written: {output / 'ablation.json'}")
+
+
+def _numbers(option: str, text: str, least: int) -> list[int]:
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < least:
+        raise UsageError(f"{option} {text}: expected whole numbers from {least}, as in 0,1,3")
+    return numbers
+
+
+def print_table(facts: dict[str, Any]) -> None:
+    """Prints a row an arm, and what follows from them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("network", title=f"{facts['config']}, {facts['seeds']} seeds")
+    headers = ("val mIoU", "95% interval", "against 0 layers", "parameters", "time", "memory, MiB")
+    for header in headers:
+        table.add_column(header, justify="right")
+    against = {row["arm"]: row for row in facts["comparisons"]}
+    for arm in facts["arms"]:
+        miou, change = arm["miou"], against.get(arm["arm"])
+        table.add_row(
+            arm["arm"],
+            f"{miou['mean']:.4f}",
+            _interval(miou, ".3f"),
+            "" if change is None else f"{change['mean']:+.4f} ({_interval(change, '+.3f')})",
+            f"{arm['parameters'] / 1e6:.2f} M",
+            f"{arm['seconds']:.0f} s",
+            f"{arm['peak_memory_bytes'] / 2**20:.0f}",
+        )
+    Console().print(table)
+    print(facts["verdict"])
+
+
+def _interval(row: dict[str, Any], form: str) -> str:
+    if row["low"] is None:
+        return "\N{EN DASH}"
+    return f"{row['low']:{form}} to {row['high']:{form}}"
