@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from segdeform import __version__
+from segdeform import __version__, interrupts
 from segdeform.cli.ablate import ablate
 from segdeform.cli.check import check
 from segdeform.cli.compare import compare
@@ -88,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper):  # file names need not be valid UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return _run([word for word in words if word != "--debug"])
+        with interrupts.remembered():
+            return _run([word for word in words if word != "--debug"])
     except SegdeformError as error:
         if debug:
             traceback.print_exc()

@@ -13,6 +13,7 @@ from segdeform.cli.output import Json, print_json, shown_score
 if TYPE_CHECKING:
     from segdeform.evaluation.compare import Comparison, Difference
 
+_FEW = 20  # pictures, below which a bootstrap interval is rough
 _LISTED = 5  # pictures that lost and gained most
 
 _HELP = "Folder that eval --output wrote."
@@ -57,6 +58,8 @@ def _print(comparison: Comparison) -> None:
         print(f"protocol: {key} is {a} in A, {b} in B")
     miou = comparison.miou
     verdict = "can be told from noise" if miou.clear else "cannot be told from noise"
+    if comparison.pictures < _FEW:
+        verdict += f"; rough, with {comparison.pictures} pictures"
     print(
         f"mIoU {shown_score(miou.first)} -> {shown_score(miou.second)}, change "
         f"{_change(miou.change)}, 95% interval {_interval(miou)}: {verdict}"

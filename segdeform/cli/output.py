@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from segdeform import interrupts
 from segdeform.errors import UsageError
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
 
     previous = signal.signal(signal.SIGINT, receive)
     try:
+        interrupts.refuse_to_go_on()
         yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -60,6 +60,8 @@ def predict(
     else:
         skipped = f", {_count(summary.skipped, 'other file')} skipped" if summary.skipped else ""
         print(f"{_count(len(summary.done))} predicted{skipped}: {output / 'masks'}")
+        if summary.earlier:
+            print(f"{_count(summary.earlier, 'mask')} of earlier predictions lie there as well")
         if overlays and summary.done:
             print(f"Look at {output / 'overview.png'}")
     for source, reason in summary.failed[:_LISTED]:

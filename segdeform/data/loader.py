@@ -136,9 +136,11 @@ class _Crops(torch.utils.data.Dataset[Crop]):
         epoch, index = key
         try:
             image, labels = read_pair(self.dataset, index)
+            return self.transform(image, labels, self.seed, epoch, index)
         except SegdeformError as error:
             return error  # raised in a worker, it would arrive wrapped in a traceback
-        return self.transform(image, labels, self.seed, epoch, index)
+        except (MemoryError, cv2.error) as error:
+            return _memory_ended(error)
 
 
 def _collate(crops: list[Crop | SegdeformError]) -> tuple[Tensor, Tensor] | SegdeformError:
@@ -148,8 +150,18 @@ def _collate(crops: list[Crop | SegdeformError]) -> tuple[Tensor, Tensor] | Segd
             return crop
         images.append(crop[0])
         labels.append(crop[1])
-    stacked = torch.from_numpy(np.stack(images))  # [N, h, w, 3]
-    return stacked.permute(0, 3, 1, 2), torch.from_numpy(np.stack(labels))
+    try:
+        stacked = torch.from_numpy(np.stack(images))  # [N, h, w, 3]
+        return stacked.permute(0, 3, 1, 2), torch.from_numpy(np.stack(labels))
+    except MemoryError as error:
+        return _memory_ended(error)
+
+
+def _memory_ended(error: Exception) -> ResourceError:
+    """Returns what a worker says of its memory; raises what is about something else."""
+    if isinstance(error, MemoryError) or "memory" in str(error):  # cv2's has no type of its own
+        return ResourceError("memory ended while crops were made: lower data.crop or batch_size")
+    raise error
 
 
 def _start_worker(worker: int) -> None:

@@ -60,6 +60,7 @@ class Summary:
     done: list[Done] = field(default_factory=list)
     failed: list[tuple[Path, str]] = field(default_factory=list)  # source, one-line reason
     skipped: int = 0  # files in the input folders that are no pictures
+    earlier: int = 0  # masks of earlier predictions of other pictures, left where they are
 
     def to_json(self) -> dict[str, Any]:
         """Returns the lists as JSON values."""
@@ -68,7 +69,7 @@ class Summary:
             for d in self.done
         ]
         failed = [{"picture": str(source), "reason": reason} for source, reason in self.failed]
-        return {"done": done, "failed": failed, "skipped": self.skipped}
+        return {"done": done, "failed": failed, "skipped": self.skipped, "earlier": self.earlier}
 
 
 def predict(
@@ -88,6 +89,11 @@ def predict(
     with masks that are not an earlier prediction), DataError (no picture at all), ResourceError
     (disk full) and InterruptedByUserError; summary.json then says `"finished": false`.
     """
+    for folder in inputs:
+        if folder.resolve() == output.resolve():
+            raise UsageError(
+                f"{output}: masks would lie among the pictures; choose another --output"
+            )
     found = find_images(inputs, exclude=[output / name for name in _OUTPUTS])
     total = len(found.pictures)
     if not total:
@@ -116,6 +122,8 @@ def predict(
         if progress is not None:
             progress(index + 1, total)
     _write_overview(segmenter, output, sheet)
+    present = sum(1 for _ in (output / "masks").rglob("*.png"))
+    summary.earlier = max(0, present - len(summary.done))
     _write_summary(summary, segmenter, finished=True)
     return summary
 

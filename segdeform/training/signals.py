@@ -6,6 +6,7 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
+from segdeform import interrupts
 from segdeform.errors import InterruptedByUserError, SegdeformError, StoppedError
 
 
@@ -26,6 +27,7 @@ class StopSignals:
         return self.received is not None
 
     def __enter__(self) -> StopSignals:
+        interrupts.refuse_to_go_on()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._receive)

@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -71,6 +72,20 @@ def test_a_picture_that_breaks_during_training_is_named(
     (tmp_path / "s" / "train" / "images" / "00003.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(DataError, match=r"00003\.png") as caught:
         batches(broken, workers=workers)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("error", [MemoryError(), cv2.error("Insufficient memory")])
+def test_memory_that_ends_in_a_crop_is_told_in_a_line(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, workers: int, error: Exception
+) -> None:
+    def crop(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(TrainTransform, "__call__", crop)
+    with pytest.raises(ResourceError, match=r"lower data\.crop") as caught:
+        batches(dataset, workers=workers)
     assert "\n" not in str(caught.value)
 
 

@@ -234,3 +234,23 @@ def check_awkward(summary: Summary, folder: Path) -> None:
 def test_awkward_pictures_are_done_or_listed(segmenter: Any, tmp_path: Path) -> None:
     folder = external_data("data/awkward_images")
     check_awkward(predict(segmenter, [folder], tmp_path / "out"), folder)
+
+
+def test_the_pictures_folder_is_no_place_for_masks(segmenter: Any, tmp_path: Path) -> None:
+    save_picture(tmp_path / "in" / "a.png")
+    before = tree(tmp_path)
+    with pytest.raises(UsageError, match="holds the pictures"):
+        predict(segmenter, [tmp_path / "in"], tmp_path / "." / "in")
+    assert tree(tmp_path) == before
+
+
+def test_masks_of_other_pictures_stay_and_are_counted(segmenter: Any, tmp_path: Path) -> None:
+    save_picture(tmp_path / "one" / "a.png")
+    save_picture(tmp_path / "two" / "b.png")
+    save_picture(tmp_path / "two" / "c.png")
+    assert predict(segmenter, [tmp_path / "two"], tmp_path / "out").earlier == 0
+    summary = predict(segmenter, [tmp_path / "one"], tmp_path / "out")
+    assert (
+        summary.earlier == 2 == json.loads((tmp_path / "out/summary.json").read_text())["earlier"]
+    )
+    assert len(list((tmp_path / "out" / "masks").iterdir())) == 3
