@@ -91,9 +91,7 @@ def predict(
     """
     for folder in inputs:
         if folder.resolve() == output.resolve():
-            raise UsageError(
-                f"{output}: masks would lie among the pictures; choose another --output"
-            )
+            raise UsageError(f"{output}: holds the pictures; choose another --output")
     found = find_images(inputs, exclude=[output / name for name in _OUTPUTS])
     total = len(found.pictures)
     if not total:
