@@ -3,7 +3,8 @@
 ROOT/.segdeform-cache/SPLIT-FINGERPRINT/ holds images.u8 (all pictures, [H, W, 3] each, one after
 the other), labels.u8 (their classes, [H, W]) and index.json. These are the very arrays that
 `read_pair` gives, so training has the same bits with the cache and without it. The fingerprint is
-of names, sizes and times of all files: after any change the cache is not used any more.
+of paths, sizes and times of all files, and of what decodes them: after any change the cache is not
+used any more.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+import PIL
 from PIL import features
 
 from segdeform.atomic import write_error, write_json
@@ -151,8 +153,8 @@ def cache_folder(dataset: Dataset) -> Path:
         files = [
             [
                 sample.name,
-                *_identity(sample.image),
-                *(_identity(sample.mask) if sample.mask else ()),
+                *_identity(sample.image, root),
+                *(_identity(sample.mask, root) if sample.mask else ()),
             ]
             for sample in dataset.samples
         ]
@@ -161,7 +163,7 @@ def cache_folder(dataset: Dataset) -> Path:
     what: list[Any] = [
         _VERSION,
         # What else decoding depends on.
-        features.version("jpg"),
+        [PIL.__version__, *map(features.version, ("jpg", "webp", "libtiff"))],
         [dataset.name, dataset.split, dataset.classes],
         [sorted((dataset.label_map or {}).items()), sorted(dataset.void)],
         files,
@@ -170,9 +172,11 @@ def cache_folder(dataset: Dataset) -> Path:
     return root / _FOLDER / f"{dataset.split}-{fingerprint}"
 
 
-def _identity(path: Path) -> tuple[str, int, int]:
+def _identity(path: Path, root: Path) -> tuple[str, int, int]:
+    """Returns path, size and time; the path without ROOT, so that a data set can be moved."""
     status = path.stat()
-    return path.name, status.st_size, status.st_mtime_ns
+    place = path.relative_to(root) if path.is_relative_to(root) else path.absolute()
+    return str(place), status.st_size, status.st_mtime_ns
 
 
 def _partials(dataset: Dataset, folder: Path) -> Iterator[Path]:

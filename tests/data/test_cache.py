@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
+from PIL import Image, features
 
 from segdeform.checking import check_sound
 from segdeform.config import DataConfig
@@ -99,6 +101,45 @@ def test_changed_files_end_the_use_of_a_cache(dataset: Dataset) -> None:
     assert new != old and not old.exists()
     assert with_cache(replace(dataset, samples=dataset.samples[1:]), silent).cache is None
     assert with_cache(replace(dataset, label_map={0: 1}), silent).cache is None
+
+
+def test_files_of_other_folders_are_other_files(tmp_path: Path) -> None:
+    """Two data sets of one root: the same pictures, masks of equal names, sizes and times."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(rng.integers(0, 256, (8, 9, 3), np.uint8)).save(tmp_path / "images" / "x.png")
+    for masks, label in (("masks_a", 0), ("masks_b", 1)):
+        (tmp_path / masks).mkdir()
+        Image.fromarray(np.full((8, 9), label, np.uint8)).save(tmp_path / masks / "x.pgm")
+        os.utime(tmp_path / masks / "x.pgm", ns=(1, 1))
+        text = f"names: [a, b]\nmasks: {masks}\ntrain: images\nval: images\n"
+        (tmp_path / f"{masks}.yaml").write_text(text)
+    first, second = (
+        load_dataset("folder", tmp_path / f"{masks}.yaml", "train")
+        for masks in ("masks_a", "masks_b")
+    )
+    assert first.samples[0].mask != second.samples[0].mask
+    write_cache(first)
+    assert with_cache(second, silent).cache is None
+    assert read_pair(cached(second), 0)[1].max() == 1
+
+
+def test_a_data_set_that_was_moved_keeps_its_cache(dataset: Dataset, tmp_path: Path) -> None:
+    write_cache(dataset)
+    moved = dataset.root.rename(tmp_path / "moved")
+    assert with_cache(load_dataset("cityscapes", moved, "train"), silent).cache is not None
+
+
+@pytest.mark.parametrize("name", ["Pillow", "jpg", "webp", "libtiff"])
+def test_another_decoder_ends_the_use_of_a_cache(
+    dataset: Dataset, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cache(dataset)
+    version = features.version
+    if name == "Pillow":
+        monkeypatch.setattr(PIL, "__version__", "0.1")
+    monkeypatch.setattr(features, "version", lambda of: "0.1" if of == name else version(of))
+    assert with_cache(dataset, silent).cache is None
 
 
 @pytest.mark.parametrize("name", ["images.u8", "labels.u8"])
