@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, takewhile
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import PIL
@@ -33,6 +33,9 @@ from segdeform.data.image_io import UInt8, image_size
 from segdeform.disk import require_space
 from segdeform.errors import DataError
 from segdeform.training.lock import run_lock
+
+if TYPE_CHECKING:
+    from segdeform.checking.cache import FactCache
 
 _VERSION = 2
 _FOLDER = ".segdeform-cache"
@@ -209,6 +212,10 @@ def _write_pairs(
     dataset: Dataset, partial: Path, workers: int, progress: Callable[[int, int], None]
 ) -> list[Stored]:
     """Appends the pairs that the arrays do not hold yet; returns all of them."""
+    # Not above: the check reads caches, too.
+    from segdeform.checking.cache import FactCache, cache_path
+
+    facts = FactCache(cache_path(dataset.root))
     pairs = _written(partial)
     pixels = sum(pair.height * pair.width for pair in pairs)
     need = 4 * sum(height * width for height, width in _sizes(dataset, len(pairs), workers))
@@ -224,7 +231,7 @@ def _write_pairs(
         # A few at a time: decoded pictures are large.
         for first in range(len(pairs), len(dataset), 2 * workers):
             indices = range(first, min(first + 2 * workers, len(dataset)))
-            decoded = list(pool.map(lambda index: _decode(dataset, index), indices))
+            decoded = list(pool.map(lambda index: _decode(dataset, facts, index), indices))
             for image, truth, _ in decoded:
                 images.write(image.data)
                 labels.write(truth.data)
@@ -237,13 +244,13 @@ def _write_pairs(
     return pairs
 
 
-def _decode(dataset: Dataset, index: int) -> tuple[UInt8, UInt8, Stored]:
-    # Not above: what checks a data set reads caches, too.
+def _decode(dataset: Dataset, facts: FactCache, index: int) -> tuple[UInt8, UInt8, Stored]:
     from segdeform.checking.facts import picture_facts
 
     image, labels = read_pair(dataset, index)
     height, width = labels.shape
-    digest = picture_facts(dataset.samples[index].image).digest
+    # Known already where the data set has just been checked.
+    digest = facts.facts("picture", dataset.samples[index].image, picture_facts).digest
     return image, labels, Stored(height, width, digest, _sha256(image, labels, digest))
 
 
