@@ -146,7 +146,7 @@ def _receive(url: str, file: BinaryIO, path: Path, progress: Progress | None) ->
         with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
             if start != (given := _start_of(reply, url)):
                 file.truncate(0)
-                start = 0
+                start = file.seek(0)
                 if given != 0:
                     raise _LostError("the server sent another part than asked for")
             length = reply.headers.get("Content-Length")

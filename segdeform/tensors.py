@@ -24,7 +24,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         for name, value in tensors.items()
     }
     try:
+        path.touch()
+        mode = path.stat().st_mode & 0o777
         save_file(values, path)
+        path.chmod(mode)  # that of any new file; safetensors leaves one that we alone can read
     except (OSError, SafetensorError) as error:
         raise ResourceError(f"cannot write {path}: {error}") from error
 

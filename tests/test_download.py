@@ -242,6 +242,18 @@ def test_what_a_former_call_left_is_used_or_given_up(
     assert [path.name for path in tmp_path.iterdir()] == ["file.tar"]
 
 
+def test_data_that_flows_again_from_the_start_is_no_stall(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_module, "WINDOW", 0.0)  # every block is looked at
+    monkeypatch.setattr(download_module, "LEAST", 1)
+    part_of(tmp_path / "file.tar").write_bytes(CONTENT[:HALF])
+    Handler.always = staticmethod(no_ranges)  # type: ignore[assignment]
+    download(url, tmp_path / "file.tar", SUM)
+    assert Handler.requests == [f"bytes={HALF}-"]
+    assert (tmp_path / "file.tar").read_bytes() == CONTENT
+
+
 def test_an_interrupted_download_goes_on(url: str, tmp_path: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         assert total == len(CONTENT)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,6 +107,19 @@ def test_weights_are_float32_in_the_file(original: Path, model: DeepLab, tmp_pat
         assert tensors[name].dtype == value.dtype and torch.equal(tensors[name], value)
     write_tensors(tmp_path / "half.safetensors", {"w": torch.ones(2, dtype=torch.bfloat16)})
     assert load_file(tmp_path / "half.safetensors")["w"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_who_may_read_the_files_is_for_the_umask_to_say(
+    mask: int, model: DeepLab, description: ModelDescription, tmp_path: Path
+) -> None:
+    former = os.umask(mask)
+    try:
+        save_model(tmp_path / "model", model, description)
+    finally:
+        os.umask(former)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert modes == dict.fromkeys(modes, 0o666 & ~mask) and "model.safetensors" in modes
 
 
 def test_half_precision_weights_are_computed_with_in_float32(folder: Path) -> None:

@@ -3,7 +3,8 @@
 ROOT/.segdeform-cache/SPLIT-FINGERPRINT/ holds images.u8 (all pictures, [H, W, 3] each, one after
 the other), labels.u8 (their classes, [H, W]) and index.json. These are the very arrays that
 `read_pair` gives, so training has the same bits with the cache and without it. The fingerprint is
-of names, sizes and times of all files: after any change the cache is not used any more.
+of paths, sizes and times of all files, and of what decodes them: after any change the cache is not
+used any more.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
+import PIL
 from PIL import features
 
+from segdeform import __version__
 from segdeform.atomic import write_error, write_json
 from segdeform.data.dataset import Dataset, read_pair
 from segdeform.data.image_io import UInt8, image_size
@@ -31,7 +34,10 @@ from segdeform.disk import require_space
 from segdeform.errors import DataError
 from segdeform.training.lock import run_lock
 
-_VERSION = 1
+if TYPE_CHECKING:
+    from segdeform.checking.cache import FactCache
+
+_VERSION = 2
 _FOLDER = ".segdeform-cache"
 _IMAGES, _LABELS, _INDEX, _JOURNAL = "images.u8", "labels.u8", "index.json", "written.jsonl"
 
@@ -41,7 +47,8 @@ class Stored(NamedTuple):
 
     height: int  # pixels
     width: int
-    sha256: str  # of the picture's bytes and then the labels'
+    digest: str  # by which the check knows the same picture again, cached or not
+    sha256: str  # of the picture's bytes, the labels' and the digest
 
 
 @dataclass(frozen=True)
@@ -73,14 +80,15 @@ class Cache:
 
         Raises DataError when the files are missing or of another size.
         """
-        (height, width, _), start, end = self.pairs[index], *self._starts[index : index + 2]
+        (height, width, *_), start, end = self.pairs[index], *self._starts[index : index + 2]
         images, labels = self._arrays
         image = images[3 * start : 3 * end].reshape(height, width, 3)
         return np.asarray(image), np.asarray(labels[start:end].reshape(height, width))
 
     def check(self, index: int) -> None:
         """Raises DataError unless the pair's bytes have the SHA-256 that they were written with."""
-        if _sha256(*self.read(index)) != self.pairs[index].sha256:
+        pair = self.pairs[index]
+        if _sha256(*self.read(index), pair.digest) != pair.sha256:
             raise DataError(
                 f"{self.folder}: picture {index} of the cache is damaged; remove the cache"
             )
@@ -104,14 +112,7 @@ def with_cache(dataset: Dataset, tell: Callable[[str], None]) -> Dataset:
             )
         return dataset
     tell(f"{dataset.split}: pictures from {folder}")
-    try:
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-        pairs = tuple(Stored(*pair) for pair in index["pairs"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{folder / _INDEX}: damaged; remove the cache") from error
-    if len(pairs) != len(dataset) or not all(_is_sound(pair) for pair in pairs):
-        raise DataError(f"{folder / _INDEX}: damaged; remove the cache")
-    return replace(dataset, cache=Cache(folder, pairs))
+    return replace(dataset, cache=_open(folder, len(dataset)))
 
 
 def write_cache(
@@ -119,18 +120,21 @@ def write_cache(
     workers: int = 2,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Writes the cache of a split unless it is there; returns its folder.
+    """Writes the cache of a split unless it is there, undamaged; returns its folder.
 
     The folder appears when all is written; an interrupted call is continued by the next. Caches of
-    former files of the split go. `progress` hears (done, all) pictures. Raises DataError for
-    pictures that cannot be used, ResourceError or UsageError where the cache cannot be written.
+    former files of the split go. `progress` hears (done, all) pictures, read again or written.
+    Raises DataError for pictures that cannot be used, ResourceError or UsageError where the cache
+    cannot be written.
     """
     folder = cache_folder(dataset)
-    if folder.is_dir():
+    if folder.is_dir() and _is_intact(folder, len(dataset), progress):
         return folder
     with run_lock(folder.parent):
         partial = folder.with_name(f".{folder.name}.partial")
         try:
+            if folder.is_dir():
+                shutil.rmtree(folder)
             partial.mkdir(parents=True, exist_ok=True)
             pairs = _write_pairs(dataset, partial, workers, progress)
             write_json(partial / _INDEX, {"version": _VERSION, "pairs": pairs})
@@ -151,8 +155,8 @@ def cache_folder(dataset: Dataset) -> Path:
         files = [
             [
                 sample.name,
-                *_identity(sample.image),
-                *(_identity(sample.mask) if sample.mask else ()),
+                *_identity(sample.image, root),
+                *(_identity(sample.mask, root) if sample.mask else ()),
             ]
             for sample in dataset.samples
         ]
@@ -161,7 +165,7 @@ def cache_folder(dataset: Dataset) -> Path:
     what: list[Any] = [
         _VERSION,
         # What else decoding depends on.
-        features.version("jpg"),
+        [__version__, PIL.__version__, *map(features.version, ("jpg", "webp", "libtiff"))],
         [dataset.name, dataset.split, dataset.classes],
         [sorted((dataset.label_map or {}).items()), sorted(dataset.void)],
         files,
@@ -170,9 +174,34 @@ def cache_folder(dataset: Dataset) -> Path:
     return root / _FOLDER / f"{dataset.split}-{fingerprint}"
 
 
-def _identity(path: Path) -> tuple[str, int, int]:
+def _identity(path: Path, root: Path) -> tuple[str, int, int]:
+    """Returns path, size and time; the path without ROOT, so that a data set can be moved."""
     status = path.stat()
-    return path.name, status.st_size, status.st_mtime_ns
+    place = path.relative_to(root) if path.is_relative_to(root) else path.absolute()
+    return str(place), status.st_size, status.st_mtime_ns
+
+
+def _open(folder: Path, count: int) -> Cache:
+    """Reads the index of a cache that should hold `count` pairs. Raises DataError."""
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        pairs = tuple(Stored(*pair) for pair in index["pairs"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{folder / _INDEX}: damaged; remove the cache") from error
+    if len(pairs) != count or not all(_is_sound(pair) for pair in pairs):
+        raise DataError(f"{folder / _INDEX}: damaged; remove the cache")
+    return Cache(folder, pairs)
+
+
+def _is_intact(folder: Path, count: int, progress: Callable[[int, int], None]) -> bool:
+    try:
+        cache = _open(folder, count)
+        for index in range(count):
+            cache.check(index)
+            progress(index + 1, count)
+    except DataError:
+        return False
+    return True
 
 
 def _partials(dataset: Dataset, folder: Path) -> Iterator[Path]:
@@ -183,7 +212,11 @@ def _write_pairs(
     dataset: Dataset, partial: Path, workers: int, progress: Callable[[int, int], None]
 ) -> list[Stored]:
     """Appends the pairs that the arrays do not hold yet; returns all of them."""
-    pairs = _written(partial / _JOURNAL)
+    # Not above: the check reads caches, too.
+    from segdeform.checking.cache import FactCache, cache_path
+
+    facts = FactCache(cache_path(dataset.root))
+    pairs = _written(partial)
     pixels = sum(pair.height * pair.width for pair in pairs)
     need = 4 * sum(height * width for height, width in _sizes(dataset, len(pairs), workers))
     require_space(partial, need)
@@ -198,28 +231,57 @@ def _write_pairs(
         # A few at a time: decoded pictures are large.
         for first in range(len(pairs), len(dataset), 2 * workers):
             indices = range(first, min(first + 2 * workers, len(dataset)))
-            for image, truth in pool.map(lambda index: read_pair(dataset, index), indices):
+            decoded = list(pool.map(lambda index: _decode(dataset, facts, index), indices))
+            for image, truth, _ in decoded:
                 images.write(image.data)
                 labels.write(truth.data)
-                _flush(images, labels)
-                height, width = truth.shape
-                pairs.append(Stored(height, width, _sha256(image, truth)))
-                journal.write(json.dumps(pairs[-1]) + "\n")
+            _sync(images, labels)  # the journal speaks of what is on the disk
+            for _, _, pair in decoded:
+                pairs.append(pair)
+                journal.write(json.dumps(pair) + "\n")
                 journal.flush()
                 progress(len(pairs), len(dataset))
-        os.fsync(images.fileno())
-        os.fsync(labels.fileno())
     return pairs
 
 
-def _written(journal: Path) -> list[Stored]:
-    """Returns what an interrupted call has written; the last line may be half a line."""
-    pairs = []
+def _decode(dataset: Dataset, facts: FactCache, index: int) -> tuple[UInt8, UInt8, Stored]:
+    from segdeform.checking.facts import picture_facts
+
+    image, labels = read_pair(dataset, index)
+    height, width = labels.shape
+    # Known already where the data set has just been checked.
+    digest = facts.facts("picture", dataset.samples[index].image, picture_facts).digest
+    return image, labels, Stored(height, width, digest, _sha256(image, labels, digest))
+
+
+def _written(partial: Path) -> list[Stored]:
+    """Returns what an interrupted call has written, and cuts its journal to that.
+
+    The last line may be half a line, and after a power loss the arrays may hold less than it says.
+    """
+    journal, pairs = partial / _JOURNAL, []
     with suppress(FileNotFoundError, ValueError, TypeError):
         for line in journal.read_text(encoding="utf-8").splitlines():
             pairs.append(Stored(*json.loads(line)))
+    pairs = pairs[: _count_whole(partial, pairs)]
     journal.write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs), encoding="utf-8")
     return pairs
+
+
+def _count_whole(partial: Path, pairs: Sequence[Stored]) -> int:
+    """Counts the pairs before the first one that the arrays do not hold as it was written."""
+    try:
+        images, labels = (np.memmap(partial / name, np.uint8, "r") for name in (_IMAGES, _LABELS))
+    except (FileNotFoundError, ValueError):  # an empty file cannot be mapped
+        return 0
+    start = count = 0
+    for pair in takewhile(_is_sound, pairs):
+        end = start + pair.height * pair.width
+        image, truth = images[3 * start : 3 * end], labels[start:end]
+        if _sha256(image, truth, pair.digest) != pair.sha256:
+            break
+        start, count = end, count + 1
+    return count
 
 
 def _sizes(dataset: Dataset, first: int, workers: int) -> list[tuple[int, int]]:
@@ -228,17 +290,20 @@ def _sizes(dataset: Dataset, first: int, workers: int) -> list[tuple[int, int]]:
         return list(pool.map(image_size, paths))
 
 
-def _flush(*files: BinaryIO) -> None:
+def _sync(*files: BinaryIO) -> None:
     for file in files:
         file.flush()
+        os.fsync(file.fileno())
 
 
-def _sha256(image: UInt8, labels: UInt8) -> str:
-    digest = hashlib.sha256(image.data)
-    digest.update(labels.data)
-    return digest.hexdigest()
+def _sha256(image: UInt8, labels: UInt8, digest: str) -> str:
+    total = hashlib.sha256(image.data)
+    total.update(labels.data)
+    total.update(digest.encode())
+    return total.hexdigest()
 
 
 def _is_sound(pair: Stored) -> bool:
     sides = (pair.height, pair.width)
-    return all(type(side) is int and side > 0 for side in sides) and isinstance(pair.sha256, str)
+    texts = all(isinstance(text, str) for text in (pair.digest, pair.sha256))
+    return all(type(side) is int and side > 0 for side in sides) and texts

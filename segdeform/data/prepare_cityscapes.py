@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -87,7 +88,7 @@ def _download(root: Path) -> list[Path]:
         for name in missing:
             _download_package(name, unfinished)
             (unfinished / name).rename(folder / name)
-        unfinished.rmdir()
+        shutil.rmtree(unfinished)  # with the part of a package that has come by another way
     except OSError as error:
         raise write_error(folder, error) from error
     return [folder / name for name in PACKAGES]

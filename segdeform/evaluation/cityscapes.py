@@ -1,4 +1,4 @@
-"""The official Cityscapes scores, by the official code; no other place calls cityscapesscripts.
+"""The official Cityscapes scores, by the official code: the only place that calls its evaluation.
 
 It is written for a script's life and not for a library's: `numpy.in1d`, which NumPy 2.4 removed,
 is called; an error prints and exits; the environment is read at import; and a predicted 255 counts

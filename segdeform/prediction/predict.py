@@ -34,7 +34,7 @@ from segdeform.errors import (
 from segdeform.inference import predict_labels
 from segdeform.prediction.inputs import find_images
 from segdeform.prediction.outputs import Picture, legend, overlay, overview, thumbnail
-from segdeform.segmenter import Segmenter
+from segdeform.segmenter import DESCRIPTION, Segmenter
 
 _FORMAT = "segdeform-prediction"  # how a summary.json of ours is told from anybody else's
 _OUTPUTS = ("masks", "overlays", "overview.png", "summary.json")
@@ -86,8 +86,8 @@ def predict(
     A picture that cannot be read, predicted or written is listed with its reason and the others go
     on; outputs that an earlier run left for it are removed. `progress(done, total)` is called after
     each picture, `stop()` is asked before each. Raises UsageError (missing input, an output folder
-    with masks that are not an earlier prediction), DataError (no picture at all), ResourceError
-    (disk full) and InterruptedByUserError; summary.json then says `"finished": false`.
+    in a model or with masks that are not an earlier prediction), DataError (no picture at all),
+    ResourceError (disk full) and InterruptedByUserError; then summary.json says "finished": false.
     """
     for folder in inputs:
         if folder.resolve() == output.resolve():
@@ -216,6 +216,10 @@ def _write_summary(summary: Summary, segmenter: Segmenter, *, finished: bool) ->
 
 def _refuse_foreign(output: Path) -> None:
     """Raises UsageError where masks would be written among files that are not ours."""
+    place = output.resolve()
+    for folder in (place, *place.parents):
+        if os.path.lexists(folder / DESCRIPTION):
+            raise UsageError(f"{folder}: is a model; choose another --output")
     present = [name for name in _OUTPUTS if os.path.lexists(output / name)]
     if not present:
         return

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
+from PIL import Image, features
 
 from segdeform.checking import check_sound
 from segdeform.config import DataConfig
@@ -101,6 +103,45 @@ def test_changed_files_end_the_use_of_a_cache(dataset: Dataset) -> None:
     assert with_cache(replace(dataset, label_map={0: 1}), silent).cache is None
 
 
+def test_files_of_other_folders_are_other_files(tmp_path: Path) -> None:
+    """Two data sets of one root: the same pictures, masks of equal names, sizes and times."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(rng.integers(0, 256, (8, 9, 3), np.uint8)).save(tmp_path / "images" / "x.png")
+    for masks, label in (("masks_a", 0), ("masks_b", 1)):
+        (tmp_path / masks).mkdir()
+        Image.fromarray(np.full((8, 9), label, np.uint8)).save(tmp_path / masks / "x.pgm")
+        os.utime(tmp_path / masks / "x.pgm", ns=(1, 1))
+        text = f"names: [a, b]\nmasks: {masks}\ntrain: images\nval: images\n"
+        (tmp_path / f"{masks}.yaml").write_text(text)
+    first, second = (
+        load_dataset("folder", tmp_path / f"{masks}.yaml", "train")
+        for masks in ("masks_a", "masks_b")
+    )
+    assert first.samples[0].mask != second.samples[0].mask
+    write_cache(first)
+    assert with_cache(second, silent).cache is None
+    assert read_pair(cached(second), 0)[1].max() == 1
+
+
+def test_a_data_set_that_was_moved_keeps_its_cache(dataset: Dataset, tmp_path: Path) -> None:
+    write_cache(dataset)
+    moved = dataset.root.rename(tmp_path / "moved")
+    assert with_cache(load_dataset("cityscapes", moved, "train"), silent).cache is not None
+
+
+@pytest.mark.parametrize("name", ["Pillow", "jpg", "webp", "libtiff"])
+def test_another_decoder_ends_the_use_of_a_cache(
+    dataset: Dataset, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cache(dataset)
+    version = features.version
+    if name == "Pillow":
+        monkeypatch.setattr(PIL, "__version__", "0.1")
+    monkeypatch.setattr(features, "version", lambda of: "0.1" if of == name else version(of))
+    assert with_cache(dataset, silent).cache is None
+
+
 @pytest.mark.parametrize("name", ["images.u8", "labels.u8"])
 def test_no_damaged_cache_is_used_in_silence(dataset: Dataset, name: str) -> None:
     path = write_cache(dataset) / name
@@ -118,7 +159,7 @@ def test_no_damaged_cache_is_used_in_silence(dataset: Dataset, name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{}", "[]", '{"pairs": [[1, 2]]}', '{"pairs": [[-1, 2, "x"]]}', None]
+    "content", ["", "{}", "[]", '{"pairs": [[1, 2]]}', '{"pairs": [[-1, 2, "x", "y"]]}', None]
 )
 def test_a_damaged_index_is_named(dataset: Dataset, content: str | None) -> None:
     index = write_cache(dataset) / "index.json"
@@ -128,7 +169,7 @@ def test_a_damaged_index_is_named(dataset: Dataset, content: str | None) -> None
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("torn", ["", '[48, 64, "ab'])
+@pytest.mark.parametrize("torn", ["", '[48, 64, "ab', '["x", 64, "a", "b"]\n', "[-1, 9, 9, 9]\n"])
 def test_an_interrupted_cache_is_continued(dataset: Dataset, torn: str, tmp_path: Path) -> None:
     whole = write_cache(dataset)
     expected = {path.name: path.read_bytes() for path in whole.iterdir()}
@@ -139,7 +180,7 @@ def test_an_interrupted_cache_is_continued(dataset: Dataset, torn: str, tmp_path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_cache(dataset, progress=interrupt)
+        write_cache(dataset, workers=1, progress=interrupt)
     assert with_cache(dataset, silent).cache is None
     (partial,) = whole.parent.glob(".*.partial")
     with (partial / "written.jsonl").open("a") as journal:
@@ -151,6 +192,85 @@ def test_an_interrupted_cache_is_continued(dataset: Dataset, torn: str, tmp_path
     assert heard == [3, 4, 5]
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == expected
     assert sorted(path.name for path in whole.parent.iterdir()) == [".lock", whole.name]
+
+
+@pytest.mark.parametrize("name", ["images.u8", "labels.u8"])
+@pytest.mark.parametrize("loss", ["gone", "empty", "zeros", "half", "zeros at the end"])
+def test_what_a_power_loss_took_is_written_again(dataset: Dataset, name: str, loss: str) -> None:
+    """The journal came to the disk, and what it speaks of did not."""
+    whole = write_cache(dataset)
+    expected = {path.name: path.read_bytes() for path in whole.iterdir()}
+    partial = whole.rename(whole.with_name(f".{whole.name}.partial"))
+    pairs = json.loads((partial / "index.json").read_text())["pairs"]
+    (partial / "written.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    path, size = partial / name, len(expected[name])
+    kept = {"half": size // 2, "zeros at the end": size - 1}.get(loss, 0)
+    path.write_bytes(expected[name][:kept] + bytes(size - kept if "zeros" in loss else 0))
+    if loss == "gone":
+        path.unlink()
+    heard: list[int] = []
+    write_cache(dataset, progress=lambda done, total: heard.append(done))
+    first = {"half": 3, "zeros at the end": 5}.get(loss, 1)
+    assert heard == list(range(first, 6))
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == expected
+
+
+def test_the_journal_names_only_what_is_on_the_disk(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    durable: dict[str, int] = {}  # file -> its size when it was last synced
+
+    def sync(descriptor: int) -> None:
+        durable[Path(f"/proc/self/fd/{descriptor}").readlink().name] = os.fstat(descriptor).st_size
+
+    def lose_power(done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "fsync", sync)
+        write_cache(dataset, workers=1, progress=lose_power)
+    (partial,) = cache_folder(dataset).parent.glob(".*.partial")
+    for name in ("images.u8", "labels.u8"):
+        os.truncate(partial / name, durable[name])
+    heard: list[int] = []
+    write_cache(dataset, progress=lambda done, total: heard.append(done))
+    assert heard == [5]
+
+
+@pytest.mark.parametrize("name", ["images.u8", "labels.u8", "index.json"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_damaged_cache_is_written_anew(dataset: Dataset, name: str, damage: str) -> None:
+    folder = write_cache(dataset)
+    expected = {path.name: path.read_bytes() for path in folder.iterdir()}
+    path = folder / name
+    if damage == "gone":
+        path.unlink()
+    else:
+        content = bytearray(expected[name])
+        content[-20] ^= 1  # in the index: in the last digest
+        path.write_bytes(content if damage == "flipped" else content[:-20])
+    prepare("cityscapes", dataset.root, cache=True)
+    check_sound([with_cache(dataset, silent)])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("splits", [(), ("train",), ("val",), ("train", "val")])
+def test_a_leak_is_found_whatever_is_cached(
+    splits: tuple[str, ...], suffix: str, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    for split in ("train", "val"):
+        for kind, content in (("images", pixels), ("masks", pixels[:, :, 0] // 128)):
+            folder = tmp_path / split / kind
+            folder.mkdir(parents=True)
+            name = f"{split}.{suffix if kind == 'images' else 'png'}"
+            Image.fromarray(content).save(folder / name)
+    datasets = [load_dataset("folder", tmp_path, split) for split in ("train", "val")]
+    datasets = [cached(part) if part.split in splits else part for part in datasets]
+    report = check_sound(datasets)
+    assert [finding.kind for finding in report.findings] == ["leak"]
 
 
 def test_the_disk_is_looked_at_first(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

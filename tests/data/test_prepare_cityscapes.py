@@ -123,6 +123,20 @@ def test_the_official_script_downloads(
     assert prepare("cityscapes", root, download=True).splits["val"] == 2
 
 
+def test_a_zip_put_into_archives_replaces_what_a_download_left_of_it(
+    zips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segdeform.data.prepare_cityscapes._NEED", 1)
+    monkeypatch.setattr(downloader, "login", object)
+    monkeypatch.setattr(downloader, "download_packages", copy_packages(zips[1:]))
+    archives = tmp_path / "root" / "archives"
+    (archives / ".unfinished").mkdir(parents=True)
+    (archives / ".unfinished" / zips[0].name).write_bytes(zips[0].read_bytes()[:100])
+    zips[0].rename(archives / zips[0].name)
+    assert prepare("cityscapes", tmp_path / "root", download=True).splits["val"] == 2
+    assert sorted(path.name for path in archives.iterdir()) == sorted(path.name for path in zips)
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [

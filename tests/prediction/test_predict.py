@@ -189,6 +189,20 @@ def test_a_stop_keeps_what_is_done_and_says_so(segmenter: Any, tmp_path: Path) -
     assert len(predict(segmenter, [tmp_path / "in"], tmp_path / "out").done) == 3
 
 
+@pytest.mark.parametrize("output", ["run/model", "run/model/new", "link", "run/other/../model/x"])
+def test_nothing_is_written_into_a_model(segmenter: Any, tmp_path: Path, output: str) -> None:
+    save_picture(tmp_path / "in" / "a.png")
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "other").mkdir()
+    (tmp_path / "run" / "model" / "model.json").write_text("{}")
+    (tmp_path / "link").symlink_to("run/model")
+    before = tree(tmp_path)
+    with pytest.raises(UsageError, match=r"run/model: is a model; choose another --output"):
+        predict(segmenter, [tmp_path / "in"], tmp_path / output)
+    assert tree(tmp_path) == before
+    assert predict(segmenter, [tmp_path / "in"], tmp_path / "run" / "predictions").done
+
+
 @pytest.mark.parametrize("foreign", ["masks/a.png", "overlays/b.png", "summary.json"])
 def test_files_that_are_not_ours_are_never_overwritten(
     segmenter: Any, tmp_path: Path, foreign: str
