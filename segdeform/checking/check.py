@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from segdeform.checking.report import Report, SplitCount
 from segdeform.checking.scan import PairFacts, default_workers, read_pairs
 from segdeform.data import list_dataset
 from segdeform.data.dataset import IGNORE, Dataset, MissingSplitError
+from segdeform.data.image_io import read_image
 from segdeform.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -72,9 +75,10 @@ def check(
 
             pairs.append(read_pairs(dataset, cache, workers or default_workers(), hear))
             before += len(dataset)
+        cause = _guess_cause(datasets, pairs, cache, workers or default_workers())
     finally:
         cache.save()  # after Ctrl-C, too: the next check goes on from here
-    findings = [*listing, *_judge(datasets, pairs)]
+    findings = [*listing, *_judge(datasets, pairs, cause)]
     order = list(KINDS)
     return Report(
         name=datasets[0].name,
@@ -84,7 +88,7 @@ def check(
             _count(dataset, facts) for dataset, facts in zip(datasets, pairs, strict=True)
         ),
         findings=tuple(sorted(findings, key=lambda finding: order.index(finding.kind))),
-        values=frozenset(used_values(pairs)),
+        cause=cause,
         files=sum(1 + (pair.mask is not None) for facts in pairs for pair in facts),
         reused=cache.reused,
         seconds=time.perf_counter() - started,
@@ -112,22 +116,37 @@ def check_sound(
     return report
 
 
-def used_values(pairs: Sequence[Sequence[PairFacts]]) -> set[int]:
-    """Returns all values that the masks hold."""
-    return {
-        value
-        for facts in pairs
-        for pair in facts
-        if pair.mask is not None
-        for value in pair.mask.values
-    }
+def _guess_cause(
+    datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]], cache: FactCache, workers: int
+) -> Cause | None:
+    """Guesses why the values do not fit; splits that were not asked for must agree."""
+    first, masks = datasets[0], _mask_values(pairs)
+    if find_cause(first, masks) is None:
+        return None
+    try:
+        listed, _ = list_splits(first.name, first.root)
+    except DataError:  # a data set made in code
+        listed = []
+    checked = {dataset.split for dataset in datasets}
+    others = [
+        read_pairs(dataset, cache, workers, lambda done: None)
+        for dataset in listed
+        if dataset.split not in checked
+    ]
+    return find_cause(first, masks + _mask_values(others))
 
 
-def _judge(datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]]) -> Iterator[Finding]:
+def _mask_values(pairs: Sequence[list[PairFacts]]) -> list[set[int]]:
+    """Returns the values of each mask."""
+    return [set(pair.mask.values) for facts in pairs for pair in facts if pair.mask is not None]
+
+
+def _judge(
+    datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]], cause: Cause | None
+) -> Iterator[Finding]:
     for dataset in datasets:
         for problem in dataset.problems:
             yield Finding(problem.kind, dataset.split, problem.file, problem.text)
-    cause = find_cause(datasets[0], used_values(pairs))
     if cause:
         yield _first_of(cause, datasets, pairs)
     for dataset, facts in zip(datasets, pairs, strict=True):
@@ -141,8 +160,8 @@ def _first_of(
     cause: Cause, datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]]
 ) -> Finding:
     """Words a cause with the first pixel of the highest value as its witness."""
-    witness = max(used_values(pairs) - {IGNORE}, default=IGNORE)
-    witness = IGNORE if cause.kind == "binary" and IGNORE in used_values(pairs) else witness
+    used = set().union(*_mask_values(pairs))
+    witness = IGNORE if cause.kind == "binary" and IGNORE in used else max(used - {IGNORE})
     for dataset, facts in zip(datasets, pairs, strict=True):
         for index, pair in enumerate(facts):
             if pair.mask is not None and witness in pair.mask.values:
@@ -196,13 +215,26 @@ def _absent(datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]]) -> It
 def _repeated(datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]]) -> Iterator[Finding]:
     """Yields the pictures whose decoded pixels are those of an earlier one."""
     seen: dict[str, tuple[str, Path]] = {}
+    digests = Counter(pair.picture.digest for facts in pairs for pair in facts)
     for dataset, facts in zip(datasets, pairs, strict=True):
         for index, pair in enumerate(facts):
             path = dataset.samples[index].image
-            if not pair.picture.digest:
+            if not pair.picture.digest or digests[pair.picture.digest] == 1:
                 continue
-            split, first = seen.setdefault(pair.picture.digest, (dataset.split, path))
+            split, first = seen.setdefault(_whole_digest(dataset, index), (dataset.split, path))
             if first is not path:
                 kind = "repeated" if split == dataset.split else "leak"
                 text = f"{path}: the same picture as {first} of {split}"
                 yield Finding(kind, dataset.split, path, text, sample=index)
+
+
+def _whole_digest(dataset: Dataset, index: int) -> str:
+    """Digests a picture at its full size: the facts of JPEGs are those of an eighth of it.
+
+    Raises DataError, UnsafeInputError where it is no longer what was read before.
+    """
+    if dataset.cache is not None:
+        picture = dataset.cache.read(index)[0]
+    else:
+        picture = read_image(dataset.samples[index].image)
+    return hashlib.sha256(f"{picture.shape}".encode() + picture.tobytes()).hexdigest()

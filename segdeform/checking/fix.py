@@ -13,8 +13,7 @@ import yaml
 from PIL import Image
 
 from segdeform.atomic import write_error, write_json, write_text
-from segdeform.checking.causes import find_cause
-from segdeform.checking.check import check_sound, list_splits
+from segdeform.checking.check import check, list_splits
 from segdeform.checking.facts import Facts, mask_facts
 from segdeform.checking.judge import class_of_colour, foreign_index
 from segdeform.checking.report import Report
@@ -71,12 +70,13 @@ def repair(
 
     Pictures turned by EXIF are stored upright; masks become palette PNGs of class indices: mapped,
     converted from colours where the palette knows them, turned with their picture. What needs a
-    guess (other sizes, unknown values or colours, JPEG masks) is left out. FOLDER appears whole
-    and is then checked like any other.
+    guess (other sizes, unknown values or colours, JPEG masks) is left out. FOLDER appears whole,
+    once it has been checked like any other.
 
-    Raises UsageError when FOLDER is in use or inside the data set, DataError when no pair is left,
-    ResourceError when the disk is full.
+    Raises UsageError when FOLDER is in use or inside the data set, DataError when no pair is left
+    or the copy has errors too, ResourceError when the disk is full.
     """
+    folder = folder.resolve()  # "." has no name
     _refuse_folder(folder, datasets)
     plans = [_with_cause(dataset, report) for dataset in datasets]
     partial = folder.with_name(f".{folder.name}.partial")
@@ -103,12 +103,12 @@ def repair(
             raise DataError(f"{left_out[0][1]} (nor can any other pair be repaired)")
         result = Repair(folder, total, written, tuple(left_out))
         _describe(plans, partial, result)
+        _refuse_errors(partial, folder)
         partial.replace(folder)
     except OSError as error:
         raise write_error(folder, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    check_sound(list_splits("folder", folder, [split for split, _ in _written(folder)])[0])
     return result
 
 
@@ -133,8 +133,16 @@ def _refuse_folder(folder: Path, datasets: Sequence[Dataset]) -> None:
 
 def _with_cause(dataset: Dataset, report: Report) -> Dataset:
     """Adds the mapping that the check found to be meant."""
-    cause = find_cause(dataset, set(report.values))
-    return replace(dataset, label_map=cause.mapping) if cause else dataset
+    return replace(dataset, label_map=report.cause.mapping) if report.cause else dataset
+
+
+def _refuse_errors(partial: Path, folder: Path) -> None:
+    """Checks a copy as any data set; raises DataError where it could not be trained on."""
+    datasets, listing = list_splits("folder", partial, [split for split, _ in _written(partial)])
+    report = check(datasets, listing=listing)
+    if report.errors:
+        text = report.errors[0].line.replace(str(partial), str(folder))
+        raise report.refusal(f"{folder}: not written, the copy would not be sound either: {text}")
 
 
 def _write_pair(dataset: Dataset, index: int, folder: Path) -> None:

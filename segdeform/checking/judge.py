@@ -124,6 +124,8 @@ def _outside(
         fix = cause.fix
     elif others == 1:
         fix = f"correct the mask; if {value} means 'no label', set void_id: {value}"
+        if value == classes and dataset.label_map is None:
+            fix += "; if all masks count the classes from 1, write label_mapping"
     else:
         fix = ""
     return Finding(

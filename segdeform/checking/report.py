@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segdeform.checking.causes import Cause
 from segdeform.checking.finding import Finding
 from segdeform.errors import DataError, SegdeformError, UnsafeInputError
 
@@ -39,7 +40,7 @@ class Report:
     classes: tuple[str, ...]
     splits: tuple[SplitCount, ...]
     findings: tuple[Finding, ...]  # in the order of KINDS
-    values: frozenset[int]  # all that the masks hold
+    cause: Cause | None  # why the values of all masks do not fit
     files: int
     reused: int  # files whose facts were remembered from an earlier check
     seconds: float

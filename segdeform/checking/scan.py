@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from segdeform.data.dataset import Dataset
 from segdeform.errors import DataError
 
 _PATIENCE = 300.0  # seconds without a single file read
-_LAST_FILE = 30.0  # seconds for the files that are being read when one cannot be
+_LAST_FILE = 30.0  # seconds for all files that are being read when one cannot be
 
 
 class PairFacts(NamedTuple):
@@ -116,8 +117,9 @@ def _in_threads(
                 ) from None
             if isinstance(result, BaseException):
                 stop.set()
+                deadline = time.monotonic() + _LAST_FILE
                 for thread in threads:  # whoever handles the error may remove what they read
-                    thread.join(_LAST_FILE)
+                    thread.join(max(0.0, deadline - time.monotonic()))
                 raise result
             yield index, result
     finally:

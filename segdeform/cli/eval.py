@@ -81,7 +81,7 @@ def evaluate(
     # not depend on how many processes there are.
     cores = available_cores()
     own = own_device(resolve_device(device))
-    with processes(own) as peers, stop_on_interrupt() as stop:
+    with processes(own) as peers:
         segmenter = load_segmenter(
             model, str(own), threads or cores, tile, overlap, scales, flip, blend
         )
@@ -92,7 +92,11 @@ def evaluate(
         with progress_bar("checking", shown=peers.first) as progress:
             say = partial(print, file=sys.stderr)
             peers.on_first(partial(check_sound, [pairs], progress=progress, say=say))
-        with progress_bar("evaluating", shown=peers.first) as progress:
+        # From here on, Ctrl-C waits for the picture at hand, in all processes.
+        with (
+            stop_on_interrupt() as stop,
+            progress_bar("evaluating", shown=peers.first) as progress,
+        ):
             evaluation = run_evaluation(
                 segmenter,
                 pairs,

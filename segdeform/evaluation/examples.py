@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segdeform.data.dataset import IGNORE, Dataset, read_pair
+from segdeform.errors import InterruptedByUserError
 from segdeform.evaluation.counts import Column, union
 from segdeform.evaluation.evaluate import Evaluation, predict_sample
 from segdeform.segmenter import Segmenter
@@ -41,12 +42,15 @@ class Example:
 
 
 def choose_examples(
-    evaluation: Evaluation, segmenter: Segmenter, dataset: Dataset
+    evaluation: Evaluation,
+    segmenter: Segmenter,
+    dataset: Dataset,
+    stop: Callable[[], bool] | None = None,
 ) -> tuple[Example, ...]:
     """Predicts the pictures with the lowest and highest mIoU of their own once more.
 
     Keeping label maps of all pictures instead would cost memory that grows with their number.
-    Raises what `evaluate` raises for a picture.
+    Raises what `evaluate` raises for a picture, InterruptedByUserError after a stop.
     """
     scores = evaluation.picture_scores
     scored = [int(k) for k in np.argsort(scores.miou, kind="stable") if scores.miou[k] >= 0]
@@ -55,9 +59,12 @@ def choose_examples(
     worst = scored[: min(WORST, len(scored) - best)]
     chosen = [(index, True) for index in worst]
     chosen += [(index, False) for index in reversed(scored[len(scored) - best :])]
-    return tuple(
-        _example(evaluation, segmenter, dataset, index, is_worst) for index, is_worst in chosen
-    )
+    examples = []
+    for index, is_worst in chosen:
+        if stop is not None and stop():
+            raise InterruptedByUserError("evaluation stopped; nothing was written")
+        examples.append(_example(evaluation, segmenter, dataset, index, is_worst))
+    return tuple(examples)
 
 
 def _example(

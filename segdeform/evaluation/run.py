@@ -88,11 +88,13 @@ def run_evaluation(
             nonlocal evaluation
             if evaluation is not None and folder is not None and wanted.official:
                 evaluation = _with_official(evaluation, dataset, folder, workers, progress, stop)
-            if wanted.submission is not None and folder is not None:
-                write_zip(dataset, folder, wanted.submission)
+            report = ""
             if evaluation is not None and wanted.output is not None:
-                examples = choose_examples(evaluation, segmenter, dataset)
+                examples = choose_examples(evaluation, segmenter, dataset, stop)
                 report = render_report(evaluation, segmenter.palette, examples)
+            if wanted.submission is not None and folder is not None:
+                write_zip(dataset, folder, wanted.submission, stop)
+            if evaluation is not None and wanted.output is not None:
                 maps = folder if wanted.official else None
                 write_result(wanted.output, evaluation, report, maps)
 

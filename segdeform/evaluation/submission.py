@@ -14,7 +14,7 @@ from segdeform.atomic import atomic_path
 from segdeform.data.cityscapes import train_ids_to_label_ids
 from segdeform.data.dataset import Dataset, Sample
 from segdeform.data.image_io import write_image, write_index_png
-from segdeform.errors import UsageError
+from segdeform.errors import InterruptedByUserError, UsageError
 
 # comp6: trained on any pictures but the test set's; comp5 would be VOC's own alone.
 _VOC_FOLDER: Final = "results/VOC2012/Segmentation/comp6_test_cls"
@@ -52,14 +52,19 @@ def label_map_path(dataset: Dataset, folder: Path, sample: Sample) -> Path:
     return folder / (f"{stem}_labelIds.png" if dataset.name == "cityscapes" else f"{stem}.png")
 
 
-def write_zip(dataset: Dataset, folder: Path, path: Path) -> None:
+def write_zip(
+    dataset: Dataset, folder: Path, path: Path, stop: Callable[[], bool] | None = None
+) -> None:
     """Packs the label maps of a folder; equal maps give equal bytes, and it appears whole.
 
     Raises:
         UsageError, ResourceError: it cannot be written.
+        InterruptedByUserError: after a stop.
     """
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for sample in sorted(dataset.samples, key=lambda sample: sample.name):
+            if stop is not None and stop():
+                raise InterruptedByUserError(f"{path}: packing stopped; it was not written")
             source = label_map_path(dataset, folder, sample)
             entry = zipfile.ZipInfo(_ZIP_FOLDERS[dataset.name] + source.name)  # dated 1980
             entry.external_attr = 0o644 << 16

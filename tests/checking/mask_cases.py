@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import yaml
+from cityscapesscripts.helpers.labels import labels
 from PIL import Image, PngImagePlugin
 
 Labels = npt.NDArray[np.uint8]
@@ -171,7 +172,12 @@ _BITS = (TRUTH > 1).astype(np.uint8)
 _DEEP = TRUTH.astype(np.uint16)
 _TWO = {"names": ["no", "yes"]}
 _MAPPED = {"names": NAMES, "label_mapping": {v: v // 100 for v in (0, 100, 200, 300, 400)}}
-_CITY = {"names": [f"c{index}" for index in range(19)]}
+_CITY = {
+    "names": [label.name for label in sorted(labels, key=lambda label: label.trainId)
+              if 0 <= label.trainId < 255]
+}  # fmt: skip
+_ORGANS = {"names": [f"organ{index}" for index in range(19)]}
+_STRAY = np.where(np.arange(H * W).reshape(H, W) == 50, 25, TRUTH).astype(np.uint8)
 _OWN = {"names": NAMES, "palette": COLOURS}
 _LABEL_IDS = np.array([7, 8, 11, 26, 33], np.uint8)[TRUTH]
 _SHUFFLED = [COLOURS[index] for index in (3, 0, 4, 1, 2)]
@@ -263,6 +269,10 @@ BAD = [
     _bad("void of another number", "label-outside",
          _save(_void_as(200))),
     _bad("label ids", "label-ids", _save(_LABEL_IDS), classes=_CITY, alone=True),
+    _bad("label ids, other names", "label-outside", _save(_LABEL_IDS), classes=_ORGANS,
+         alone=True),
+    _bad("stray 25 of 19 classes", "label-outside", _save(_STRAY), classes=_ORGANS),
+    _bad("stray 25 of train ids", "label-outside", _save(_STRAY), classes=_CITY),
     _bad("16-bit labels over 255", "label-outside", _save(_DEEP * 300)),
     _bad("16-bit label 65535", "label-outside", _save(_void_as(65535, np.uint16))),
     _bad("values stretched to 255", "label-outside", _save(TRUTH * np.uint8(51))),

@@ -43,7 +43,7 @@ def checked(root: Path) -> Report:
 
 
 def verdict(report: Report) -> tuple[object, ...]:
-    return report.findings, report.splits, report.values
+    return report.findings, report.splits, report.cause
 
 
 def test_the_second_check_reads_nothing_and_says_the_same(

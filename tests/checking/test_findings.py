@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from dataclasses import replace
@@ -18,10 +19,11 @@ import pytest
 from PIL import Image
 
 from segdeform.checking import KINDS, check_sound
+from segdeform.checking.facts import Facts
 from segdeform.cli import main
 from segdeform.config_io import load_config
 from segdeform.data import Sample, list_dataset
-from segdeform.errors import DataError
+from segdeform.errors import DataError, ResourceError
 from tests.checking.conftest import Check
 
 NAMES = ["sky", "road", "car"]
@@ -89,6 +91,21 @@ def test_the_same_picture_in_two_splits_or_twice(root: Path, check: Check) -> No
     leak, repeated = checked.report["findings"]
     assert leak["file"].endswith("val/images/d.png") and "train/images/a.png" in leak["text"]
     assert repeated["file"].endswith("train/images/e.png")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_pictures_that_differ_in_a_pixel_are_two(root: Path, check: Check, suffix: str) -> None:
+    pixels = np.full((64, 64, 3), 128, np.uint8)
+    pixels[::2, ::2] = 131  # an eighth of the size is one even grey
+    for split, name in (("train", "x"), ("val", "y"), ("val", "z")):
+        put(root, split, name, np.zeros((64, 64)))
+        (root / split / "images" / f"{name}.png").unlink()
+        content = pixels.copy()
+        content[9, 9] = 131 if name == "y" else 128
+        Image.fromarray(content).save(root / split / "images" / f"{name}{suffix}", quality=100)
+    (leak,) = check(root).report["findings"]
+    assert leak["kind"] == "leak" and Path(leak["file"]).stem == "z"
+    assert f"train/images/x{suffix}" in leak["text"]
 
 
 def test_absent_classes(root: Path, check: Check) -> None:
@@ -229,6 +246,29 @@ def test_a_drive_that_does_not_answer_is_not_waited_for(
     monkeypatch.setattr("segdeform.checking.scan.picture_facts", lambda path: time.sleep(1))
     with pytest.raises(DataError, match="does the drive answer"):
         check_sound([list_dataset("folder", root, "train")])
+
+
+def test_files_still_being_read_are_waited_for_together(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(16):
+        put(root, "train", f"slow{index}", [[0]])
+    release = threading.Event()
+
+    def read(path: Path) -> Facts:
+        if path.stem == "a":
+            raise ResourceError("no memory")
+        release.wait(60)
+        return Facts()
+
+    monkeypatch.setattr("segdeform.checking.scan._LAST_FILE", 0.5)
+    monkeypatch.setattr("segdeform.checking.scan.picture_facts", read)
+    started = time.monotonic()
+    with pytest.raises(ResourceError):
+        check_sound([list_dataset("folder", root, "train")], workers=16)
+    waited = time.monotonic() - started
+    release.set()
+    assert waited < 5  # one after another: 7.5
 
 
 def test_ctrl_c_ends_at_once_with_130(root: Path) -> None:

@@ -169,3 +169,35 @@ def test_a_copy_can_be_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "data: 2 pairs checked in" in capsys.readouterr().err
     assert main(["eval", str(tmp_path / "run"), "--data", str(source)]) == 4
     assert "the classes are counted from 1" in capsys.readouterr().err
+
+
+def test_a_copy_that_would_be_wrong_does_not_appear(tmp_path: Path, check: Check) -> None:
+    """Of two classes, the second stands in the one pair that is left out."""
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    white = np.where(TRUTH > 1, 255, 0).astype(np.uint8)
+    write_case(
+        source,
+        Case("void", lambda folder: Image.fromarray(white).save(folder / "b.png"),
+             classes={"names": NAMES[:2]}),
+    )  # fmt: skip
+    Image.fromarray(_BITS).save(source / "train" / "masks" / "a.png")
+    (source / "train" / "images" / "a.jpg").write_bytes(b"")
+    fixed = check(source, "--fix", copy)
+    assert fixed.code == 4 and fixed.report == {}
+    assert fixed.err.startswith(f"segdeform: {copy}: not written, ") and fixed.err.count("\n") == 1
+    assert f"{copy}/masks/train/b.png: 255 at row 0, column 2" in fixed.err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_the_copy_can_fill_the_current_folder(
+    tmp_path: Path, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = next(case for case in BAD if case.name == "1 to K")
+    write_case(tmp_path / "source", case)
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    fixed = check("../source", "--fix", ".")
+    assert (fixed.code, fixed.err) == (0, "")
+    assert fixed.report["fix"]["folder"] == str(tmp_path / "copy")
+    _, labels = read_pair(load_dataset("folder", tmp_path / "copy", "train"), 0)
+    np.testing.assert_array_equal(labels, TRUTH)

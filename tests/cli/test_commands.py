@@ -5,7 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import signal
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -68,6 +71,31 @@ def test_eval_prints_a_table_and_writes_only_where_told(
     assert result["protocol"]["split"] == "val"
     assert f"mIoU {result['miou']:.4f}" in printed.out
     assert result == json.loads((run / "metrics.json").read_bytes())
+
+
+def test_ctrl_c_ends_the_check_of_eval_at_once(run: Path, shapes: Path) -> None:
+    script = (
+        "import sys, time, segdeform.checking.scan as scan\n"
+        "from segdeform.cli import main\n"
+        "def slow(*arguments):\n"
+        "    print('reading', file=sys.stderr, flush=True)\n"
+        "    time.sleep(60)\n"
+        "scan._read_pair = slow\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = ["eval", str(run), "--data", str(shapes), "--threads", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *words], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "reading\n"
+    process.send_signal(signal.SIGINT)
+    try:
+        _, err = process.communicate(timeout=30)  # the threads sleep for longer
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "segdeform: interrupted"
 
 
 def test_eval_options_replace_those_of_the_model(command: Command, run: Path, shapes: Path) -> None:

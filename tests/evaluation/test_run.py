@@ -173,6 +173,18 @@ def test_a_failure_midway_leaves_nothing_and_keeps_the_older_result(
     assert [path.name for path in output.parent.iterdir()] == ["out"]
 
 
+def test_whenever_it_is_stopped_nothing_is_left(cityscapes: Path, tmp_path: Path) -> None:
+    dataset = load_dataset("cityscapes", cityscapes, "val")
+    wanted = Wanted(tmp_path / "out", submission=tmp_path / "a.zip")
+    for before in range(3 * len(dataset)):  # once each: scored, drawn for the report, packed
+        stop = iter([False] * before + [True]).__next__
+        with pytest.raises(InterruptedByUserError):
+            run_evaluation(segmenter_for(dataset), dataset, wanted, stop=stop)
+        assert list(tmp_path.iterdir()) == []
+    run_evaluation(segmenter_for(dataset), dataset, wanted, stop=lambda: False)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "a.zip"}
+
+
 def test_what_a_killed_run_left_is_cleared(voc: Path, tmp_path: Path) -> None:
     left = tmp_path / ".a.zip.labels"
     left.mkdir()
