@@ -56,9 +56,13 @@ class Report:
     def class_weights(self) -> list[float]:
         """Suggests train.class_weights from the shares in the first split: 1 / ln(1.02 + share).
 
+        1 for classes that it lacks, which no weight can teach; nothing where it has no labels.
         Source: Paszke et al. 2016, ENet, section 5.2.
         """
-        return [round(1 / math.log(_LEAST + share), 3) for share in self.splits[0].shares()]
+        shares = self.splits[0].shares()
+        if not any(shares):
+            return []
+        return [round(1 / math.log(_LEAST + share), 3) if share else 1.0 for share in shares]
 
     def by_kind(self) -> dict[str, list[Finding]]:
         """Returns the findings by kind, in the order of KINDS."""

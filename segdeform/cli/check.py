@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from segdeform.cli.output import Json, print_json, progress_bar
-from segdeform.errors import PartialFailureError
+from segdeform.errors import PartialFailureError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,6 +58,8 @@ def check(
     from segdeform.checking.page import write_page
     from segdeform.data import guess_name
 
+    if html and html.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--html {html}: expected the name of an .html file")
     name = dataset or guess_name(root)
     datasets, listing = list_splits(name, root, split or ())
     with progress_bar("checking") as progress:
@@ -110,8 +112,10 @@ def print_report(report: Report) -> None:
         for advice in dict.fromkeys(finding.advice for finding in findings[:_FILES_SHOWN]):
             console.print(f"  -> {advice}", markup=False, highlight=False, soft_wrap=True)
     weights = ", ".join(f"{weight:g}" for weight in report.class_weights())
-    print(f"Suggested weights, for rare classes (1 / ln(1.02 + share) in {report.splits[0].name}):")
-    print(f"train: {{class_weights: [{weights}]}}")
+    if weights:
+        source = report.splits[0].name
+        print(f"Suggested weights, for rare classes (1 / ln(1.02 + share) in {source}):")
+        print(f"train: {{class_weights: [{weights}]}}")
     print(report.summary())
 
 

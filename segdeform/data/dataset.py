@@ -40,7 +40,7 @@ class Sample:
 class ListingProblem:
     """Something that the folders or lists of a split lack, hold twice or hold in vain."""
 
-    kind: str  # missing-picture, missing-mask, double, orphan-mask or class-values
+    kind: str  # missing-picture, missing-mask, jpeg-mask, double, orphan-mask or class-values
     file: Path
     text: str  # one line that names the file
 

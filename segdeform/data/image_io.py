@@ -38,6 +38,7 @@ PICTURE_SUFFIXES = frozenset(
     """.jpg .jpeg .jpe .jfif .mpo .png .apng .webp .bmp .tif .tiff .gif .ppm .pgm .pbm
     .pnm""".split()  # noqa: SIM905, a list would take a page
 )
+LOSSY_SUFFIXES = frozenset((".jpg", ".jpeg", ".webp"))  # no mask survives them
 MASK_SUFFIXES = frozenset((".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm"))
 
 # The only decoders that ever see a byte of an input; a JPEG may turn out to be an MPO.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from segdeform.data.dataset import ListingProblem, Sample
-from segdeform.data.image_io import MASK_SUFFIXES, PICTURE_SUFFIXES
+from segdeform.data.image_io import LOSSY_SUFFIXES, MASK_SUFFIXES, PICTURE_SUFFIXES
 from segdeform.errors import DataError, UnsafeInputError
 
 
@@ -64,11 +64,11 @@ def pair_folders(
     """
     pictures = files_by_name(images, PICTURE_SUFFIXES)
     labels = files_by_name(masks, MASK_SUFFIXES)
+    lossy = files_by_name(masks, LOSSY_SUFFIXES)
     samples, problems = [], []
     for name in pictures if names is None else names:
-        problem = _pairing_problem(
-            name, images, masks, pictures.get(name, []), labels.get(name, [])
-        )
+        found = pictures.get(name, []), labels.get(name, []), lossy.get(name, [])
+        problem = _pairing_problem(name, images, masks, *found)
         if problem:
             problems.append(problem)
         else:
@@ -76,20 +76,28 @@ def pair_folders(
     if not samples and not problems:
         raise DataError(f"{images}: holds no picture")
     if names is None:
-        for name in labels.keys() - pictures.keys():
+        for name in sorted(labels.keys() - pictures.keys()):
             text = f"{labels[name][0]}: a mask without a picture; it is not used"
             problems.append(ListingProblem("orphan-mask", labels[name][0], text))
     return samples, sorted(problems, key=lambda problem: problem.harmless)
 
 
 def _pairing_problem(
-    name: str, images: Path, masks: Path, pictures: list[Path], labels: list[Path]
+    name: str,
+    images: Path,
+    masks: Path,
+    pictures: list[Path],
+    labels: list[Path],
+    lossy: list[Path],  # what would be masks, were they not JPEG
 ) -> ListingProblem | None:
     if not pictures:
         path = images / name
         return ListingProblem(
             "missing-picture", path, f"{path}.*: the picture is listed but missing"
         )
+    if not labels and lossy:
+        text = f"{lossy[0]}: a mask as JPEG or WebP, which may blur labels; export it again as PNG"
+        return ListingProblem("jpeg-mask", lossy[0], text)
     if not labels:
         path = masks / f"{name}.png"
         text = f"{path}: the mask of {pictures[0]} is missing"

@@ -310,3 +310,35 @@ def test_checking_asks_for_no_network_and_no_torch(root: Path) -> None:
         [sys.executable, "-c", script, str(root)], capture_output=True, text=True, env=os.environ
     )
     assert result.stdout.splitlines()[-1] == "set() 0", result.stderr
+
+
+def _write_pairs(root: Path, value: int, suffix: str = ".png") -> None:
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        rng = np.random.default_rng(len(split))
+        picture = rng.integers(0, 256, (8, 9, 3)).astype(np.uint8)
+        Image.fromarray(picture).save(root / split / "images" / "a.png")
+        mask = Image.fromarray(np.full((8, 9), value, np.uint8))
+        mask.save(root / split / "masks" / f"a{suffix}")
+    (root / "classes.txt").write_text("road\ncar\nperson\n")
+
+
+def test_no_weight_is_suggested_for_what_never_occurs(tmp_path: Path, check: Check) -> None:
+    _write_pairs(tmp_path / "one", 1)
+    assert check(tmp_path / "one").report["class_weights"] == [1, pytest.approx(1.422, abs=1e-3), 1]
+    _write_pairs(tmp_path / "void", 255)
+    assert check(tmp_path / "void").report["class_weights"] == []
+
+
+def test_masks_with_the_suffix_of_a_photograph_are_named(tmp_path: Path, check: Check) -> None:
+    _write_pairs(tmp_path, 1, ".jpg")
+    checked = check(tmp_path)
+    assert checked.code == 4 and checked.kinds("masks/a.jpg") == {"jpeg-mask"}
+
+
+def test_a_page_replaces_no_file_of_another_kind(tmp_path: Path, check: Check) -> None:
+    _write_pairs(tmp_path, 1)
+    checked = check(tmp_path, "--html", tmp_path / "classes.txt")
+    assert checked.code == 2 and "expected the name of an .html file" in checked.err
+    assert (tmp_path / "classes.txt").read_text() == "road\ncar\nperson\n"
