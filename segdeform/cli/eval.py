@@ -75,7 +75,7 @@ def evaluate(
     from segdeform.data import data_root, load_dataset
     from segdeform.device import available_cores, resolve_device
     from segdeform.evaluation.run import Wanted, run_evaluation
-    from segdeform.training.distributed import own_device, processes
+    from segdeform.processes import own_device, processes
 
     # Labels depend on the threads in the last bit. torchrun would set one a process: the count must
     # not depend on how many processes there are.

@@ -32,7 +32,7 @@ from segdeform.data.dataset import Dataset, read_pair
 from segdeform.data.image_io import UInt8, image_size
 from segdeform.disk import require_space
 from segdeform.errors import DataError
-from segdeform.training.lock import run_lock
+from segdeform.lock import run_lock
 
 if TYPE_CHECKING:
     from segdeform.checking.cache import FactCache

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from segdeform.atomic import write_error
 from segdeform.data.archives import Entry, unpack
 from segdeform.errors import UsageError
-from segdeform.training.lock import run_lock
+from segdeform.lock import run_lock
 
 ARCHIVES = "archives"  # below the data set's root: what was downloaded
 

@@ -42,8 +42,8 @@ from segdeform.evaluation.counts import (
     ratio,
 )
 from segdeform.inference import AUTOMATIC_TILE, WHOLE_LIMIT, predict_labels
+from segdeform.processes import Processes
 from segdeform.segmenter import Segmenter
-from segdeform.training.distributed import Processes
 
 ALONE = Processes()
 

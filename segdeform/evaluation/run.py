@@ -29,8 +29,8 @@ from segdeform.evaluation.examples import choose_examples
 from segdeform.evaluation.report import render_report
 from segdeform.evaluation.result import check_output, write_result
 from segdeform.evaluation.submission import label_map_path, label_map_writer, write_zip
+from segdeform.processes import Processes
 from segdeform.segmenter import Segmenter
-from segdeform.training.distributed import Processes
 
 Progress = Callable[[int, int], None]
 

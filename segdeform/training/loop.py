@@ -26,9 +26,10 @@ from segdeform.data.dataset import IGNORE
 from segdeform.data.loader import train_loader
 from segdeform.device import keep_freed_memory, resolve_device
 from segdeform.errors import InterruptedByUserError, NotFiniteError, ResourceError
+from segdeform.lock import run_lock
+from segdeform.processes import own_device, processes
 from segdeform.training import checkpoint
 from segdeform.training.checkpoint import TrainState
-from segdeform.training.distributed import own_device, processes
 from segdeform.training.ema import ema_decay, update_ema
 from segdeform.training.finish import (
     TrainResult,
@@ -39,7 +40,6 @@ from segdeform.training.finish import (
     read_result,
     show_scores,
 )
-from segdeform.training.lock import run_lock
 from segdeform.training.logging import Meter, Reporter, RunLog
 from segdeform.training.losses import segmentation_loss
 from segdeform.training.optim import set_learning_rate

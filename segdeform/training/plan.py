@@ -16,7 +16,7 @@ from segdeform.config import Config
 from segdeform.data.dataset import Dataset
 from segdeform.device import available_cores
 from segdeform.errors import ConfigError, DataError
-from segdeform.training.distributed import Processes
+from segdeform.processes import Processes
 from segdeform.training.logging import Reporter
 from segdeform.training.signals import StopSignals
 

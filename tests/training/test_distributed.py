@@ -13,9 +13,9 @@ import pytest
 from segdeform.config import Config
 from segdeform.config_io import dump_config
 from segdeform.errors import ConfigError
+from segdeform.processes import Processes
 from segdeform.training import loop
 from segdeform.training.checkpoint import checkpoint_folders
-from segdeform.training.distributed import Processes
 from segdeform.training.loop import step_seed, train
 from tests.training.conftest import ReporterThat, tiny_config
 
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from segdeform.config_io import load_config
 from segdeform.errors import SegdeformError
-from segdeform.training.distributed import Processes
+from segdeform.processes import Processes
 from segdeform.training.loop import train
 torch.set_num_threads(1)
 config, data, run = sys.argv[1:4]

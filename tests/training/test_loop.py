@@ -23,13 +23,13 @@ from segdeform.errors import (
     UsageError,
 )
 from segdeform.evaluation.evaluate import evaluate
+from segdeform.lock import run_lock
 from segdeform.manifest import sha256
 from segdeform.models import build_model
 from segdeform.segmenter import load
 from segdeform.tensors import read_tensors
 from segdeform.training.checkpoint import checkpoint_folders, newest
 from segdeform.training.finish import TrainResult
-from segdeform.training.lock import run_lock
 from segdeform.training.loop import train
 from tests.training.conftest import ReporterThat, send, tiny_config
 
