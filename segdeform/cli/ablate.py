@@ -88,27 +88,25 @@ def print_table(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("network", title=f"{facts['config']}, {facts['seeds']} seeds")
-    headers = ("val mIoU", "95% interval", "against 0 layers", "parameters", "time", "memory, MiB")
-    for header in headers:
+    table = Table(title=f"{facts['config']}, {facts['seeds']} seeds; ±: 95% interval")
+    table.add_column("network", overflow="fold")
+    for header in ("val mIoU", "against 0 layers", "parameters", "time", "memory"):
         table.add_column(header, justify="right")
     against = {row["arm"]: row for row in facts["comparisons"]}
     for arm in facts["arms"]:
-        miou, change = arm["miou"], against.get(arm["arm"])
+        change = against.get(arm["arm"])
         table.add_row(
             arm["arm"],
-            f"{miou['mean']:.4f}",
-            _interval(miou, ".3f"),
-            "" if change is None else f"{change['mean']:+.4f} ({_interval(change, '+.3f')})",
+            _with_interval(arm["miou"], ".4f"),
+            "" if change is None else _with_interval(change, "+.4f"),
             f"{arm['parameters'] / 1e6:.2f} M",
             f"{arm['seconds']:.0f} s",
-            f"{arm['peak_memory_bytes'] / 2**20:.0f}",
+            f"{arm['peak_memory_bytes'] / 2**20:.0f} MiB",
         )
     Console().print(table)
     print(facts["verdict"])
 
 
-def _interval(row: dict[str, Any], form: str) -> str:
-    if row["low"] is None:
-        return "\N{EN DASH}"
-    return f"{row['low']:{form}} to {row['high']:{form}}"
+def _with_interval(row: dict[str, Any], form: str) -> str:
+    mean = f"{row['mean']:{form}}"
+    return mean if row["high"] is None else f"{mean} ± {row['high'] - row['mean']:.4f}"
