@@ -7,6 +7,7 @@
 
 #include "kernels.h"
 #include "tensors.h"
+#include "transpose.h"
 
 namespace segdeform::cpu {
 namespace {
@@ -44,17 +45,6 @@ RoiGeometry checked(RoiGeometry g, const Tensor& input, const Tensor& rois,
   return g;
 }
 
-// Columns [first, end) of in [rows, columns] become rows of out [columns, rows].
-template <typename T>
-void transpose(const T* in, int64_t rows, int64_t columns, int64_t first, int64_t end, T* out) {
-  constexpr int64_t kTile = 16;
-  for (int64_t j0 = first; j0 < end; j0 += kTile)
-    for (int64_t i0 = 0; i0 < rows; i0 += kTile)
-      for (int64_t j = j0; j < std::min(j0 + kTile, end); ++j)
-        for (int64_t i = i0; i < std::min(i0 + kTile, rows); ++i)
-          out[j * rows + i] = in[i * columns + j];
-}
-
 template <typename T>
 T* data_of(const Tensor& t) {
   return static_cast<T*>(t.data_ptr());
@@ -77,8 +67,8 @@ Tensor packed(const Tensor& t, ScalarType type, int64_t cells) {
   parallel_units(n * strips, o * kStrip, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t first = unit % strips * kStrip, start = unit / strips * o * pixels;
-      transpose(data_of<const T>(converted) + start, o, pixels, first,
-                std::min(first + kStrip, pixels), data_of<T>(result) + start);
+      transpose(o, std::min(kStrip, pixels - first), data_of<const T>(converted) + start + first,
+                pixels, data_of<T>(result) + start + first * o, o);
     }
   });
   return result;
@@ -152,8 +142,8 @@ Tensor forward(const RoiGeometry& g, const Tensor& input, const Tensor& rois,
       std::vector<T> tile(static_cast<size_t>(bins * channels));
       for (int64_t bin = 0; bin < bins; ++bin)
         pool_bin(task, roi * bins + bin, tile.data() + bin * channels, scratch);
-      transpose(tile.data(), bins, channels, 0, channels,
-                data_of<T>(output) + roi * bins * channels);
+      transpose(bins, channels, static_cast<const T*>(tile.data()), channels,
+                data_of<T>(output) + roi * bins * channels, bins);
     });
   }
   return torch::stable::to(output, input.scalar_type());
