@@ -79,7 +79,12 @@ def _start(loader: torch.utils.data.DataLoader[Crop]) -> tuple[Any, set[BaseProc
     if threading.current_thread() is threading.main_thread():
         # PyTorch's handler would raise in the midst of whatever runs when a worker dies.
         signal.signal(signal.SIGCHLD, handler)
-    return batches, set(multiprocessing.active_children()) - others
+    processes = set(multiprocessing.active_children()) - others
+    if processes:
+        # PyTorch's event takes a lock between processes, which a dead worker may hold for good.
+        # The workers keep theirs and never see it set: `_end` ends them.
+        batches._workers_done_event = threading.Event()
+    return batches, processes
 
 
 def _next_batch(batches: Any, processes: set[BaseProcess]) -> tuple[Tensor, Tensor] | None:
@@ -104,12 +109,12 @@ def _next_batch(batches: Any, processes: set[BaseProcess]) -> tuple[Tensor, Tens
 
 
 def _end(batches: Any, processes: set[BaseProcess]) -> None:
-    """Ends the workers in peace, those that hang by force: they do not hear SIGTERM."""
-    if processes:
-        batches._shutdown_workers()
+    """Ends the workers by force: they own nothing that outlives them, and may hang."""
     _kill(processes)
     for process in processes:
         process.join()
+    if processes:
+        batches._shutdown_workers()
 
 
 def _kill(processes: set[BaseProcess]) -> None:

@@ -273,10 +273,10 @@ def test_files_still_being_read_are_waited_for_together(
 
 def test_ctrl_c_ends_at_once_with_130(root: Path) -> None:
     script = (
-        "import sys, time, segdeform.checking.scan as scan\n"
+        "import os, sys, time, segdeform.checking.scan as scan\n"
         "from segdeform.cli import main\n"
         "def slow(path):\n"
-        "    print('reading', file=sys.stderr, flush=True)\n"
+        "    os.write(2, b'reading\\n')\n"
         "    time.sleep(60)\n"
         "scan.picture_facts = slow\n"
         "sys.exit(main(sys.argv[1:]))\n"

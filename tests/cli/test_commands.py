@@ -75,10 +75,10 @@ def test_eval_prints_a_table_and_writes_only_where_told(
 
 def test_ctrl_c_ends_the_check_of_eval_at_once(run: Path, shapes: Path) -> None:
     script = (
-        "import sys, time, segdeform.checking.scan as scan\n"
+        "import os, sys, time, segdeform.checking.scan as scan\n"
         "from segdeform.cli import main\n"
         "def slow(*arguments):\n"
-        "    print('reading', file=sys.stderr, flush=True)\n"
+        "    os.write(2, b'reading\\n')\n"
         "    time.sleep(60)\n"
         "scan._read_pair = slow\n"
         "sys.exit(main(sys.argv[1:]))\n"
@@ -95,7 +95,7 @@ def test_ctrl_c_ends_the_check_of_eval_at_once(run: Path, shapes: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "segdeform: interrupted"
+    assert "segdeform: interrupted" in err.splitlines()  # other threads may say they read
 
 
 def test_eval_options_replace_those_of_the_model(command: Command, run: Path, shapes: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import os
 import signal
@@ -121,3 +122,19 @@ def test_a_worker_that_hangs_is_given_up(dataset: Dataset, monkeypatch: pytest.M
         for _ in range(10):
             next(loader)
     assert not worker.is_alive()
+
+
+def test_a_worker_that_dies_with_a_lock_of_the_loader_stops_nobody(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_the_lock_and_die(*arguments: object) -> None:
+        frame = inspect.currentframe()
+        while frame is not None and "done_event" not in frame.f_locals:
+            frame = frame.f_back
+        assert frame is not None, "PyTorch's worker loop has no done_event any more"
+        frame.f_locals["done_event"]._cond.acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(TrainTransform, "__call__", take_the_lock_and_die)
+    with pytest.raises(ResourceError, match="worker was lost"):
+        batches(dataset, workers=1)
