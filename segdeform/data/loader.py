@@ -75,7 +75,7 @@ def _start(loader: torch.utils.data.DataLoader[Crop]) -> tuple[Any, set[BaseProc
     """Starts the workers; returns the iterator of batches and the processes."""
     others = set(multiprocessing.active_children())
     handler = signal.getsignal(signal.SIGCHLD)
-    batches = iter(loader)
+    batches: Any = iter(loader)
     if threading.current_thread() is threading.main_thread():
         # PyTorch's handler would raise in the midst of whatever runs when a worker dies.
         signal.signal(signal.SIGCHLD, handler)
