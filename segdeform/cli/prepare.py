@@ -41,7 +41,16 @@ def prepare(
             "--cache", help="Also write the pictures decoded, for training to map into memory."
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of generated pictures.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of shapes' pictures.", show_default="0")
+    ] = None,
+    outline_only: Annotated[
+        bool, typer.Option("--outline-only", help="Shapes of random colours: a hard task.")
+    ] = False,
+    deformation: Annotated[
+        float | None,
+        typer.Option(min=0, max=2, help="Bending and shear of shapes.", show_default="1"),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read the pictures.")] = 2,
     json_output: Json = False,
 ) -> None:
@@ -53,6 +62,7 @@ def prepare(
     from segdeform.data.prepare import prepare
 
     root = data_root(name, output, "--output")
+    look = {"seed": seed, "outline_only": outline_only or None, "deformation": deformation}
     with step_bars() as progress:
         summary = prepare(
             name,
@@ -61,7 +71,7 @@ def prepare(
             download=download,
             sbd=sbd,
             cache=cache,
-            seed=seed,
+            shapes={key: value for key, value in look.items() if value is not None},
             workers=workers,
             progress=progress,
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from segdeform.checking import check_sound
 from segdeform.data import DATASETS, camvid, folder, load_dataset
@@ -46,7 +47,7 @@ def prepare(
     download: bool = False,
     sbd: bool = True,
     cache: bool = False,
-    seed: int = 0,
+    shapes: Mapping[str, Any] | None = None,
     workers: int = 2,
     progress: Progress = lambda what, done, total: None,
 ) -> PrepareSummary:
@@ -60,7 +61,7 @@ def prepare(
         download: fetch what is missing of these two; `voc` is fetched anyway into an empty root.
         sbd: add SBD's masks to `voc`.
         cache: also write the decoded form of the splits that training maps into memory.
-        seed: of `shapes`.
+        shapes: seed, outline_only and deformation of `shapes`; see `write_shapes`.
 
     Raises:
         UsageError: an unknown name, options that do not belong to it, a folder in use.
@@ -73,8 +74,10 @@ def prepare(
         raise UsageError(f"no data set '{name}'.{nearest(name, DATASETS)}")
     if name not in ("voc", "cityscapes") and (archives or download):
         raise UsageError(f"--archive and --download are for voc and cityscapes, not for {name}")
+    if name != "shapes" and shapes:
+        raise UsageError(f"--seed, --outline-only and --deformation are for shapes, not for {name}")
     try:
-        messages = _make(name, output, archives, download, sbd, seed, progress)
+        messages = _make(name, output, archives, download, sbd, shapes or {}, progress)
         datasets, missing = _load_splits(name, output)
         for dataset in datasets:
             hear = partial(progress, f"reading {dataset.split}")
@@ -101,11 +104,11 @@ def _make(
     archives: Sequence[Path],
     download: bool,
     sbd: bool,
-    seed: int,
+    shapes: Mapping[str, Any],
     progress: Progress,
 ) -> list[str]:
     if name == "shapes":
-        made = write_shapes(output, seed=seed, progress=partial(progress, "drawing"))
+        made = write_shapes(output, **shapes, progress=partial(progress, "drawing"))
         return ["generated" if made else "was there already, nothing written"]
     if name == "voc":
         return prepare_voc(output, archives, fetch=download, sbd=sbd, progress=progress)

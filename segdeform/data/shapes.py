@@ -5,6 +5,7 @@ Layout: ROOT/{train,val}/{images,masks}/00000.png and ROOT/classes.json.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import numpy as np
 
 from segdeform.data import folder
 from segdeform.data.dataset import Dataset, MissingSplitError
-from segdeform.data.image_io import write_image, write_index_png
+from segdeform.data.image_io import UInt8, write_image, write_index_png
 from segdeform.data.shapes_outlines import OUTLINES
 from segdeform.errors import ResourceError, UsageError
 
@@ -51,19 +52,35 @@ def write_shapes(
     train: int = 400,
     val: int = 100,
     size: int = 256,
+    outline_only: bool = False,
+    deformation: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> bool:
     """Draws `train` + `val` pictures of `size` x `size` pixels; False when they are there already.
 
-    Picture i of a split is the same whatever the number of pictures. ROOT appears when all is
-    written; what an interrupted run left beside it is replaced. `progress` hears (done, all).
+    `outline_only` draws colours that tell nothing of the class, `deformation` multiplies bending
+    and shear. Picture i of a split is the same whatever the number of pictures. ROOT appears when
+    all is written; what an interrupted run left beside it is replaced.
+    `progress` hears (done, all).
     Raises UsageError when ROOT holds something else, ResourceError when the disk is full.
     """
+    # Imported here so that listing the data set does not load OpenCV.
+    from segdeform.data.shapes_drawing import draw_picture
+
+    facts: dict[str, object] = {"version": _VERSION, "seed": seed, "train": train, "val": val}
+    facts["size"] = size
+    if outline_only:
+        facts["outline_only"] = True
+    if deformation != 1:
+        facts["deformation"] = deformation
     description = {
         "names": list(CLASSES),
         "palette": [list(colour) for colour in PALETTE],
-        "shapes": {"version": _VERSION, "seed": seed, "train": train, "val": val, "size": size},
+        "shapes": facts,
     }
+    draw = functools.partial(
+        draw_picture, size=size, outline_only=outline_only, deformation=deformation
+    )
     if _holds(root, description):
         return False
     partial = root.with_name(f".{root.name}.partial")
@@ -74,7 +91,7 @@ def write_shapes(
             (partial / split / "images").mkdir(parents=True)
             (partial / split / "masks").mkdir()
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            written = pool.map(lambda job: _write_picture(partial, job, seed, size), jobs)
+            written = pool.map(lambda job: _write_picture(partial, job, seed, draw), jobs)
             for done, _ in enumerate(written, start=1):
                 if progress:
                     progress(done, len(jobs))
@@ -100,13 +117,15 @@ def _holds(root: Path, description: dict[str, object]) -> bool:
     return True
 
 
-def _write_picture(root: Path, job: tuple[str, int], seed: int, size: int) -> None:
-    # Imported here so that listing the data set does not load OpenCV.
-    from segdeform.data.shapes_drawing import draw_picture
-
+def _write_picture(
+    root: Path,
+    job: tuple[str, int],  # split and index
+    seed: int,
+    draw: Callable[[np.random.Generator], tuple[UInt8, UInt8]],
+) -> None:
     split, index = job
     key = np.array([seed, SPLITS.index(split)], np.uint64)
     rng = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, index, 0]))
-    picture, labels = draw_picture(rng, size)
+    picture, labels = draw(rng)
     write_image(root / split / "images" / f"{index:05d}.png", picture)
     write_index_png(root / split / "masks" / f"{index:05d}.png", labels, PALETTE)

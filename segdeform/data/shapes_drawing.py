@@ -1,7 +1,8 @@
 """Draws the pictures of the shapes data set: textured objects over textured ground.
 
 A class has an outline and a pair of colours. Every colour belongs to three classes, so that a
-single pixel leaves it open; the pattern around it or the outline tells.
+single pixel leaves it open; the pattern around it or the outline tells. With
+`outline_only` the colours are drawn at random: the outline alone tells.
 """
 
 from __future__ import annotations
@@ -41,7 +42,12 @@ _COLOURS = _rgb(["#e63946", "#2a6fdb", "#ffd23f", "#1b998b"])
 _GROUNDS = _rgb(["#8d99ae", "#6d6875", "#a5a58d", "#b08968", "#7f8f94", "#4a4e69", "#c9ada7"])
 
 
-def draw_picture(rng: np.random.Generator, size: int) -> tuple[UInt8, UInt8]:
+def draw_picture(
+    rng: np.random.Generator,
+    size: int,
+    outline_only: bool = False,  # colours tell nothing of the class
+    deformation: float = 1.0,  # times the usual bending and shear
+) -> tuple[UInt8, UInt8]:
     """Draws a picture, uint8 [S, S, 3] RGB, and its labels, uint8 [S, S].
 
     Label 0 is the ground, 1 and up are the outlines. All randomness comes from `rng`.
@@ -49,8 +55,9 @@ def draw_picture(rng: np.random.Generator, size: int) -> tuple[UInt8, UInt8]:
     grid = _grid(size)
     picture = _ground(rng, grid)
     labels = np.zeros((size, size), np.uint8)
-    for kind, cover in _objects(rng, size):
-        pair = _varied(rng, _COLOURS[rng.permutation(_PAIRS[kind])], 0.04)
+    for kind, cover in _objects(rng, size, deformation):
+        colours = rng.permutation(len(_COLOURS))[:2] if outline_only else _PAIRS[kind]
+        pair = _varied(rng, _COLOURS[rng.permutation(colours)], 0.04)
         _lay(rng, picture, cover, grid, pair)
         labels[cover >= 0.5] = kind + 1
     pixels = (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8)
@@ -60,7 +67,7 @@ def draw_picture(rng: np.random.Generator, size: int) -> tuple[UInt8, UInt8]:
 # Objects: where they lie and what they cover.
 
 
-def _objects(rng: np.random.Generator, size: int) -> list[tuple[int, Float]]:
+def _objects(rng: np.random.Generator, size: int, deformation: float) -> list[tuple[int, Float]]:
     """Returns (outline index, cover [S, S] in 0..1) from the lowest object to the topmost."""
     outlines = list(OUTLINES.values())
     placed: list[tuple[int, Float]] = []
@@ -70,7 +77,7 @@ def _objects(rng: np.random.Generator, size: int) -> list[tuple[int, Float]]:
     for scale in sorted(rng.uniform(0.5, 2, count), reverse=True):
         kind = int(rng.integers(len(outlines)))
         for _ in range(_PLACEMENTS):
-            outline = pose(rng, outlines[kind](), scale * _RADIUS * size, size)
+            outline = pose(rng, outlines[kind](), scale * _RADIUS * size, size, deformation)
             cover, area = _cover(outline, size)
             mask = cover >= 0.5
             left = [(seen & ~mask, whole) for seen, whole in visible] + [(mask, area)]

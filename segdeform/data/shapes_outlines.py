@@ -77,14 +77,17 @@ def _polygon(corners: list[tuple[float, float]]) -> Points:
     return np.concatenate(sides)
 
 
-def pose(rng: np.random.Generator, outline: Outline, radius: float, size: int) -> Outline:
-    """Bends, shears, turns, enlarges and moves an outline at random: unit size to pixels.
-
-    `radius` (pixels) is what the unit becomes, `size` the side of the picture that holds it.
-    """
+def pose(
+    rng: np.random.Generator,
+    outline: Outline,
+    radius: float,  # pixels, what the unit becomes
+    size: int,  # pixels, side of the picture
+    deformation: float = 1.0,  # times the usual bending and shear
+) -> Outline:
+    """Bends, shears, turns, enlarges and moves an outline at random: unit size to pixels."""
     first, last = _rotation(rng.uniform(0, 2 * math.pi)), _rotation(rng.uniform(0, 2 * math.pi))
-    bend = rng.uniform(-0.35, 0.35)
-    shear = np.array([[1, rng.uniform(-0.25, 0.25)], [0, 1]])
+    bend = deformation * rng.uniform(-0.35, 0.35)
+    shear = np.array([[1, deformation * rng.uniform(-0.25, 0.25)], [0, 1]])
     centre = rng.uniform(0.06, 0.94, 2) * size
     return [
         radius * (_bent(contour @ first.T, bend) @ (last @ shear).T) + centre for contour in outline

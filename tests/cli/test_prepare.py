@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from segdeform.data.shapes import write_shapes
 from tests.cli.conftest import Command
 from tests.conftest import external_data
 from tests.data.cityscapes_frames import write_frames
@@ -143,3 +144,22 @@ def test_ctrl_c_is_130_and_the_next_run_goes_on(
     assert [path.name for path in root.iterdir()] == [".segdeform-unpacking"]
     assert command("prepare", "cityscapes", "--output", root, "--archive", path).code == 0
     assert sorted(path.name for path in root.iterdir()) == ["gtFine", "leftImg8bit"]
+
+
+def test_a_harder_style_of_shapes_is_drawn_and_belongs_to_shapes_alone(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, object] = {}
+
+    def draw(root: Path, **options: object) -> bool:
+        drawn.update(options)
+        return write_shapes(root, train=2, val=1, size=64)
+
+    monkeypatch.setattr("segdeform.data.prepare.write_shapes", draw)
+    words = ("--outline-only", "--deformation", 1.5)
+    assert command("prepare", "shapes", "--output", tmp_path / "s", *words).code == 0
+    del drawn["progress"]
+    assert drawn == {"outline_only": True, "deformation": 1.5}
+    refused = command("prepare", "camvid", "--output", tmp_path / "s", "--deformation", 1.5)
+    assert refused.code == 2
+    assert "--deformation" in refused.err and "camvid" in refused.err

@@ -109,6 +109,53 @@ def test_every_class_appears_and_objects_are_as_many_and_as_large_as_said(
     assert 3 <= np.mean(counts) <= 6.5
 
 
+def _mean_colours(outline_only: bool, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean colour of each class in each of 80 pictures, [M, 3], and the class, [M]."""
+    colours, kinds = [], []
+    for index in range(first, first + 80):
+        rng = np.random.Generator(np.random.Philox(index))
+        picture, labels = draw_picture(rng, 128, outline_only)
+        for kind in np.unique(labels[labels > 0]):
+            colours.append(picture[labels == kind].mean(axis=0))
+            kinds.append(kind)
+    return np.array(colours), np.array(kinds)
+
+
+@pytest.mark.parametrize(("outline_only", "least", "most"), [(False, 0.6, 1), (True, 0, 0.3)])
+def test_colours_tell_the_class_unless_the_outline_alone_shall(
+    outline_only: bool, least: float, most: float
+) -> None:
+    known, known_kinds = _mean_colours(outline_only, first=0)
+    asked, truth = _mean_colours(outline_only, first=1000)
+    nearest = np.abs(asked[:, None] - known[None]).sum(axis=2).argmin(axis=1)
+    assert least <= np.mean(known_kinds[nearest] == truth) <= most  # of six classes
+
+
+def test_deformation_bends_and_shears_and_leaves_the_rest_alone() -> None:
+    def narrowness(deformation: float) -> list[float]:
+        discs = (
+            pose(np.random.default_rng(seed), OUTLINES["disc"](), 40, 256, deformation)[0]
+            for seed in range(30)
+        )
+        widths = [np.sqrt(np.linalg.eigvalsh(np.cov(disc.T))) for disc in discs]
+        return [high / low for low, high in widths]
+
+    assert np.allclose(narrowness(0), 1, atol=0.02)
+    assert 1.02 < np.mean(narrowness(1)) < np.mean(narrowness(2))
+    place = [pose(np.random.default_rng(1), OUTLINES["disc"](), 40, 256, d)[0] for d in (0, 2)]
+    assert np.abs(place[0].mean(axis=0) - place[1].mean(axis=0)).max() < 20
+
+
+def test_a_harder_style_is_another_data_set_and_says_so(tmp_path: Path) -> None:
+    write_shapes(tmp_path / "usual", train=2, val=1, size=64)
+    hard = {"train": 2, "val": 1, "size": 64, "outline_only": True, "deformation": 2.0}
+    assert write_shapes(tmp_path / "hard", **hard)
+    assert not set(digests(tmp_path / "usual").values()) & set(digests(tmp_path / "hard").values())
+    assert not write_shapes(tmp_path / "hard", **hard)
+    with pytest.raises(UsageError, match="something else"):
+        write_shapes(tmp_path / "hard", train=2, val=1, size=64)
+
+
 def _parts(mask: np.ndarray) -> int:
     return int(cv2.connectedComponents(mask.astype(np.uint8))[0]) - 1
 
