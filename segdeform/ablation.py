@@ -59,7 +59,10 @@ class Arm:
 
 
 def make_arms(
-    layers: Sequence[int], variants: Sequence[Variant], dilations: Sequence[int | None]
+    layers: Sequence[int],
+    variants: Sequence[Variant],
+    dilations: Sequence[int | None],
+    plain_dilations: Sequence[int] = (),  # of further networks without deformable layers
 ) -> list[Arm]:
     """Lists every combination once: without deformable layers the variant makes no difference."""
     arms = [
@@ -68,6 +71,7 @@ def make_arms(
         for count in layers
         for variant in variants
     ]
+    arms += [Arm(0, None, dilation) for dilation in plain_dilations]
     return list(dict.fromkeys(arms))
 
 

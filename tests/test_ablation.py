@@ -38,6 +38,10 @@ def test_every_network_is_trained_once() -> None:
         "layers0-dilation4", "layers3-v1-dilation4", "layers3-v2-dilation4",
     ]  # fmt: skip
     assert make_arms([0], ["v1", "v2"], [None]) == [Arm(0, None, None)]
+    plain = make_arms([0, 3], ["v2"], [None], plain_dilations=[4, 6])
+    assert [arm.name for arm in plain] == [
+        "layers0", "layers3-v2", "layers0-dilation4", "layers0-dilation6",
+    ]  # fmt: skip
     assert Arm(3, "v1", None).overrides() == ["deform.layers=3", "deform.variant=v1"]
 
 

@@ -31,6 +31,13 @@ def ablate(
             metavar="A,B,...", help="Dilations.", show_default="what the output stride gives"
         ),
     ] = None,
+    plain_dilation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="Dilations of further networks without deformable layers: is it reach alone?",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each network.")] = 3,
     overrides: Annotated[
         list[str] | None,
@@ -56,6 +63,7 @@ def ablate(
         _numbers("--layers", layers, least=0),
         variants,  # type: ignore[arg-type]  # just checked
         [None] if dilation is None else _numbers("--dilation", dilation, least=1),
+        _numbers("--plain-dilation", plain_dilation, least=1) if plain_dilation else (),
     )
     given = overrides or []
     for arm in arms:  # before the first run, not after hours
