@@ -22,18 +22,22 @@ def test_second_one_is_refused_and_told_who(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
+    started, start = os.pipe()
     with run_lock(tmp_path):
         child = os.fork()
         if child == 0:
+            os.write(start, b"!")
             time.sleep(30)
             os._exit(0)
     try:
-        time.sleep(0.2)  # the child closes its copy as it starts
+        assert os.read(started, 1) == b"!"  # it closed its copy of the lock before
         with run_lock(tmp_path):
             pass
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(started)
+        os.close(start)
 
 
 def test_output_that_is_a_file(tmp_path: Path) -> None:
