@@ -8,20 +8,18 @@ import platform
 import shlex
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
-from torch import Tensor
 
-from cuda_ops import deform_conv2d, library, reference
+from cuda_ops import library, reference
 from segdeform import __version__
+from segdeform.parity import CASES, TOLERANCES, Case, compare_with_reference, difference
 
 _PACKAGES = ("torch", "torchvision", "albumentations", "numpy")
-_TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}  # largest difference / largest value
 
 
 @dataclass(frozen=True)
@@ -32,25 +30,6 @@ class Check:
     state: Literal["ok", "note", "failed"]
     detail: str
     mend: str = ""  # the command that mends it
-
-
-class Case(NamedTuple):
-    """A deformable convolution with nothing symmetric in it."""
-
-    name: str
-    dtype: torch.dtype
-    channels: int
-    groups: int
-    offset_groups: int
-    modulated: bool
-
-
-CASES = (
-    Case("v1", torch.float32, 12, 2, 3, False),
-    Case("v2", torch.float32, 12, 1, 1, True),
-    Case("v2 depthwise", torch.float32, 12, 12, 1, True),
-    Case("v2, float64", torch.float64, 12, 2, 3, True),
-)
 
 
 def examine() -> Iterator[Check]:
@@ -122,67 +101,26 @@ def _launch() -> Check:
     except RuntimeError as error:  # no machine code for this GPU, say
         mend = f"{_python()} -P -m cuda_ops.build"
         return Check("CUDA launch", "failed", str(error).splitlines()[0], mend)
-    good = _difference(ours, truth.double()) <= _TOLERANCES[torch.float32]
+    good = difference(ours, truth.double()) <= TOLERANCES[torch.float32]
     return Check("CUDA launch", "ok" if good else "failed", "the sampling rule holds on the GPU")
 
 
 def parity(case: Case, device: str) -> Check:
-    """Compares deform_conv2d, its output and all gradients, with the reference in float64."""
-    started = time.perf_counter()
+    """Says whether an operator, its output and all gradients, agrees with the reference."""
     name = f"{case.name} on {device}"
-    arguments = _arguments(case)
-    # A wrong kernel is gone round by torchvision's operator.
+    outcome = compare_with_reference(case, device)
+    # A wrong kernel is gone round by torchvision's operator, or by the reference.
     mend = "export SEGDEFORM_OPS=torchvision"
-    try:
-        ours = _output_and_gradients(deform_conv2d, arguments, device, case.dtype)
-    except RuntimeError as error:  # a kernel that does not launch is what this looks for
-        return Check(name, "failed", str(error).splitlines()[0], mend)
-    truth = _output_and_gradients(reference.deform_conv2d, arguments, "cpu", torch.float64)
-    differences = {key: _difference(ours[key], truth[key]) for key in truth}
-    worst = max(differences, key=differences.__getitem__)
-    good = differences[worst] <= _TOLERANCES[case.dtype]
+    if outcome.error is not None:
+        return Check(name, "failed", outcome.error, mend)
+    good = outcome.within(case)
     return Check(
         name,
         "ok" if good else "failed",
-        f"{library.backend(device)}, largest relative difference {differences[worst]:.1e} "
-        f"({worst}), {time.perf_counter() - started:.2f} s",
+        f"{outcome.backend}, largest relative difference {outcome.difference:.1e} "
+        f"({outcome.worst}), {outcome.seconds:.2f} s",
         "" if good else mend,
     )
-
-
-def _arguments(case: Case) -> dict[str, Tensor]:
-    """Draws the inputs for a kernel of 3x2 on pictures of 9x13, the same ones each time."""
-    random = torch.Generator().manual_seed(0)
-    taps, size = 6, (4, 14)  # of the output
-    offset = torch.randint(-3, 3, (2, 2 * case.offset_groups * taps, *size), generator=random)
-    # Away from whole pixels, where the derivative jumps.
-    fraction = torch.rand(offset.shape, generator=random) * 0.8 + 0.1
-    arguments = {
-        "input": torch.randn(2, case.channels, 9, 13, generator=random),
-        "offset": offset + fraction,
-        "weight": torch.randn(24, case.channels // case.groups, 3, 2, generator=random),
-        "bias": torch.randn(24, generator=random),
-    }
-    if case.modulated:
-        arguments["mask"] = torch.rand(2, case.offset_groups * taps, *size, generator=random)
-    return arguments
-
-
-def _output_and_gradients(
-    function: Callable[..., Tensor], arguments: dict[str, Tensor], device: str, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    leaves = {key: value.to(device, dtype).requires_grad_() for key, value in arguments.items()}
-    output = function(**leaves, stride=(2, 1), padding=(1, 1), dilation=(2, 1))
-    towards = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).reshape(output.shape)
-    gradients = torch.autograd.grad(output, tuple(leaves.values()), towards.to(output))
-    named = zip((f"gradient of {key}" for key in leaves), gradients, strict=True)
-    return {"output": output.detach(), **dict(named)}
-
-
-def _difference(ours: Tensor, truth: Tensor) -> float:
-    """Returns the largest difference / the largest value; infinite where a NaN is."""
-    difference = float((ours.double().cpu() - truth).abs().max() / truth.abs().max())
-    return difference if difference == difference else float("inf")
 
 
 def _python() -> str:

@@ -10,52 +10,68 @@ import torch
 from torch import Tensor
 from torchvision import ops
 
-from cuda_ops import library
-from segdeform import doctor
+from cuda_ops import library, reference
+from segdeform import doctor, parity
 
 Operator = Callable[..., Tensor]
-deform_conv2d: Operator = ops.deform_conv2d
 
 
-def swaps_rows_and_columns(input: Tensor, offset: Tensor, weight: Tensor, **rest: Any) -> Tensor:
-    n, channels, p, q = offset.shape
-    swapped = offset.reshape(n, channels // 2, 2, p, q).flip(2).reshape(offset.shape)
-    return deform_conv2d(input, swapped, weight, **rest)
+def swaps_rows_and_columns(operator: Operator) -> Operator:
+    def wrong(**arguments: Any) -> Tensor:
+        shifts = next(name for name in ("offset", "trans") if name in arguments)
+        value = arguments[shifts]
+        pairs = value.reshape(len(value), -1, 2, *value.shape[2:])
+        return operator(**arguments | {shifts: pairs.flip(2).reshape(value.shape)})
+
+    return wrong
 
 
-def is_a_little_off(input: Tensor, offset: Tensor, weight: Tensor, **rest: Any) -> Tensor:
-    return deform_conv2d(input, offset, weight * (1 + 1e-4), **rest)
+def is_a_little_off(operator: Operator) -> Operator:
+    return lambda input, **rest: operator(input=input * (1 + 1e-4), **rest)
 
 
-def loses_a_gradient(input: Tensor, offset: Tensor, weight: Tensor, **rest: Any) -> Tensor:
-    return deform_conv2d(input, offset * 0.5 + offset.detach() * 0.5, weight, **rest)
+def loses_a_gradient(operator: Operator) -> Operator:
+    return lambda input, **rest: operator(input=input * 0.5 + input.detach() * 0.5, **rest)
 
 
-def gives_nan(input: Tensor, offset: Tensor, weight: Tensor, **rest: Any) -> Tensor:
-    return deform_conv2d(input, offset, weight, **rest) * float("nan")
+def gives_nan(operator: Operator) -> Operator:
+    return lambda **arguments: operator(**arguments) * float("nan")
 
 
-def does_not_launch(*tensors: Tensor, **rest: Any) -> Tensor:
-    raise RuntimeError("no kernel image is available\nfor execution on the device")
+def does_not_launch(operator: Operator) -> Operator:
+    def wrong(**arguments: Any) -> Tensor:
+        raise RuntimeError("no kernel image is available\nfor execution on the device")
+
+    return wrong
 
 
-@pytest.mark.parametrize("case", doctor.CASES, ids=lambda case: case.name)
-def test_torchvisions_operator_agrees_with_the_reference(
-    monkeypatch: pytest.MonkeyPatch, case: doctor.Case
-) -> None:
-    monkeypatch.setattr(doctor, "deform_conv2d", deform_conv2d)
-    assert doctor.parity(case, "cpu").state == "ok"
+def test_torchvisions_operator_agrees_with_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(parity.OPERATORS, "deform_conv2d", ops.deform_conv2d)
+    convolutions = [case for case in parity.CASES if case.operator == "deform_conv2d"]
+    assert [doctor.parity(case, "cpu").state for case in convolutions] == ["ok"] * 4
 
 
-@pytest.mark.parametrize("case", doctor.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", parity.CASES, ids=lambda case: case.name)
+def test_the_kernels_agree_with_the_reference(case: parity.Case) -> None:
+    check = doctor.parity(case, "cpu")
+    assert check.state == "ok" and check.mend == ""
+    assert check.detail.startswith(library.backend("cpu", case.operator))
+
+
+def test_every_operator_has_a_case() -> None:
+    assert {case.operator for case in parity.CASES} == set(library.FALLBACKS)
+
+
+@pytest.mark.parametrize("case", parity.CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize(
     "wrong",
     [swaps_rows_and_columns, is_a_little_off, loses_a_gradient, gives_nan, does_not_launch],
 )
 def test_a_wrong_operator_is_found(
-    monkeypatch: pytest.MonkeyPatch, wrong: Operator, case: doctor.Case
+    monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Operator], Operator], case: parity.Case
 ) -> None:
-    monkeypatch.setattr(doctor, "deform_conv2d", wrong)
+    right = getattr(reference, case.operator)
+    monkeypatch.setitem(parity.OPERATORS, case.operator, wrong(right))
     check = doctor.parity(case, "cpu")
     assert check.state == "failed"
     assert "\n" not in check.detail
@@ -83,6 +99,6 @@ def test_a_missing_package_fails_with_the_command_that_installs_it(
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("case", doctor.CASES, ids=lambda case: case.name)
-def test_cuda_agrees_with_the_reference(case: doctor.Case) -> None:
+@pytest.mark.parametrize("case", parity.CASES, ids=lambda case: case.name)
+def test_cuda_agrees_with_the_reference(case: parity.Case) -> None:
     assert doctor.parity(case, "cuda").state == "ok"
