@@ -74,7 +74,7 @@ def evaluate(
     from segdeform.checking import check_sound
     from segdeform.data import data_root, load_dataset
     from segdeform.device import available_cores, resolve_device
-    from segdeform.evaluation.run import Wanted, run_evaluation
+    from segdeform.evaluation.run import Wanted, check_wanted, run_evaluation
     from segdeform.processes import own_device, processes
 
     # Labels depend on the threads in the last bit. torchrun would set one a process: the count must
@@ -89,6 +89,8 @@ def evaluate(
         if name is None:
             raise UsageError(f"{model} does not say what it was trained on: give --dataset NAME")
         pairs = load_dataset(name, data_root(name, data), split)
+        wanted = Wanted(output, official, submission)
+        check_wanted(pairs, wanted)  # before every file is read
         with progress_bar("checking", shown=peers.first) as progress:
             say = partial(print, file=sys.stderr)
             peers.on_first(partial(check_sound, [pairs], progress=progress, say=say))
@@ -100,7 +102,7 @@ def evaluate(
             evaluation = run_evaluation(
                 segmenter,
                 pairs,
-                Wanted(output, official, submission),
+                wanted,
                 boundary_width=boundary_width,
                 workers=cores,
                 peers=peers,

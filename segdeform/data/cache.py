@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _VERSION = 2
 _FOLDER = ".segdeform-cache"
 _IMAGES, _LABELS, _INDEX, _JOURNAL = "images.u8", "labels.u8", "index.json", "written.jsonl"
+_MEND = "remove it, or write it anew: segdeform prepare NAME --output ROOT --cache"
 
 
 class Stored(NamedTuple):
@@ -70,9 +71,9 @@ class Cache:
                 np.memmap(self.folder / name, np.uint8, "r") for name in (_IMAGES, _LABELS)
             )
         except (OSError, ValueError) as error:
-            raise DataError(f"{self.folder}: cannot be read ({error}); remove it") from error
+            raise DataError(f"{self.folder}: cannot be read ({error}); {_MEND}") from error
         if (len(images), len(labels)) != (3 * self._starts[-1], self._starts[-1]):
-            raise DataError(f"{self.folder}: has not the size it should have; remove it")
+            raise DataError(f"{self.folder}: has not the size it should have; {_MEND}")
         return images, labels
 
     def read(self, index: int) -> tuple[UInt8, UInt8]:
@@ -89,9 +90,7 @@ class Cache:
         """Raises DataError unless the pair's bytes have the SHA-256 that they were written with."""
         pair = self.pairs[index]
         if _sha256(*self.read(index), pair.digest) != pair.sha256:
-            raise DataError(
-                f"{self.folder}: picture {index} of the cache is damaged; remove the cache"
-            )
+            raise DataError(f"{self.folder}: picture {index} of the cache is damaged; {_MEND}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles paths and sizes, not the pictures."""

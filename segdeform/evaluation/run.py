@@ -65,7 +65,7 @@ def run_evaluation(
         DataError, NotFiniteError, ResourceError, InterruptedByUserError, PeerLostError: as
             `evaluate`, `official_scores` and the writers say; what was there before is kept.
     """
-    _check(dataset, wanted)
+    check_wanted(dataset, wanted)
     refuse_other_classes(segmenter.classes, dataset)
     with _label_maps(wanted, peers) as folder:
         keep = None if folder is None else label_map_writer(dataset, folder)
@@ -107,8 +107,8 @@ def _predict(segmenter: Segmenter, dataset: Dataset, keep: KeepLabels, index: in
     keep(sample, predict_sample(segmenter, sample, read_image(sample.image)))
 
 
-def _check(dataset: Dataset, wanted: Wanted) -> None:
-    """Raises what would only show after hours of counting."""
+def check_wanted(dataset: Dataset, wanted: Wanted) -> None:
+    """Raises UsageError or DataError for what would only show after hours of counting."""
     without = sum(sample.mask is None for sample in dataset.samples)
     if without == len(dataset) and (wanted.submission is None or wanted.output or wanted.official):
         raise UsageError(

@@ -310,3 +310,17 @@ class TestBadInput:
         words = ("eval", run, "--data", shapes, "--dataset", "shape")
         self.refused(command, 2, "Did you mean 'shapes'?", *words)
         self.refused(command, 2, "camvid", "prepare", "camvit", "--output", shapes)
+
+
+def test_what_eval_cannot_do_is_said_before_the_files_are_read(
+    command: Command, run: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*arguments: object) -> None:
+        raise AssertionError("the files were read")
+
+    monkeypatch.setattr("segdeform.checking.check_sound", read)
+    words = ("eval", run, "--data", shapes, "--threads", 1, "--output", tmp_path / "result")
+    refused = command(*words, "--official")
+    assert refused.code == 2 and "--official is for cityscapes" in refused.err
+    refused = command(*words, "--submission", tmp_path / "labels.zip")
+    assert refused.code == 2 and "cityscapes" in refused.err
