@@ -27,6 +27,7 @@ import platform
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -247,13 +248,15 @@ def geometry_table(
             raise InterruptedByUserError("interrupted; the same command goes on") from error
 
 
-def main() -> int:
-    """Runs the command line and returns its exit code; a failure is one line on stderr."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code; a failure is one line on stderr."""
     try:
-        app()
+        app(arguments)
     except SegdeformError as error:
         print(f"geometry_table: {error}", file=sys.stderr)
         return error.exit_code
+    except SystemExit as end:  # so Typer ends
+        return int(end.code or 0)
     return 0
 
 
