@@ -9,7 +9,7 @@ frame of 40 x 40 pixels, in which neither loses a pixel alone; CIFAR-10 turns in
 and loses its corners; what a picture does not cover is black.
 
 The deformable network: four 3x3 layers (strides 2, 1, 2, 1) with BatchNorm and ReLU, all but the
-first deformable (v1), the mean over all places, a linear layer. The plain one is the same, its
+first deformable (v1), the maximum over all places, a linear layer. The plain one is the same, its
 layers widened by one factor until it has at least as many parameters as the deformable one
 including the offset branches. Equal steps, batches, pictures, motions and recipe; one seed decides
 all of them, so that differences are taken by seed.
@@ -24,7 +24,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -233,10 +232,9 @@ def geometry_table(
         found = read_pictures(source, root, download=download)
         parts = found.train.subset(train_size), found.test.subset(test_size)
         pictures[source] = Pictures(found.name, *parts)
-    # Where the pictures and the results lie is no part of what was measured.
     command = (
-        f"python scripts/geometry_table.py --sets {shlex.quote(','.join(names))} --seeds {seeds} "
-        f"--steps {steps} --batch {batch}"
+        f"python scripts/geometry_table.py --data DIR --output DIR --sets {','.join(names)} "
+        f"--seeds {seeds} --steps {steps} --batch {batch}"
     )
     command += "" if train_size is None else f" --train-size {train_size}"
     command += "" if test_size is None else f" --test-size {test_size}"
