@@ -112,10 +112,7 @@ def _facts(rows: Sequence[Row], results: Sequence[Result], about: Mapping[str, A
     }
     places = {_environment(result["environment"]): None for result in results}
     dates = sorted({result["environment"]["date"] for result in results})
-    motions = "; ".join(
-        f"{row['set']}: angle ±{row['angle']}°, shift ±{row['shift']} pixels, frame {row['frame']}"
-        for row in rows
-    )
+    motions = "; ".join(f"{row['set']}: {_motion(row)}" for row in rows)
     return [
         f"- Command: `{about['command']}`",
         f"- Runs done: {about['runs']} of {about['of']}; {settings['steps']} steps of "
@@ -127,6 +124,12 @@ def _facts(rows: Sequence[Row], results: Sequence[Result], about: Mapping[str, A
         *(f"- On: {place}" for place in places),
         f"- Date: {dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'}",
     ]
+
+
+def _motion(row: Row) -> str:
+    parts = [f"turned by up to ±{row['angle']}°"] if row["angle"] else []
+    parts += [f"shifted by up to ±{row['shift']} pixels along both axes"] if row["shift"] else []
+    return f"{' and '.join(parts) or 'upright'} in {row['frame']} x {row['frame']} pixels"
 
 
 def _environment(values: Mapping[str, Any]) -> str:
@@ -146,7 +149,7 @@ def draw_curves(results: Results, names: Sequence[str]) -> Image.Image:
     columns = min(3, len(names))
     width, height = _PANEL
     head = 44
-    size = (max(columns * width, 700), head + math.ceil(len(names) / columns) * height)
+    size = (max(columns * width, 860), head + math.ceil(len(names) / columns) * height)
     canvas = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(canvas)
     left = 20.0
@@ -154,7 +157,7 @@ def draw_curves(results: Results, names: Sequence[str]) -> Image.Image:
         draw.line((left, 24, left + 36, 24), fill=_COLOURS[net], width=4)
         draw.text((left + 44, 13), net, fill=_INK, font=_font(18))
         left += 60 + _font(18).getlength(net) + 20
-    note = f"error of {WATCHED} test pictures; thin: one seed, thick: mean"
+    note = f"test error of up to {WATCHED} pictures; thin: one seed, thick: mean"
     draw.text((left, 13), note, fill=_INK, font=_font(18))
     for number, name in enumerate(names):
         corner = (number % columns * width, head + number // columns * height)
@@ -224,21 +227,23 @@ def _lighter(colour: tuple[int, int, int]) -> tuple[int, int, int]:
     return red, green, blue
 
 
-_CELL, _CAPTION = 420, 52  # pixels: side of a picture of sampling points, height of its heading
+_CELL, _CAPTION = 480, 52  # pixels: side of a picture of sampling points, height of its heading
 _SHOWN = 4  # pictures a set
 
 
 def draw_sampling(shown: Mapping[str, tuple[nn.Sequential, Split]]) -> Image.Image:
     """Draws which pixels two places rest on, through all deformable layers, for pictures of sets.
 
-    One place is the brightest part of the picture, the other its upper left quarter's middle: a
-    digit and its ground. 9^3 samples each, those beyond the border of a layer's input left out.
+    One place is a digit's most inked part, or a photograph's middle; the other is the middle of the
+    upper left quarter. 9^3 samples each, those beyond the border of a layer's input left out.
     """
-    size = (_SHOWN * (_CELL + 8), len(shown) * (_CELL + _CAPTION))
+    size = (_SHOWN * (_CELL + 8), _CAPTION + len(shown) * (_CELL + _CAPTION))
     canvas = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(canvas)
+    note = "What two places (rings) of the last layer rest on: 9 x 9 x 9 samples through 3 layers"
+    draw.text((8, 14), note, fill=_INK, font=_font(24))
     for line, (name, (model, test)) in enumerate(shown.items()):
-        top = line * (_CELL + _CAPTION)
+        top = _CAPTION + line * (_CELL + _CAPTION)
         moved = []
         for column, index in enumerate(_first_of_classes(test)):
             picture, lengths = _sampled(model, test.images[index])
@@ -263,10 +268,11 @@ def _sampled(model: nn.Sequential, image: torch.Tensor) -> tuple[Image.Image, ND
     layers = {name: m for name, m in model.named_modules() if isinstance(m, DeformConv2d)}
     recorded, _ = record_layers(layers, lambda: model(image[None]), output_stride=4)
     side = image.shape[1]
-    grey = image.mean(0)
-    blurred = torch.nn.functional.avg_pool2d(grey[None, None], 5, 1, 2)[0, 0]
-    y, x = divmod(int(blurred.argmax()), side)
-    places = [(y, x), (side // 4, side // 4)]
+    centre = (side // 2, side // 2)
+    if len(image) == 1:  # a digit need not lie in the middle
+        blurred = torch.nn.functional.avg_pool2d(image[None], 5, 1, 2)
+        centre = divmod(int(blurred.argmax()), side)
+    places = [centre, (side // 4, side // 4)]
     points = [follow(recorded, place_of(recorded[-1], place)) for place in places]
     colours = 3 // len(image)  # a grey picture shows its one channel three times
     pixels = (255 * image).round().byte().repeat(colours, 1, 1).permute(1, 2, 0).numpy()

@@ -226,7 +226,7 @@ def test_the_table_by_hand() -> None:
     text = render_table([row], list(results.values()), about)
     assert "| cifar-rotated | CIFAR-10, 6,000 pictures | 51.00 ± 1.41 | 54.50 ± 2.12 |" in text
     assert "| +3.50 (-2.85 to +9.85) | 2 | 53.01 / 55.16 |" in text
-    assert "5 of 6" in text and "1,234 plain" in text and "±180°" in text
+    assert "5 of 6" in text and "1,234 plain" in text and "by up to ±180° in 32 x 32" in text
 
 
 def write_data(root: Path) -> None:
