@@ -105,6 +105,7 @@ def _table_line(row: Row) -> str:
 
 def _facts(rows: Sequence[Row], results: Sequence[Result], about: Mapping[str, Any]) -> list[str]:
     settings = results[0]["settings"]
+    recipe = settings["training"]
     counts = {
         f"{row['plain']['parameters']:,} plain, {row['deformable']['parameters']:,} deformable "
         f"({'MNIST' if row['set'].startswith('mnist') else 'CIFAR-10'})": None
@@ -112,13 +113,13 @@ def _facts(rows: Sequence[Row], results: Sequence[Result], about: Mapping[str, A
     }
     places = {_environment(result["environment"]): None for result in results}
     dates = sorted({result["environment"]["date"] for result in results})
+    passes = ", ".join(f"{count:.2g} over {name}" for name, count in about["passes"].items())
     motions = "; ".join(f"{row['set']}: {_motion(row)}" for row in rows)
     return [
         f"- Command: `{about['command']}`",
         f"- Runs done: {about['runs']} of {about['of']}; {settings['steps']} steps of "
-        f"{settings['batch']} pictures each, {settings['training']['optimizer'].upper()}, rate "
-        f"{settings['training']['lr']}, offset branches "
-        f"{settings['training']['offset_lr_factor']} of it.",
+        f"{settings['batch']} pictures each (passes: {passes}), {recipe['optimizer'].upper()}, "
+        f"rate {recipe['lr']}, offset branches {recipe['offset_lr_factor']} of it.",
         f"- Motions: {motions}.",
         f"- Parameters: {'; '.join(counts)}: the plain network is widened until it has as many.",
         *(f"- On: {place}" for place in places),

@@ -14,6 +14,9 @@ layers widened by one factor until it has at least as many parameters as the def
 including the offset branches. Equal steps, batches, pictures, motions and recipe; one seed decides
 all of them, so that differences are taken by seed.
 
+The defaults are a small budget, less than one pass over MNIST: networks that learn a set sooner
+are ahead on it. --steps gives more.
+
 OUTPUT gets runs/ (a JSON, the weights and TensorBoard events of each run), table.md, table.json,
 curves.png and sampling.png. The same command goes on where it was stopped; a finished run is not
 done again.
@@ -101,6 +104,11 @@ class Experiment:
         write_json(path, result)  # last: with it the run is done
         return result, True
 
+    def passes(self) -> dict[str, float]:
+        """Returns how often a run sees each training picture, by the name of the data set."""
+        seen = self.budget.steps * self.budget.batch
+        return {found.name: seen / len(found.train.labels) for found in self.pictures.values()}
+
     def run_path(self, name: str, net: Net, seed: int) -> Path:
         """Returns where a run's result stands."""
         return self.output / "runs" / f"{name}-{net}-seed{seed}.json"
@@ -154,6 +162,7 @@ def run_experiment(experiment: Experiment, names: list[str], command: str, draw:
     The table is written anew after every pair, the drawings at the end.
     """
     results: dict[tuple[str, Net, int], Result] = {}
+    about: dict[str, Any]
     jobs = [(seed, name, net) for seed in range(experiment.seeds) for name in names for net in NETS]
     for done, (seed, name, net) in enumerate(jobs, 1):
         result, trained = experiment.run(name, net, seed)
@@ -164,6 +173,7 @@ def run_experiment(experiment: Experiment, names: list[str], command: str, draw:
         if net == NETS[-1]:
             rows = summarise(results, names)
             about = {"command": command, "runs": done, "of": len(jobs)}
+            about["passes"] = experiment.passes()
             write_json(experiment.output / "table.json", about | {"rows": rows})
             table = render_table(rows, list(results.values()), about)
             write_text(experiment.output / "table.md", table)

@@ -222,11 +222,16 @@ def test_the_table_by_hand() -> None:
     # Differences 3 and 4: 3.5 +- t(1 degree of freedom) * sqrt(1/2) / sqrt(2).
     assert row["difference"]["low"] == pytest.approx(3.5 - 12.706 / 2)
     assert not row["difference"]["beyond_noise"]
-    about = {"command": "python x", "runs": 5, "of": 6}
+    about = {"command": "python x", "runs": 5, "of": 6, "passes": {"CIFAR-10": 0.64}}
     text = render_table([row], list(results.values()), about)
     assert "| cifar-rotated | CIFAR-10, 6,000 pictures | 51.00 ± 1.41 | 54.50 ± 2.12 |" in text
     assert "| +3.50 (-2.85 to +9.85) | 2 | 53.01 / 55.16 |" in text
-    assert "5 of 6" in text and "1,234 plain" in text and "by up to ±180° in 32 x 32" in text
+    assert (
+        "5 of 6" in text
+        and "0.64 over CIFAR-10" in text
+        and "1,234 plain" in text
+        and "by up to ±180° in 32 x 32" in text
+    )
 
 
 def write_data(root: Path) -> None:
