@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import struct
 import subprocess
 import sys
 import zipfile
@@ -261,6 +262,20 @@ def test_files_are_read_as_they_are(tmp_path: Path) -> None:
     assert len(part.labels) == 7 and torch.equal(part.images, mnist.train.subset(7).images)
     with pytest.raises(UsageError, match="31 pictures are asked for, and there are 30"):
         mnist.train.subset(31)
+
+
+def test_what_torchvision_keeps_is_read_and_preferred(tmp_path: Path) -> None:
+    write_data(tmp_path)
+    (tmp_path / "MNIST/raw").mkdir(parents=True)
+    for split, count in (("train", 3), ("t10k", 2)):
+        images = np.arange(count * 28 * 28, dtype=np.uint32).astype(np.uint8)
+        head = struct.pack(">IIII", 0x803, count, 28, 28)  # the format's own: magic, sizes
+        (tmp_path / f"MNIST/raw/{split}-images-idx3-ubyte").write_bytes(head + images.tobytes())
+        labels = struct.pack(">II", 0x801, count) + bytes(range(4, 4 + count))
+        (tmp_path / f"MNIST/raw/{split}-labels-idx1-ubyte").write_bytes(labels)
+    mnist = read_pictures("mnist", tmp_path)
+    assert mnist.train.images.shape == (3, 1, 28, 28) and mnist.test.labels.tolist() == [4, 5]
+    assert mnist.train.images[1, 0, 2, 3] == (28 * 28 + 2 * 28 + 3) % 256
 
 
 def test_missing_and_damaged_data_are_named(
