@@ -6,9 +6,10 @@ of three stacked layers) and table 2 (effective dilation).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from segdeform.inference import WHOLE_LIMIT
 from segdeform.segmenter import Segmenter
 
 Floats = NDArray[np.float32]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -135,16 +137,36 @@ def record(
             f"out a part of at most {WHOLE_LIMIT} pixels"
         )
     pixels = torch.tensor(image).permute(2, 0, 1)[None].to(segmenter.device, torch.float32) / 255
-    with torch.inference_mode(), _recording(layers) as calls:
-        labels = segmenter.model(pixels).logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+
+    def predict() -> NDArray[np.uint8]:
+        logits = segmenter.model(pixels).logits[0]
+        labels: NDArray[np.uint8] = logits.argmax(0).to(torch.uint8).cpu().numpy()
+        return labels
+
     # The deformable layers are the backbone's last strided or spatial ones, one after the other.
-    stride = int(segmenter.info["model"]["output_stride"])
+    return record_layers(layers, predict, int(segmenter.info["model"]["output_stride"]))
+
+
+def record_layers(
+    layers: dict[str, DeformConv2d], run: Callable[[], Result], output_stride: int
+) -> tuple[list[LayerSampling], Result]:
+    """Calls `run`, which runs a network once on one picture; returns what layers did and its value.
+
+    The layers stand in the order in which they run, with nothing strided between them or after
+    them: `output_stride` is that of the last one, in pixels of the picture.
+
+    Raises:
+        NotFiniteError: a layer predicts offsets that are no numbers.
+    """
+    with torch.inference_mode(), _recording(layers) as calls:
+        value = run()
     found: list[LayerSampling] = []
+    stride = output_stride
     for name, layer in reversed(layers.items()):
         size, offset, mask = calls[name]
         stride //= layer.stride[0]
         found.append(_layer_sampling(name, layer, stride, size, offset, mask))
-    return found[::-1], labels
+    return found[::-1], value
 
 
 Call = tuple[tuple[int, int], Tensor, Tensor | None]  # size of the input, offset, mask

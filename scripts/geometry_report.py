@@ -1,0 +1,286 @@
+"""What `geometry_table.py` shows: the table, learning curves, sampling points on pictures."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from geometry_data import Split
+from geometry_training import NETS, WATCHED, Net
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+
+from cuda_ops import DeformConv2d
+from segdeform.ablation import Interval
+from segdeform.explaining.drawing import draw_points
+from segdeform.explaining.sampling import follow, place_of, record_layers
+
+Result = dict[str, Any]
+Results = Mapping[tuple[str, Net, int], Result]  # by set, network, seed
+Row = dict[str, Any]
+
+# Accuracies of plain and deformable convolution, %, that a later note on deformable convolution
+# gave for a small network of its own: not this network, budget or protocol.
+PUBLISHED = {
+    "mnist": (98.82, 99.1),
+    "mnist-rotated": (95.78, 98.27),
+    "mnist-translated": (95.71, 98.27),
+    "mnist-rotated-translated": (87.28, 94.03),
+    "cifar": (67.36, 68.52),
+    "cifar-rotated": (53.01, 55.16),
+}
+_PAPER, _INK, _FAINT = (255, 255, 255), (30, 30, 30), (215, 215, 215)
+_COLOURS: dict[Net, tuple[int, int, int]] = {"plain": (90, 90, 200), "deformable": (215, 70, 30)}
+
+
+def summarise(results: Results, names: Sequence[str]) -> list[Row]:
+    """Returns a row of JSON values for each set with a seed that both networks have finished."""
+    rows = []
+    for name in names:
+        seeds = sorted(
+            seed
+            for set_name, net, seed in results
+            if set_name == name and net == "plain" and (name, "deformable", seed) in results
+        )
+        if not seeds:
+            continue
+        of = {net: [results[name, net, seed] for seed in seeds] for net in NETS}
+        scores = {net: [100 * run["accuracy"] for run in runs] for net, runs in of.items()}
+        pairs = zip(scores["deformable"], scores["plain"], strict=True)
+        difference = Interval.of([ours - plain for ours, plain in pairs])
+        settings = of["plain"][0]["settings"]
+        row: Row = {"set": name, "pictures": settings["pictures"], "seeds": seeds}
+        row |= {key: settings[key] for key in ("angle", "shift", "frame")}
+        for net in NETS:
+            row[net] = {
+                "mean": statistics.fmean(scores[net]),
+                "std": statistics.stdev(scores[net]) if len(seeds) > 1 else None,
+                "accuracies": scores[net],
+                "parameters": of[net][0]["settings"]["parameters"],
+            }
+        row["difference"] = vars(difference) | {"beyond_noise": difference.beyond_noise}
+        rows.append(row)
+    return rows
+
+
+def render_table(rows: Sequence[Row], results: Sequence[Result], about: Mapping[str, Any]) -> str:
+    """Writes the table as Markdown, with all that is needed to make it again."""
+    lines = [
+        "# Plain and deformable convolution on moved pictures",
+        "",
+        "Test accuracy in %, mean ± standard deviation over seeds; difference deformable - plain,",
+        "taken by seed, with its 95% interval (Student's t); **bold** where that leaves 0 out.",
+        "Trained and tested on pictures moved the same way.",
+        "",
+        "| set | pictures | plain | deformable | difference | seeds | a published note* |",
+        "|---|---|---:|---:|---:|---:|---:|",
+        *map(_table_line, rows),
+        "",
+        "\\* plain / deformable, accuracy in % of another network, budget and protocol: only the",
+        "direction can be compared.",
+        "",
+        *_facts(rows, results, about),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table_line(row: Row) -> str:
+    cells = [row["set"], row["pictures"]]
+    for net in NETS:
+        std = row[net]["std"]
+        cells.append(f"{row[net]['mean']:.2f}" + ("" if std is None else f" ± {std:.2f}"))
+    change = row["difference"]
+    text = f"{change['mean']:+.2f}"
+    if change["low"] is not None:
+        text += f" ({change['low']:+.2f} to {change['high']:+.2f})"
+    cells.append(f"**{text}**" if change["beyond_noise"] else text)
+    plain, deformable = PUBLISHED[row["set"]]
+    return f"| {' | '.join([*cells, str(len(row['seeds'])), f'{plain} / {deformable}'])} |"
+
+
+def _facts(rows: Sequence[Row], results: Sequence[Result], about: Mapping[str, Any]) -> list[str]:
+    settings = results[0]["settings"]
+    recipe = settings["training"]
+    counts = {
+        f"{row['plain']['parameters']:,} plain, {row['deformable']['parameters']:,} deformable "
+        f"({'MNIST' if row['set'].startswith('mnist') else 'CIFAR-10'})": None
+        for row in rows
+    }
+    places = {_environment(result["environment"]): None for result in results}
+    dates = sorted({result["environment"]["date"] for result in results})
+    passes = ", ".join(f"{count:.2g} over {name}" for name, count in about["passes"].items())
+    motions = "; ".join(f"{row['set']}: {_motion(row)}" for row in rows)
+    return [
+        f"- Command: `{about['command']}`",
+        f"- Runs done: {about['runs']} of {about['of']}; {settings['steps']} steps of "
+        f"{settings['batch']} pictures each (passes: {passes}), {recipe['optimizer'].upper()}, "
+        f"rate {recipe['lr']}, offset branches {recipe['offset_lr_factor']} of it.",
+        f"- Motions: {motions}.",
+        f"- Parameters: {'; '.join(counts)}: the plain network is widened until it has as many.",
+        *(f"- On: {place}" for place in places),
+        f"- Date: {dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'}",
+    ]
+
+
+def _motion(row: Row) -> str:
+    parts = [f"turned by up to ±{row['angle']}°"] if row["angle"] else []
+    parts += [f"shifted by up to ±{row['shift']} pixels along both axes"] if row["shift"] else []
+    return f"{' and '.join(parts) or 'upright'} in {row['frame']} x {row['frame']} pixels"
+
+
+def _environment(values: Mapping[str, Any]) -> str:
+    return (
+        f"{values['processor']}, {values['threads']} of {values['cores']} cores, Python "
+        f"{values['python']}, torch {values['torch']}, torchvision {values['torchvision']}, "
+        f"kernels: {values['backend']}"
+    )
+
+
+_PANEL = (560, 400)  # width and height of a set's learning curves, pixels
+_MARGIN = {"left": 70, "right": 20, "top": 44, "bottom": 52}
+
+
+def draw_curves(results: Results, names: Sequence[str]) -> Image.Image:
+    """Draws the test error against the steps for each set: a thin line a run, the mean thick."""
+    columns = min(3, len(names))
+    width, height = _PANEL
+    head = 44
+    size = (max(columns * width, 860), head + math.ceil(len(names) / columns) * height)
+    canvas = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    left = 20.0
+    for net in NETS:
+        draw.line((left, 24, left + 36, 24), fill=_COLOURS[net], width=4)
+        draw.text((left + 44, 13), net, fill=_INK, font=_font(18))
+        left += 60 + _font(18).getlength(net) + 20
+    note = f"test error of up to {WATCHED} pictures; thin: one seed, thick: mean"
+    draw.text((left, 13), note, fill=_INK, font=_font(18))
+    for number, name in enumerate(names):
+        corner = (number % columns * width, head + number // columns * height)
+        _draw_panel(draw, corner, name, results)
+    return canvas
+
+
+def _draw_panel(
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], name: str, results: Results
+) -> None:
+    curves = {
+        net: [run["curve"] for (of, kind, _), run in results.items() if (of, kind) == (name, net)]
+        for net in NETS
+    }
+    runs = [curve for found in curves.values() for curve in found]
+    errors = [_error(point) for curve in runs for point in curve]
+    low, high = min(errors) / 1.15, max(errors) * 1.15
+    last = max(point["step"] for curve in runs for point in curve)
+    left, right = corner[0] + _MARGIN["left"], corner[0] + _PANEL[0] - _MARGIN["right"]
+    top, bottom = corner[1] + _MARGIN["top"], corner[1] + _PANEL[1] - _MARGIN["bottom"]
+
+    def at(step: float, error: float) -> tuple[float, float]:
+        share = math.log(error / low) / math.log(high / low)
+        return left + (right - left) * step / last, bottom - (bottom - top) * share
+
+    draw.text((left, corner[1] + 14), name, fill=_INK, font=_font(20))
+    for tick in _ticks(low, high):
+        y = at(0, tick)[1]
+        draw.line((left, y, right, y), fill=_FAINT)
+        draw.text((left - 8, y), f"{tick:g} %", fill=_INK, font=_font(15), anchor="rm")
+    for quarter in range(5):
+        step = last * quarter / 4
+        x = at(step, low)[0]
+        draw.line((x, bottom, x, bottom + 5), fill=_INK)
+        draw.text((x, bottom + 8), f"{step:g}", fill=_INK, font=_font(15), anchor="mt")
+    draw.text(((left + right) / 2, bottom + 30), "steps", fill=_INK, font=_font(15), anchor="mt")
+    draw.line((left, top, left, bottom, right, bottom), fill=_INK)
+    for net, found in curves.items():
+        for curve in found:
+            line = [at(point["step"], _error(point)) for point in curve]
+            draw.line(line, fill=_lighter(_COLOURS[net]), width=1)
+    for net, found in curves.items():
+        if found:
+            mean = [
+                at(points[0]["step"], statistics.fmean(map(_error, points)))
+                for points in zip(*found, strict=True)
+            ]
+            draw.line(mean, fill=_COLOURS[net], width=4, joint="curve")
+
+
+def _error(point: Mapping[str, float]) -> float:
+    """Returns the error of a curve's point, %; a logarithm needs it above 0."""
+    return max(100 * (1 - point["accuracy"]), 50 / WATCHED)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Picks round numbers between two positive ones, at least two if they allow it."""
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
+        ticks = [m * 10.0**e for e in range(-2, 3) for m in steps if low <= m * 10.0**e <= high]
+        if len(ticks) > 1:
+            break
+    return ticks
+
+
+def _lighter(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    red, green, blue = ((value + 255) // 2 for value in colour)
+    return red, green, blue
+
+
+_CELL, _CAPTION = 480, 52  # pixels: side of a picture of sampling points, height of its heading
+_SHOWN = 4  # pictures a set
+
+
+def draw_sampling(shown: Mapping[str, tuple[nn.Sequential, Split]]) -> Image.Image:
+    """Draws which pixels two places rest on, through all deformable layers, for pictures of sets.
+
+    One place is a digit's most inked part, or a photograph's middle; the other is the middle of the
+    upper left quarter. 9^3 samples each, those beyond the border of a layer's input left out.
+    """
+    size = (_SHOWN * (_CELL + 8), _CAPTION + len(shown) * (_CELL + _CAPTION))
+    canvas = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    note = "What two places (rings) of the last layer rest on: 9 x 9 x 9 samples through 3 layers"
+    draw.text((8, 14), note, fill=_INK, font=_font(24))
+    for line, (name, (model, test)) in enumerate(shown.items()):
+        top = _CAPTION + line * (_CELL + _CAPTION)
+        moved = []
+        for column, index in enumerate(_first_of_classes(test)):
+            picture, lengths = _sampled(model, test.images[index])
+            moved.append(lengths)
+            canvas.paste(picture, (column * (_CELL + 8), top + _CAPTION))
+        lengths_text = ", ".join(f"{value:.2f}" for value in np.mean(moved, axis=0))
+        text = f"{name}: samples moved by {lengths_text} pixels on average in layers 2, 3, 4"
+        draw.text((8, top + 16), text, fill=_INK, font=_font(22))
+    return canvas
+
+
+def _first_of_classes(test: Split) -> list[int]:
+    """Returns the indices of the first pictures of different classes."""
+    first: dict[int, int] = {}
+    for index, label in enumerate(test.labels.tolist()):
+        first.setdefault(label, index)
+    return list(first.values())[:_SHOWN]
+
+
+def _sampled(model: nn.Sequential, image: torch.Tensor) -> tuple[Image.Image, NDArray[np.float64]]:
+    """Draws the samples of two places on a picture [C, S, S]; and how far layers moved theirs."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, DeformConv2d)}
+    recorded, _ = record_layers(layers, lambda: model(image[None]), output_stride=4)
+    side = image.shape[1]
+    centre = (side // 2, side // 2)
+    if len(image) == 1:  # a digit need not lie in the middle
+        blurred = torch.nn.functional.avg_pool2d(image[None], 5, 1, 2)
+        centre = divmod(int(blurred.argmax()), side)
+    places = [centre, (side // 4, side // 4)]
+    points = [follow(recorded, place_of(recorded[-1], place)) for place in places]
+    colours = 3 // len(image)  # a grey picture shows its one channel three times
+    pixels = (255 * image).round().byte().repeat(colours, 1, 1).permute(1, 2, 0).numpy()
+    drawn = draw_points(np.ascontiguousarray(pixels), places, points)
+    lengths = np.array([layer.offset_length().mean() for layer in recorded], np.float64)
+    return drawn.resize((_CELL, _CELL), Image.Resampling.LANCZOS), lengths
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
