@@ -9,13 +9,14 @@ frame of 40 x 40 pixels, in which neither loses a pixel alone; CIFAR-10 turns in
 and loses its corners; what a picture does not cover is black.
 
 The deformable network: four 3x3 layers (strides 2, 1, 2, 1) with BatchNorm and ReLU, all but the
-first deformable (v1), the maximum over all places, a linear layer. The plain one is the same, its
-layers widened by one factor until it has at least as many parameters as the deformable one
-including the offset branches. Equal steps, batches, pictures, motions and recipe; one seed decides
-all of them, so that differences are taken by seed.
+first deformable (v1), the mean over all places (--pool max: the maximum), a linear layer. The plain
+one is the same, its layers widened by one factor until it has at least as many parameters as the
+deformable one including the offset branches. Equal steps, batches, pictures, motions and recipe;
+one seed decides all of them, so that differences are taken by seed.
 
 The defaults are a small budget, less than one pass over MNIST: networks that learn a set sooner
-are ahead on it. --steps gives more.
+are ahead on it. --steps gives more. The pooling matters as much as the convolution: a maximum
+forgives a plain network that what it looks for lies elsewhere, a mean does not.
 
 OUTPUT gets runs/ (a JSON, the weights and TensorBoard events of each run), table.md, table.json,
 curves.png and sampling.png. The same command goes on where it was stopped; a finished run is not
@@ -44,6 +45,7 @@ from geometry_training import (
     NETS,
     Budget,
     Net,
+    Pool,
     build_classifier,
     describe_run,
     moved_once,
@@ -132,7 +134,8 @@ class Experiment:
         if not weights.is_file() or sha256(weights) != result["weights_sha256"]:
             raise ModelError(f"{weights} is damaged: remove {path} to train this run again")
         channels = self.pictures[SETS[name].source].train.images.shape[1]
-        model = build_classifier(channels, tuple(result["settings"]["widths"]), deformable=True)
+        widths = tuple(result["settings"]["widths"])
+        model = build_classifier(channels, widths, deformable=True, pool=self.budget.pool)
         tensors = read_tensors(weights)
         check_fit(model.state_dict(), tensors, weights)
         model.load_state_dict(tensors)
@@ -223,6 +226,7 @@ def geometry_table(
     test_size: Annotated[
         int | None, typer.Option(min=1, help="Test pictures.", show_default="all")
     ] = None,
+    pool: Annotated[Pool, typer.Option(help="Over places, before the last layer.")] = "mean",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of torch.", show_default="all cores")
     ] = None,
@@ -236,7 +240,7 @@ def geometry_table(
     if threads is not None:
         torch.set_num_threads(threads)
     keep_freed_memory()
-    budget = Budget(steps, batch, train_size, test_size)
+    budget = Budget(steps, batch, train_size, test_size, pool)
     pictures = {}
     for source in dict.fromkeys(SETS[name].source for name in names):
         found = read_pictures(source, root, download=download)
@@ -244,7 +248,7 @@ def geometry_table(
         pictures[source] = Pictures(found.name, *parts)
     command = (
         f"python scripts/geometry_table.py --data DIR --output DIR --sets {','.join(names)} "
-        f"--seeds {seeds} --steps {steps} --batch {batch}"
+        f"--seeds {seeds} --steps {steps} --batch {batch} --pool {pool}"
     )
     command += "" if train_size is None else f" --train-size {train_size}"
     command += "" if test_size is None else f" --test-size {test_size}"

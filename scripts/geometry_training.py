@@ -22,6 +22,7 @@ from segdeform.errors import NotFiniteError
 from segdeform.training.optim import build_optimizer, set_learning_rate
 
 Net = Literal["plain", "deformable"]
+Pool = Literal["mean", "max"]
 NETS: tuple[Net, ...] = ("plain", "deformable")
 WIDTHS = (16, 32, 48, 48)  # channels after each 3x3 layer of the deformable network
 STRIDES = (2, 1, 2, 1)
@@ -29,7 +30,7 @@ CLASSES = 10
 POINTS = 12  # of a learning curve
 WATCHED = 1000  # test pictures behind each of them; the table's accuracy is that of all
 
-_VERSION = 1  # of networks, motions and recipe: another number where they change in the code
+_VERSION = 2  # of networks, motions and recipe: another number where they change in the code
 _TEST_SEED = 2**31  # beyond the seeds of runs
 
 
@@ -41,14 +42,16 @@ class Budget:
     batch: int
     train_size: int | None  # pictures, None: all
     test_size: int | None
+    pool: Pool = "mean"  # over places, before the linear layer
 
 
 def build_classifier(
     channels: int,  # C of the pictures
     widths: tuple[int, ...],
     deformable: bool,  # the layers after the first
+    pool: Pool = "mean",
 ) -> nn.Sequential:  # [N, C, H, W] -> [N, 10] logits
-    """Builds 3x3 layers with BatchNorm and ReLU, and one linear layer on the maxima over places."""
+    """Builds 3x3 layers with BatchNorm and ReLU, pooling over all places, and a linear layer."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for number, (width, stride) in enumerate(zip(widths, STRIDES, strict=True), 1):
         kind = DeformConv2d if deformable and number > 1 else nn.Conv2d
@@ -56,7 +59,7 @@ def build_classifier(
         layers[f"norm{number}"] = nn.BatchNorm2d(width)
         layers[f"relu{number}"] = nn.ReLU()
         channels = width
-    layers["maximum"] = nn.AdaptiveMaxPool2d(1)
+    layers["pool"] = nn.AdaptiveAvgPool2d(1) if pool == "mean" else nn.AdaptiveMaxPool2d(1)
     layers["flatten"] = nn.Flatten()
     layers["classes"] = nn.Linear(channels, CLASSES)
     return nn.Sequential(layers)
@@ -86,7 +89,7 @@ def plain_widths(channels: int) -> tuple[int, ...]:
 def describe_run(row: GeometrySet, net: Net, channels: int, budget: Budget) -> dict[str, Any]:
     """Returns all that decides a run beside its pictures and its seed, as JSON values."""
     widths = WIDTHS if net == "deformable" else plain_widths(channels)
-    model = build_classifier(channels, widths, net == "deformable")
+    model = build_classifier(channels, widths, net == "deformable", budget.pool)
     return {
         "version": _VERSION,
         "net": net,
@@ -148,7 +151,7 @@ def train_classifier(
     channels = train.images.shape[1]
     widths = WIDTHS if net == "deformable" else plain_widths(channels)
     torch.manual_seed(seed)
-    model = build_classifier(channels, widths, net == "deformable")
+    model = build_classifier(channels, widths, net == "deformable", budget.pool)
     optimizer = build_optimizer(model, recipe)
     moved_test = moved_once(row, test)
     watched = Split(*(part[:WATCHED] for part in moved_test))
