@@ -100,13 +100,17 @@ def _holds(root: Path, description: dict[str, object]) -> bool:
     return True
 
 
+def picture_randomness(seed: int, split: str, index: int) -> np.random.Generator:
+    """Returns what picture `index` of a split is drawn with."""
+    key = np.array([seed, SPLITS.index(split)], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, index, 0]))
+
+
 def _write_picture(root: Path, job: tuple[str, int], seed: int, size: int) -> None:
     # Imported here so that listing the data set does not load OpenCV.
     from segdeform.data.shapes_drawing import draw_picture
 
     split, index = job
-    key = np.array([seed, SPLITS.index(split)], np.uint64)
-    rng = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, index, 0]))
-    picture, labels = draw_picture(rng, size)
+    picture, labels = draw_picture(picture_randomness(seed, split, index), size)
     write_image(root / split / "images" / f"{index:05d}.png", picture)
     write_index_png(root / split / "masks" / f"{index:05d}.png", labels, PALETTE)
