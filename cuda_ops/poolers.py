@@ -16,7 +16,7 @@ Pooling = Callable[[Tensor, Tensor, float, Tensor], Tensor]
 """(features [N, C, H, W], rois [r, 5], spatial scale, their places [r] among all) -> [r, ...]."""
 
 
-class MultiScaleRoIPool(MultiScaleRoIAlign):
+class MultiScaleRoIPool(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvision has no types
     """Pools every box from the level of a feature pyramid that suits its size.
 
     `torchvision.ops.MultiScaleRoIAlign` but for the half pixel: torchvision's calls `roi_align`
@@ -69,7 +69,7 @@ class MultiScaleRoIPool(MultiScaleRoIAlign):
         wanted = (self.canonical_level + (side / self.canonical_scale).log2() + 1e-6).floor()
         # A RoI that holds no numbers has to be pooled somewhere, to give NaN.
         wanted = wanted.nan_to_num(levels[0]).clamp(min(levels), max(levels))
-        distance = (wanted[:, None] - wanted.new_tensor(levels)).abs()
+        distance: Tensor = (wanted[:, None] - wanted.new_tensor(levels)).abs()
         return distance.argmin(1)
 
     def forward(
@@ -176,9 +176,7 @@ class DealtRoIs:
         """
         pooled = [
             pooling(features, self.rois[places], scale, places)
-            for features, scale, places in zip(
-                self.features, self.scales, self.places, strict=True
-            )
+            for features, scale, places in zip(self.features, self.scales, self.places, strict=True)
         ]
         if len(pooled) == 1:
             return pooled[0]

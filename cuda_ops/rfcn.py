@@ -67,7 +67,9 @@ class PSDeformRoIPool(nn.Module):
         self.offset_maps: nn.Conv2d | None = None
         if offset_classes is not None:
             # Draws no random number: with and without offsets, all else starts the same.
-            maps = nn.utils.skip_init(nn.Conv2d, channels, 2 * offset_classes * bins**2, 1)
+            maps: nn.Conv2d = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+                nn.Conv2d, channels, 2 * offset_classes * bins**2, 1
+            )
             for parameter in maps.parameters():
                 nn.init.zeros_(parameter)
             self.offset_maps = maps
@@ -180,5 +182,5 @@ class RFCNPredictor(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Turns votes [R, num_classes + 4] into scores [R, num_classes] and [R, 4*num_classes]."""
-        scores, changes = x.split([self.num_classes, 4], 1)
+        scores, changes = x[:, : self.num_classes], x[:, self.num_classes :]
         return scores, changes.repeat(1, self.num_classes)

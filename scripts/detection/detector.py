@@ -62,13 +62,14 @@ def build_detector(
     seed: int,
     weights: Path | None = None,
 ) -> FasterRCNN:
-    """Builds a detector; all arms of a seed start with the same weights where they have the same.
+    """Builds a detector; what two arms of a seed have in common starts with the same weights.
 
-    The offsets' layers draw from a generator of their own, and start with offsets of zero.
+    All offsets start at zero.
     """
     torch.manual_seed(seed)
     backbone = Pyramid(weights)
-    pool, head, predictor = _parts(arm, classes + 1)
+    with torch.random.fork_rng(devices=[]):  # what follows starts the same in all arms
+        pool, head, predictor = _parts(arm, classes + 1)
     return FasterRCNN(
         backbone,
         min_size=size,
@@ -105,10 +106,8 @@ def _parts(arm: Arm, classes: int) -> tuple[MultiScaleRoIPool, nn.Module, nn.Mod
     predictor = FastRCNNPredictor(HIDDEN, classes)
     if arm == "plain":
         return MultiScaleRoIPool(LEVELS, BINS, 2, **_CANONICAL), head, predictor
-    with torch.random.fork_rng(devices=[]):
-        deformable = MultiScaleDeformRoIPool(
-            LEVELS, BINS, CHANNELS, 2, hidden=HIDDEN, **_CANONICAL
-        )
+    # After head and predictor, which thus start as those of the plain arm do.
+    deformable = MultiScaleDeformRoIPool(LEVELS, BINS, CHANNELS, 2, hidden=HIDDEN, **_CANONICAL)
     return deformable, head, predictor
 
 

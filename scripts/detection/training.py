@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from detection.average_precision import Found, Precision, Truth, average_precision
-from detection.scenes import Scene
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
 from cuda_ops import MultiScaleDeformRoIPool
+from detection.average_precision import Found, Precision, Truth, average_precision
+from detection.scenes import Scene
 
 _WARM_UP = 50  # steps
 _LONGEST = 5.0  # norm of the gradient
