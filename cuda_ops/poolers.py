@@ -58,7 +58,7 @@ class MultiScaleRoIPool(MultiScaleRoIAlign):  # type: ignore[misc]  # torchvisio
         features = [x[name] for name in self.featmap_names]
         height = max(shape[0] for shape in image_shapes)
         levels = [round(float(torch.tensor(height / f.shape[2]).log2())) for f in features]
-        rois = _as_rois(boxes)
+        rois = _as_rois(boxes, features[0].dtype)
         nearest = self._levels(rois, levels)
         places = [(nearest == number).nonzero()[:, 0] for number in range(len(levels))]
         return DealtRoIs(features, [2.0**-level for level in levels], rois, places)
@@ -187,9 +187,9 @@ class DealtRoIs:
         return result
 
 
-def _as_rois(boxes: list[Tensor]) -> Tensor:
-    """Puts the image's index before each box: [R, 5], float32 or better, which holds any index."""
-    dtype = torch.promote_types(boxes[0].dtype, torch.float32)
+def _as_rois(boxes: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """Puts the image's index before each box: [R, 5], in float32, which holds any, or better."""
+    dtype = torch.promote_types(torch.promote_types(boxes[0].dtype, dtype), torch.float32)
     rows = [
         torch.cat([box.new_full((len(box), 1), image, dtype=dtype), box.to(dtype)], 1)
         for image, box in enumerate(boxes)
