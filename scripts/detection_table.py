@@ -42,7 +42,10 @@ from segdeform.atomic import write_json, write_text
 from segdeform.device import keep_freed_memory
 from segdeform.errors import SegdeformError, UsageError
 
+app = typer.Typer(add_completion=False)
 
+
+@app.command()
 def main(
     output: Annotated[Path, typer.Option(help="Folder of results, table and picture.")],
     data: Annotated[Path | None, typer.Option(help="CamVid, for its cars; else shapes.")] = None,
@@ -128,7 +131,7 @@ def _about() -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        typer.run(main)
+        app()
     except SegdeformError as error:
         print(f"detection_table: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -103,7 +103,6 @@ def _row(
     labels, scores = np.asarray(found.labels), np.asarray(found.scores)
     for box, label, score, colour in zip(boxes, labels, scores, colours, strict=True):
         corners = [float(v) * scale for v in box]
-        left.rectangle(corners, outline=(0, 0, 0), width=5)
         left.rectangle(corners, outline=colour, width=3)
         _write(left, (corners[0], corners[1]), f"{names[label - 1]} {score:.2f}", colour)
     pool = model.roi_heads.box_roi_pool

@@ -246,8 +246,9 @@ def tiny_detector(**parts: nn.Module) -> FasterRCNN:
 def tiny_batch() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     torch.manual_seed(7)
     pictures = [torch.rand(3, 64, 80), torch.rand(3, 70, 64)]
+    boxes = torch.tensor([[5.0, 8, 40, 50], [30, 20, 70, 60]])
     targets = [
-        {"boxes": torch.tensor([[5.0, 8, 40, 50], [30, 20, 70, 60]]), "labels": torch.tensor([1, 2])},
+        {"boxes": boxes, "labels": torch.tensor([1, 2])},
         {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
     ]
     return pictures, targets

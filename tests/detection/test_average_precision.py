@@ -145,7 +145,7 @@ def test_torchmetrics_agrees_on_random_pictures(torchmetrics_map: ModuleType, se
         truth.append(Truth(boxes, labels, np.zeros(n, bool)))
         # Objects found once or twice, off by a little or a lot, sometimes as another class.
         again = rng.integers(0, n, int(rng.integers(0, 2 * n + 1))) if n else np.zeros(0, int)
-        moved = boxes[again] + rng.normal(0, 3, (len(again), 4))
+        moved = boxes[again] + rng.normal(0, 2, (len(again), 4))
         kinds = np.where(rng.random(len(again)) < 0.8, labels[again], rng.integers(1, 4))
         found.append(Found(moved, kinds, rng.random(len(again))))
     metric = torchmetrics_map.MeanAveragePrecision(class_metrics=True)
@@ -157,7 +157,7 @@ def test_torchmetrics_agrees_on_random_pictures(torchmetrics_map: ModuleType, se
     metric.update(*as_torch)
     theirs = metric.compute()
     ours = average_precision(truth, found, 3)
-    assert 0.1 < ours.ap < 0.9
+    assert 0.05 < ours.ap < 0.9
     # A recall that is one of the 101 places may fall to either side of it in theirs.
     assert ours.ap == pytest.approx(theirs["map"].item(), abs=0.002)
     assert ours.ap50 == pytest.approx(theirs["map_50"].item(), abs=0.005)
