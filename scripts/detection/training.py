@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
-from cuda_ops import MultiScaleDeformRoIPool
+from cuda_ops import MultiScaleDeformRoIPool, PSDeformRoIPool
 from detection.average_precision import Found, Precision, Truth, average_precision
 from detection.scenes import Scene
 
@@ -128,16 +129,29 @@ class Score:
 def score(model: FasterRCNN, scenes: Sequence[Scene], classes: int) -> Score:
     """Scores a detector on pictures that it was not trained on."""
     shifts: list[Tensor] = []
-    pool = model.roi_heads.box_roi_pool
-    hook = None
-    if isinstance(pool, MultiScaleDeformRoIPool):
-        hook = pool.offset_fc.register_forward_hook(
-            lambda _, __, out: shifts.append(out.unflatten(1, (2, -1)).norm(dim=1).mean(1))
-        )
+
+    def note(module: nn.Module, arguments: tuple[Any, ...], _: Tensor) -> None:
+        shifts.append(_shift(module, arguments))
+
+    moving = [module for module in model.modules() if _moves(module)]
+    hooks = [module.register_forward_hook(note) for module in moving]
     found = [find(model, scene) for scene in scenes]
-    truth = [Truth(scene.boxes, scene.labels, scene.ignored) for scene in scenes]
-    shift = None
-    if hook is not None:
+    for hook in hooks:
         hook.remove()
-        shift = pool.gamma * torch.cat(shifts).mean().item()
+    truth = [Truth(scene.boxes, scene.labels, scene.ignored) for scene in scenes]
+    shift = torch.cat(shifts).mean().item() if shifts else None
     return Score(average_precision(truth, found, classes), shift)
+
+
+def _moves(module: nn.Module) -> bool:
+    sensitive = isinstance(module, PSDeformRoIPool) and module.offset_classes is not None
+    return sensitive or isinstance(module, MultiScaleDeformRoIPool)
+
+
+def _shift(module: nn.Module, arguments: tuple[Any, ...]) -> Tensor:
+    """Returns how far the bins of a call move, in parts of the box's sides."""
+    assert isinstance(module, MultiScaleDeformRoIPool | PSDeformRoIPool)
+    gamma = module.gamma if isinstance(module, MultiScaleDeformRoIPool) else module.trans_std
+    offsets = module.offsets(*arguments)
+    assert offsets is not None
+    return gamma * offsets.unflatten(1, (-1, 2)).norm(dim=2).flatten()

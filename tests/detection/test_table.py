@@ -18,7 +18,7 @@ from detection.comparison import markdown
 from detection.detector import ARMS, Arm, build_detector
 from detection.drawing import draw_detector, sampling_places
 from detection.scenes import shapes_scenes
-from detection.training import Recipe, train
+from detection.training import Recipe, score, train
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -114,6 +114,24 @@ def test_every_arm_learns(arm: Arm) -> None:
     model = build_detector(arm, 6, 64, seed=0)
     losses = train(model, scenes, Recipe(6, 1, 1e-3, 0.1), 0, lambda _: None)
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_mean_way_of_a_bin_is_measured(arm: Arm) -> None:
+    scenes = shapes_scenes("val", 1, 64)
+    model = build_detector(arm, 6, 64, seed=0)
+    pool = model.roi_heads.box_roi_pool
+    assert score(model, scenes, 6).shift == (0 if "deformable" in arm else None)
+    if "deformable" in arm:  # every bin by (3, 4) tenths of the box
+        parts = [pool.offset_fc[-1]] if arm == "deformable" else [
+            pool.scores.offset_maps, pool.changes.offset_maps
+        ]  # fmt: skip
+        for part in parts:
+            x_first = torch.tensor([3.0, 4.0]).repeat_interleave(49)
+            torch.nn.init.zeros_(part.weight)
+            part.bias.data = x_first.repeat(len(part.bias) // 98)
+        # Maps end at the picture's border, beyond which there is nothing to pool.
+        assert score(model, scenes, 6).shift == pytest.approx(0.5, rel=0.1)
 
 
 def test_places_drawn_are_places_read() -> None:
