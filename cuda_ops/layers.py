@@ -169,22 +169,10 @@ class DeformRoIPool(nn.Module):
         hidden: int = 1024,
     ) -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("hidden", hidden)):
-            if value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, not {value}")
         ph, pw = (output_size, output_size) if isinstance(output_size, int) else output_size
         self.output_size, self.spatial_scale = (ph, pw), spatial_scale
         self.channels, self.sampling_ratio, self.gamma = channels, sampling_ratio, gamma
-        last = nn.Linear(hidden, 2 * ph * pw)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.offset_fc = nn.Sequential(
-            nn.Linear(channels * ph * pw, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.ReLU(),
-            last,
-        )
+        self.offset_fc = make_offset_fc(channels, self.output_size, hidden)
 
     def offsets(self, input: Tensor, rois: Tensor) -> Tensor:
         """Predicts each bin's offset [R, 2, ph, pw]: it moves by gamma * (dx * width, dy * height).
@@ -221,6 +209,23 @@ class DeformRoIPool(nn.Module):
             f"{self.output_size}, spatial_scale={self.spatial_scale}, channels={self.channels}, "
             f"sampling_ratio={self.sampling_ratio}, gamma={self.gamma}"
         )
+
+
+def make_offset_fc(channels: int, output_size: tuple[int, int], hidden: int) -> nn.Sequential:
+    """Makes the layers [R, C*ph*pw] -> [R, 2*ph*pw] that predict bins' offsets, at first zero.
+
+    Raises:
+        ValueError: channels or hidden is below 1.
+    """
+    for name, value in (("channels", channels), ("hidden", hidden)):
+        if value < 1:
+            raise ValueError(f"{name} must be an integer >= 1, not {value}")
+    bins = output_size[0] * output_size[1]
+    last = nn.Linear(hidden, 2 * bins)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    first = nn.Linear(channels * bins, hidden)
+    return nn.Sequential(first, nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last)
 
 
 def _pair(size: Size) -> tuple[int, int]:

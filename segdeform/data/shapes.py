@@ -117,6 +117,12 @@ def _holds(root: Path, description: dict[str, object]) -> bool:
     return True
 
 
+def picture_randomness(seed: int, split: str, index: int) -> np.random.Generator:
+    """Returns what picture `index` of a split is drawn with."""
+    key = np.array([seed, SPLITS.index(split)], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, index, 0]))
+
+
 def _write_picture(
     root: Path,
     job: tuple[str, int],  # split and index
@@ -124,8 +130,6 @@ def _write_picture(
     draw: Callable[[np.random.Generator], tuple[UInt8, UInt8]],
 ) -> None:
     split, index = job
-    key = np.array([seed, SPLITS.index(split)], np.uint64)
-    rng = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, index, 0]))
-    picture, labels = draw(rng)
+    picture, labels = draw(picture_randomness(seed, split, index))
     write_image(root / split / "images" / f"{index:05d}.png", picture)
     write_index_png(root / split / "masks" / f"{index:05d}.png", labels, PALETTE)

@@ -52,16 +52,31 @@ def draw_picture(
 
     Label 0 is the ground, 1 and up are the outlines. All randomness comes from `rng`.
     """
+    picture, owners, classes = draw_objects(rng, size, outline_only, deformation)
+    return picture, classes[owners]
+
+
+def draw_objects(
+    rng: np.random.Generator, size: int, outline_only: bool = False, deformation: float = 1.0
+) -> tuple[UInt8, UInt8, UInt8]:
+    """Draws the picture of `draw_picture` and tells its objects apart.
+
+    Returns the picture, uint8 [S, S, 3] RGB; the number of the object that each pixel shows, uint8
+    [S, S], from 1 for the lowest, 0 for the ground; and the label of each of these numbers.
+    """
     grid = _grid(size)
     picture = _ground(rng, grid)
-    labels = np.zeros((size, size), np.uint8)
+    owners = np.zeros((size, size), np.uint8)
+    classes = [0]
     for kind, cover in _objects(rng, size, deformation):
         colours = rng.permutation(len(_COLOURS))[:2] if outline_only else _PAIRS[kind]
         pair = _varied(rng, _COLOURS[rng.permutation(colours)], 0.04)
         _lay(rng, picture, cover, grid, pair)
-        labels[cover >= 0.5] = kind + 1
+        owners[cover >= 0.5] = len(classes)
+        classes.append(kind + 1)
     pixels = (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8)
-    return np.ascontiguousarray(pixels.transpose(1, 2, 0)), labels
+    picture_pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    return picture_pixels, owners, np.array(classes, np.uint8)
 
 
 # Objects: where they lie and what they cover.
