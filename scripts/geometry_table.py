@@ -39,9 +39,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is import
 import torch
 import typer
 from benchmark_ops import machine
-from geometry_data import SETS, Pictures, find_root, read_pictures
-from geometry_report import Result, draw_curves, draw_sampling, render_table, summarise
-from geometry_training import (
+from geometry.data import SETS, Pictures, find_root, read_pictures
+from geometry.report import Result, draw_curves, draw_sampling, render_table, summarise
+from geometry.training import (
     NETS,
     Budget,
     Net,

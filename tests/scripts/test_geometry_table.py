@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from geometry_data import FRAME, SETS, Motion, Split, move, read_pictures, rotated, shifted
-from geometry_report import Result, render_table, summarise
-from geometry_table import main
-from geometry_training import (
+from geometry.data import FRAME, SETS, Motion, Split, move, read_pictures, rotated, shifted
+from geometry.report import Result, render_table, summarise
+from geometry.training import (
     NETS,
     WIDTHS,
     Budget,
@@ -30,6 +29,7 @@ from geometry_training import (
     plain_widths,
     train_classifier,
 )
+from geometry_table import main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from geometry_data import Split
-from geometry_training import NETS, WATCHED, Net
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from cuda_ops import DeformConv2d
+from geometry.data import Split
+from geometry.training import NETS, WATCHED, Net
 from segdeform.ablation import Interval
 from segdeform.explaining.drawing import draw_points
 from segdeform.explaining.sampling import follow, place_of, record_layers

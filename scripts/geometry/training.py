@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from geometry_data import GeometrySet, Motion, Split, move
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from cuda_ops import DeformConv2d
+from geometry.data import GeometrySet, Motion, Split, move
 from segdeform.config import TrainConfig
 from segdeform.errors import NotFiniteError
 from segdeform.training.optim import build_optimizer, set_learning_rate

@@ -1,0 +1,1 @@
+"""A small classifier that compares convolutions on moved pictures: data, networks, drawing."""
