@@ -5,8 +5,9 @@
 #include <tuple>
 #include <vector>
 
+#include "../tensors.h"
 #include "kernels.h"
-#include "tensors.h"
+#include "workspace.h"
 #include "transpose.h"
 
 namespace segdeform::cpu {
