@@ -13,9 +13,10 @@ namespace segdeform {
 namespace {
 
 inline Geometry geometry_of(const Tensor& input, const Tensor& offset, const Tensor& weight,
-                     const std::optional<Tensor>& mask, const std::vector<int64_t>& stride,
-                     const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-                     int64_t groups, int64_t offset_groups) {
+                            const std::optional<Tensor>& mask, const std::vector<int64_t>& stride,
+                            const std::vector<int64_t>& padding,
+                            const std::vector<int64_t>& dilation, int64_t groups,
+                            int64_t offset_groups) {
   STD_TORCH_CHECK(input.dim() == 4 && offset.dim() == 4 && weight.dim() == 4,
                   "deform_conv2d: input, offset and weight must have 4 dimensions");
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,

@@ -74,3 +74,43 @@ def test_forward_in_half_precision(
     ours = forward(host_shim, EVERY[name], operands)
     assert ours.dtype == dtype
     assert relative_error(ours, expected_forward(EVERY[name], operands)) < tolerance
+
+
+def output_gradient(shape: Shape, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    size = (shape.batch, shape.outputs, *shape.out)
+    return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def backward(
+    ops: Any, shape: Shape, operands: dict[str, Tensor], needs: tuple[bool, ...] = ALL
+) -> dict[str, Tensor]:
+    needs = (*needs[:4], needs[4] and "mask" in operands)
+    given = [operands.get(n) for n in ("input", "offset", "weight", "mask")]
+    grad = output_gradient(shape, operands["input"].dtype)
+    found = ops.deform_conv2d_backward(grad, *given, *arguments(shape), *needs)
+    return {n: t for n, t, needed in zip(NAMES, found, needs, strict=True) if needed}
+
+
+def expected_backward(shape: Shape, operands: dict[str, Tensor]) -> dict[str, Tensor]:
+    leaves = {k: v.double().requires_grad_() for k, v in operands.items()}
+    grad = output_gradient(shape, operands["input"].dtype).double()
+    shape.call(reference.deform_conv2d, leaves).backward(grad)
+    return {k: v.grad for k, v in leaves.items() if v.grad is not None}
+
+
+def assert_gradients_agree(
+    ours: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float
+) -> None:
+    assert ours
+    for name, value in ours.items():
+        assert relative_error(value, expected[name]) < tolerance, name
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_backward(host_shim: Any, name: str, dtype: torch.dtype, tolerance: float) -> None:  # noqa: F811
+    operands = EVERY[name].tensors(dtype)
+    ours = backward(host_shim, EVERY[name], operands)
+    assert ours.keys() == operands.keys()
+    assert_gradients_agree(ours, expected_backward(EVERY[name], operands), tolerance)

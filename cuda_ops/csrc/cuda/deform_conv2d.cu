@@ -34,9 +34,8 @@ void forward_dense(const Operands<T>& operands, const T* bias, T* output, Stream
   const int64_t rows = g.batch * g.out_pixels(), most = chunk_rows<T>(g);
   const int64_t width = g.taps() * g.channels_per_group(), outputs = g.outputs_per_group();
   const Workspace<T> memory(operands.input, most * g.taps() * g.channels);
-  const Matrices weight{data<T>(operands.weight),
-                        {g.groups, outputs, width},
-                        {outputs * width, width, 1}};
+  const Matrices weight{
+      data<T>(operands.weight), {g.groups, outputs, width}, {outputs * width, width, 1}};
   for (int64_t first = 0; first < rows; first += most) {
     const int64_t count = std::min(most, rows - first);
     const Columns<T> columns{memory.get(), 0, g.channels, g.channels_per_group(), count, g.taps()};
@@ -82,8 +81,7 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
                      const std::vector<int64_t>& dilation, int64_t groups, int64_t offset_groups) {
   const Geometry g =
       geometry_of(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups);
-  check_operands(input, {&offset, &weight, bias ? &*bias : &input, mask ? &*mask : &input},
-                 weight);
+  check_operands(input, {&offset, &weight, bias ? &*bias : &input, mask ? &*mask : &input}, weight);
   return with_type(input.scalar_type(), [&](auto of_type) {
     return forward<decltype(of_type)>(g, input, offset, weight, bias, mask);
   });

@@ -72,4 +72,12 @@ __global__ void add_bias(T* output, const T* bias, int64_t elements, int64_t cha
   if (i < elements) output[i] = T(R(output[i]) + R(bias[i % channels]));
 }
 
+// Adds a slice's product [rows, T, channels] to the weight gradient at [rows, T, all_channels].
+template <typename R>
+__global__ void add_weight_gradient(const R* product, int64_t elements, int64_t channels,
+                                    int64_t all_channels, R* sum) {
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < elements) sum[i / channels * all_channels + i % channels] += product[i];
+}
+
 }  // namespace segdeform::cuda

@@ -72,9 +72,9 @@ struct Operands {
   // The weight of a depthwise convolution as [T, C].
   Tensor taps_first() const {
     const int64_t sizes[2] = {g.taps(), g.channels}, strides[2] = {1, g.taps()};
-    return torch::stable::contiguous(torch::stable::from_blob(
-        weight.data_ptr(), IntHeaderOnlyArrayRef(sizes, 2), IntHeaderOnlyArrayRef(strides, 2),
-        weight.device(), type_of<T>()));
+    return torch::stable::contiguous(
+        torch::stable::from_blob(weight.data_ptr(), IntHeaderOnlyArrayRef(sizes, 2),
+                                 IntHeaderOnlyArrayRef(strides, 2), weight.device(), type_of<T>()));
   }
 };
 

@@ -21,10 +21,9 @@ struct Matrices {
   }
   Tensor view(const Tensor& like, ScalarType type) const {
     const int skip = size[0] == 1 ? 1 : 0;  // a single one is a matrix, not a batch
-    return torch::stable::from_blob(const_cast<void*>(data),
-                                    IntHeaderOnlyArrayRef(size.data() + skip, size_t(3 - skip)),
-                                    IntHeaderOnlyArrayRef(stride.data() + skip, size_t(3 - skip)),
-                                    like.device(), type);
+    return torch::stable::from_blob(
+        const_cast<void*>(data), IntHeaderOnlyArrayRef(size.data() + skip, size_t(3 - skip)),
+        IntHeaderOnlyArrayRef(stride.data() + skip, size_t(3 - skip)), like.device(), type);
   }
 };
 

@@ -10,10 +10,10 @@
 
 namespace segdeform::cuda {
 
-constexpr int kThreads = 256;     // of every block
-constexpr int kTilePixels = 32;   // output pixels of a tile
-constexpr int kStagedTaps = 16;   // taps whose samples lie in shared memory at a time
-constexpr int kSliceVectors = 32; // vectors of channels that a block gathers: a warp's worth
+constexpr int kThreads = 256;      // of every block
+constexpr int kTilePixels = 32;    // output pixels of a tile
+constexpr int kStagedTaps = 16;    // taps whose samples lie in shared memory at a time
+constexpr int kSliceVectors = 32;  // vectors of channels that a block gathers: a warp's worth
 
 // float64 computes in float64, all else in float32.
 template <typename T>
@@ -105,8 +105,8 @@ SEGDEFORM_HOST_DEVICE Position<Real<T>> position_of(const Geometry& g, const Sam
   at.x = dy[s.offset_stride[1]] + R(q * g.stride_w - g.pad_w + tap % g.kernel_w * g.dilation_w);
   at.mask = R(1);
   if (s.mask)
-    at.mask = s.mask[image * s.mask_stride[0] + channel * s.mask_stride[1] +
-                     p * s.mask_stride[2] + q * s.mask_stride[3]];
+    at.mask = s.mask[image * s.mask_stride[0] + channel * s.mask_stride[1] + p * s.mask_stride[2] +
+                     q * s.mask_stride[3]];
   return at;
 }
 
@@ -152,8 +152,8 @@ template <int V, typename T, typename R>
 SEGDEFORM_HOST_DEVICE void load_corners(const T* image, int64_t channels, const Sample<R>& sample,
                                         Vector<T, V> (&corners)[4]) {
   for (int i = 0; i < 4; ++i)
-    corners[i] = sample.index[i] < 0 ? Vector<T, V>{}
-                                     : load<V>(image + int64_t(sample.index[i]) * channels);
+    corners[i] =
+        sample.index[i] < 0 ? Vector<T, V>{} : load<V>(image + int64_t(sample.index[i]) * channels);
 }
 
 // The modulated sample. Where it is 0 by rule, no value of the image reaches it.
