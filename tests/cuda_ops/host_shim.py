@@ -15,14 +15,13 @@ SEEDS = ("0", "1", "2")  # of the order in which threads and blocks run
 
 
 @pytest.fixture(scope="session")
-def host_shim(request: pytest.FixtureRequest) -> Any:
+def host_shim(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Builds, once for all runs until a source changes, and loads `torch.ops.segdeform_host_shim`.
 
     Its operators have the schemas of `segdeform` and take CPU tensors.
     """
-    folder = Path(tempfile.mkdtemp())
-    if request.config.cache is not None:
-        folder = request.config.cache.mkdir("host_shim")
+    cache = getattr(request.config, "cache", None)  # not with -p no:cacheprovider
+    folder = cache.mkdir("host_shim") if cache else tmp_path_factory.mktemp("host_shim")
     with tempfile.TemporaryDirectory() as work:
         path = build.build_host_shim(folder, Path(work))
     torch.ops.load_library(str(path))

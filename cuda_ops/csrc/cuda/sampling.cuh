@@ -185,7 +185,7 @@ SEGDEFORM_HOST_DEVICE int team_width(int64_t units) {
   return width;
 }
 
-__device__ Team team_of(int width) {
+SEGDEFORM_HOST_DEVICE Team team_of(int width) {
   const int lane = lane_of_warp(), first = lane / width * width;
   const unsigned lanes = width == kWarp ? kAllLanes : (1u << width) - 1u;
   return {width, lane - first, first, lanes << first};

@@ -42,7 +42,8 @@ __global__ void find_lists(Geometry g, Sampling<T> s, int64_t first_image, int64
 }
 
 // A thread a list, and one for the end: where it starts among the sorted samples.
-__device__ uint32_t first_not_below(const uint32_t* sorted, int64_t count, int64_t value) {
+SEGDEFORM_HOST_DEVICE uint32_t first_not_below(const uint32_t* sorted, int64_t count,
+                                               int64_t value) {
   int64_t low = 0, high = count;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
