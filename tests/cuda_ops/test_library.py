@@ -143,7 +143,7 @@ def test_architectures_and_ptx(monkeypatch: pytest.MonkeyPatch) -> None:
     def code(text: str) -> list[str]:
         monkeypatch.setenv("SEGDEFORM_CUDA_ARCHS", text)
         flags = build.nvcc_flags(build.cuda_architectures())
-        return [f.split("code=")[1] for f in flags if f.startswith("-gencode")]
+        return [f.split(",code=")[1] for f in flags if f.startswith("-gencode")]
 
     assert code("80;9.0") == ["sm_80", "sm_90", "compute_90"]
     assert code("80 86 120") == ["sm_80", "sm_86", "sm_120", "compute_120"]
