@@ -211,11 +211,28 @@ def build_cpu(
     more_sources: Sequence[Path] = (),
 ) -> Path:
     """Builds `folder/_C.so` unless it is up to date; returns its path."""
+    sources = [SOURCES / "ops.cpp", *sorted((SOURCES / "cpu").glob("*.cpp")), *more_sources]
+    return _build_for_host(folder / "_C.so", work, sources, more_flags)
+
+
+def build_host_shim(folder: Path, work: Path, more_flags: Sequence[str] = ()) -> Path:
+    """Builds `folder/_C_host_shim.so`: the CUDA kernels as host code, for tests alone.
+
+    Its operators are those of `segdeform` in the namespace `segdeform_host_shim`, for CPU tensors.
+    csrc/cuda/launch.h says how one source serves both. Leaves alone what is up to date.
+    """
+    sources = [SOURCES / "ops.cpp", *sorted((SOURCES / "cuda").glob("*.cu"))]
+    names = ["-DSEGDEFORM_HOST_SHIM", "-DSEGDEFORM_LIBRARY=segdeform_host_shim"]
+    flags = [*names, "-O1", *more_flags]  # most of a test's time goes into compiling
+    return _build_for_host(folder / "_C_host_shim.so", work, sources, flags)
+
+
+def _build_for_host(
+    target: Path, work: Path, sources: Sequence[Path], more_flags: Sequence[str]
+) -> Path:
     include, lib = _torch_paths()
     cxx = cxx_compiler()
-    target = folder / "_C.so"
-    sources = [SOURCES / "ops.cpp", *sorted((SOURCES / "cpu").glob("*.cpp")), *more_sources]
-    compile_command: Command = [cxx, *CPU_FLAGS, *more_flags, "-isystem", include]
+    compile_command: Command = [cxx, *CPU_FLAGS, *more_flags, "-isystem", include, "-x", "c++"]
     fingerprint = _fingerprint(sources, compile_command)
     if _up_to_date(target, fingerprint):
         return target
