@@ -91,7 +91,7 @@ def test_programs_start_with_torch_alone(name: str, tmp_path: Path) -> None:
 def test_gpu_tests_are_collected_with_torch_and_pytest_alone(tmp_path: Path) -> None:
     files = script("check_gpu").cuda_test_files()
     assert files
-    collect = ("-m", "pytest", "-q", "-m", "cuda", "--collect-only", "-p", "no:cacheprovider")
+    collect = ("-m", "pytest", "-q", "-m", "cuda", "--collect-only", "-p", "no:hypothesispytest")
     done = with_torch_alone(tmp_path, *collect, "-o", "addopts=", *files)
     assert done.returncode == 0, done.stdout + done.stderr
     for file in files:
