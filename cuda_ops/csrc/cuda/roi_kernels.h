@@ -1,0 +1,333 @@
+// The kernels of RoI pooling. A warp is one unit of work; its lanes are channels. Nothing is summed
+// by two warps, so results are the same bits in every run, and no memory is zeroed beforehand.
+#pragma once
+
+#include <cstring>
+#include <limits>
+
+#include "roi_taps.h"
+
+namespace segdeform::cuda {
+
+template <typename T, typename A>
+struct RoiTask {
+  RoiGeometry g;
+  const T* input;   // [N, H, W, group*group, O]: the channels of one bin lie side by side
+  const A* rois;    // [R, 5]
+  const A* shifts;  // [R, 2*classes, part_h, part_w], or nullptr: none
+  const T* grad;    // [R, pooled_h, pooled_w, O]
+  T* output;        // like grad
+  T* grad_input;    // like input
+  A* grad_shifts;   // like shifts
+};
+
+constexpr int kWarpsPerBlock = 4;
+
+__device__ __forceinline__ int64_t warp_number() {
+  return int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
+}
+
+SEGDEFORM_HOST_DEVICE int64_t pieces_of(int64_t total, int64_t piece) {
+  return (total + piece - 1) / piece;
+}
+
+// ---- kVec channels at a time ----
+
+template <typename T, int kVec>
+struct alignas(sizeof(T) * kVec) Packed {
+  static constexpr int kWords = sizeof(T) * kVec >= 4 ? int(sizeof(T)) * kVec / 4 : 1;
+  uint32_t words[kWords];
+};
+
+template <int kVec, typename A, typename T>
+__device__ __forceinline__ void load(const T* from, A (&values)[kVec]) {
+  if constexpr (kVec == 1) {
+    values[0] = A(*from);
+  } else {
+    const Packed<T, kVec> packed = *reinterpret_cast<const Packed<T, kVec>*>(from);
+    T narrow[kVec];
+    memcpy(narrow, &packed, sizeof narrow);
+    for (int k = 0; k < kVec; ++k) values[k] = A(narrow[k]);
+  }
+}
+
+template <int kVec, typename A, typename T>
+__device__ __forceinline__ void store(T* to, const A (&values)[kVec]) {
+  if constexpr (kVec == 1) {
+    *to = T(values[0]);
+  } else {
+    T narrow[kVec];
+    for (int k = 0; k < kVec; ++k) narrow[k] = T(values[k]);
+    Packed<T, kVec> packed;
+    memcpy(&packed, narrow, sizeof narrow);
+    *reinterpret_cast<Packed<T, kVec>*>(to) = packed;
+  }
+}
+
+// ---- forward ----
+
+// A warp pools one bin of a RoI, in up to 32 * kVec channels of one class.
+template <int kVec, typename T, typename A>
+__global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
+    pool_bins(const RoiTask<T, A> task, int64_t units) {
+  const RoiGeometry& g = task.g;
+  const int64_t unit = warp_number();
+  if (unit >= units) return;
+  const int64_t run = g.out_channels / g.classes, slices = pieces_of(run, kWarp * kVec);
+  const int64_t slice = unit % slices, group = unit / slices % g.classes;
+  const int64_t out = unit / slices / g.classes;
+  const int64_t pw = out % g.pooled_w, ph = out / g.pooled_w % g.pooled_h;
+  const int64_t index = out / g.pooled_w / g.pooled_h;
+  const int64_t c = (slice * kWarp + lane_of_warp()) * kVec;
+
+  const Roi<A> roi = roi_at(g, task.rois + index * 5);
+  const WarpBin<A> bin = warp_bin(g, bin_lines(g, task.shifts, index, roi, group, ph, pw));
+  A sums[kVec] = {};
+  if (!bin.lost) {
+    const T* image = task.input + roi.image * g.height * g.width * g.channels +
+                     first_channel_of_bin(g, ph, pw) + group * run + c;
+    for_pixels<false>(bin, [&](const LaneTap<A>& y, const LaneTap<A>& x) {
+      if (c >= run) return;
+      A values[kVec];
+      load(image + (int64_t(y.pixel) * g.width + x.pixel) * g.channels, values);
+      const A weight = y.weight * x.weight;
+      for (int k = 0; k < kVec; ++k) sums[k] += values[k] * weight;
+    });
+  }
+  const A divisor = bin.lost ? std::numeric_limits<A>::quiet_NaN() : bin.samples;
+  for (int k = 0; k < kVec; ++k) sums[k] /= divisor;
+  if (c < run) store(task.output + out * g.out_channels + group * run + c, sums);
+}
+
+// ---- gradient of the shifts ----
+
+// Adds the derivatives of <grad, pooled bin> by the shifts in pixels, of this lane's channels:
+// along[0] by x, along[1] by y.
+template <int kVec, typename T, typename A>
+__device__ void add_derivatives(const RoiTask<T, A>& task, const WarpBin<A>& bin, const T* image,
+                                const T* grad, int64_t run, A (&along)[2]) {
+  const RoiGeometry& g = task.g;
+  for (int64_t first = 0; first < run; first += kWarp * kVec) {
+    const int64_t c = first + lane_of_warp() * kVec;
+    A factors[kVec] = {}, sums[2] = {};
+    if (c < run) load(grad + c, factors);
+    for_pixels<true>(bin, [&](const LaneTap<A>& y, const LaneTap<A>& x) {
+      if (c >= run) return;
+      A values[kVec], product = A(0);
+      load(image + (int64_t(y.pixel) * g.width + x.pixel) * g.channels + c, values);
+      for (int k = 0; k < kVec; ++k) product += values[k] * factors[k];
+      sums[0] += product * (y.weight * x.slope);
+      sums[1] += product * (y.slope * x.weight);
+    });
+    for (int axis = 0; axis < 2; ++axis) along[axis] += sums[axis] / bin.samples;
+  }
+}
+
+// A warp makes both gradients of one part of a RoI and one class, over all bins of the part.
+template <int kVec, typename T, typename A>
+__global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
+    gradient_of_shifts(const RoiTask<T, A> task, int64_t units) {
+  const RoiGeometry& g = task.g;
+  const int64_t unit = warp_number();
+  if (unit >= units) return;
+  const int64_t parts = g.part_h * g.part_w, part = unit % parts;
+  const int64_t group = unit / parts % g.classes, index = unit / parts / g.classes;
+  const int64_t part_y = part / g.part_w, part_x = part % g.part_w;
+  const int64_t run = g.out_channels / g.classes;
+
+  const Roi<A> roi = roi_at(g, task.rois + index * 5);
+  A along[2] = {};
+  for (int64_t ph = first_bin_of_cell(part_y, g.pooled_h, g.part_h);
+       ph < first_bin_of_cell(part_y + 1, g.pooled_h, g.part_h); ++ph)
+    for (int64_t pw = first_bin_of_cell(part_x, g.pooled_w, g.part_w);
+         pw < first_bin_of_cell(part_x + 1, g.pooled_w, g.part_w); ++pw) {
+      const WarpBin<A> bin = warp_bin(g, bin_lines(g, task.shifts, index, roi, group, ph, pw));
+      if (bin.lost) {
+        along[0] = along[1] = std::numeric_limits<A>::quiet_NaN();
+        continue;
+      }
+      const int64_t out = (index * g.pooled_h + ph) * g.pooled_w + pw;
+      const T* image = task.input + roi.image * g.height * g.width * g.channels +
+                       first_channel_of_bin(g, ph, pw) + group * run;
+      add_derivatives<kVec>(task, bin, image, task.grad + out * g.out_channels + group * run, run,
+                            along);
+    }
+  for (int axis = 0; axis < 2; ++axis) along[axis] = warp_sum(along[axis]);
+  if (lane_of_warp() != 0) return;
+  A* to = task.grad_shifts + (index * g.classes + group) * 2 * parts + part;
+  to[0] = along[0] * A(g.shift_scale) * roi.x.size;
+  to[parts] = along[1] * A(g.shift_scale) * roi.y.size;
+}
+
+// ---- gradient of the input ----
+//
+// Each pixel collects what the bins that touch it give, in the order of the RoIs. A warp holds a
+// tile of pixels in 32 channels, and finds its bins by boxes: of RoIs, then of their bins.
+
+struct Box {
+  int32_t top, bottom, left, right;  // pixels, all inclusive; bottom < top: empty
+};
+
+struct RoiBox {
+  int32_t image;  // -1: none
+  Box box;        // around all bins
+};
+
+SEGDEFORM_HOST_DEVICE bool meet(const Box& a, const Box& b) {
+  return a.top <= b.bottom && b.top <= a.bottom && a.left <= b.right && b.left <= a.right;
+}
+
+constexpr Box kEmptyBox{0, -1, 0, -1};
+constexpr int32_t kNowhere = 1 << 30;  // beyond every pixel
+
+// A warp makes the boxes of one RoI and of its bins, [R, classes, pooled_h, pooled_w].
+template <typename A>
+__global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
+    box_bins(const RoiGeometry g, const A* rois, const A* shifts, Box* bins, RoiBox* around) {
+  const int64_t index = warp_number();
+  if (index >= g.rois) return;
+  const int64_t count = g.classes * g.pooled_h * g.pooled_w;
+  const Roi<A> roi = roi_at(g, rois + index * 5);
+  Box all{kNowhere, -1, kNowhere, -1};
+  for (int64_t i = lane_of_warp(); i < count; i += kWarp) {
+    const int64_t pw = i % g.pooled_w, ph = i / g.pooled_w % g.pooled_h;
+    const int64_t group = i / g.pooled_w / g.pooled_h;
+    const BinLines<A> lines = bin_lines(g, shifts, index, roi, group, ph, pw);
+    Box box = kEmptyBox;
+    if (!lines.lost) {
+      const PixelSpan y = span_of(lines.y, g.height), x = span_of(lines.x, g.width);
+      if (y.last >= y.first && x.last >= x.first) box = {y.first, y.last, x.first, x.last};
+    }
+    bins[index * count + i] = box;
+    if (box.bottom < box.top) continue;
+    all.top = box.top < all.top ? box.top : all.top;
+    all.bottom = box.bottom > all.bottom ? box.bottom : all.bottom;
+    all.left = box.left < all.left ? box.left : all.left;
+    all.right = box.right > all.right ? box.right : all.right;
+  }
+  __syncwarp();
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+    const int32_t top = __shfl_xor_sync(kAllLanes, all.top, lanes);
+    const int32_t bottom = __shfl_xor_sync(kAllLanes, all.bottom, lanes);
+    const int32_t left = __shfl_xor_sync(kAllLanes, all.left, lanes);
+    const int32_t right = __shfl_xor_sync(kAllLanes, all.right, lanes);
+    all = {top < all.top ? top : all.top, bottom > all.bottom ? bottom : all.bottom,
+           left < all.left ? left : all.left, right > all.right ? right : all.right};
+  }
+  if (lane_of_warp() == 0) around[index] = {int32_t(roi.image), all};
+}
+
+constexpr int kTileHeight = 4, kTileWidth = 8;  // at most a warp's lanes each
+
+// What a warp of `gradient_of_input` works on.
+struct TileOfGradient {
+  int64_t image, cell, group;
+  int64_t channel;  // of this lane, within those of the class
+  Box box;          // of pixels
+};
+
+SEGDEFORM_HOST_DEVICE TileOfGradient tile_of_gradient(const RoiGeometry& g, int64_t unit,
+                                                      int lane) {
+  const int64_t rows = pieces_of(g.height, kTileHeight), columns = pieces_of(g.width, kTileWidth);
+  const int64_t slices = pieces_of(g.out_channels / g.classes, kWarp);
+  TileOfGradient tile;
+  tile.channel = unit % slices * kWarp + lane, unit /= slices;
+  tile.group = unit % g.classes, unit /= g.classes;
+  tile.cell = unit % (g.group * g.group), unit /= g.group * g.group;
+  const int32_t left = int32_t(unit % columns) * kTileWidth,
+                top = int32_t(unit / columns % rows) * kTileHeight;
+  tile.image = unit / columns / rows;
+  const int32_t bottom = top + kTileHeight - 1, right = left + kTileWidth - 1;
+  tile.box = {top, bottom < g.height ? bottom : int32_t(g.height - 1), left,
+              right < g.width ? right : int32_t(g.width - 1)};
+  return tile;
+}
+
+SEGDEFORM_HOST_DEVICE int64_t tiles_of_gradient(const RoiGeometry& g) {
+  return g.batch * pieces_of(g.height, kTileHeight) * pieces_of(g.width, kTileWidth) * g.group *
+         g.group * g.classes * pieces_of(g.out_channels / g.classes, kWarp);
+}
+
+// Adds what one bin gives to the tile; sums are [kTileHeight, kTileWidth, 32], the last one lanes.
+template <typename T, typename A>
+__device__ void add_bin(const RoiTask<T, A>& task, const TileOfGradient& tile, int64_t index,
+                        const Roi<A>& roi, int64_t ph, int64_t pw, A* sums) {
+  const RoiGeometry& g = task.g;
+  const int64_t run = g.out_channels / g.classes;
+  const int64_t out = (index * g.pooled_h + ph) * g.pooled_w + pw;
+  A factor = A(0);
+  if (tile.channel < run)
+    factor = A(task.grad[out * g.out_channels + tile.group * run + tile.channel]);
+  const BinLines<A> lines = bin_lines(g, task.shifts, index, roi, tile.group, ph, pw);
+  factor /= sample_count(g, lines);
+  const int32_t row = tile.box.top + lane_of_warp(), column = tile.box.left + lane_of_warp();
+  const LaneTap<A> own_y = tap_of_pixel<false>(lines.y, g.height, row <= tile.box.bottom ? row : -1,
+                                               {tile.box.top, tile.box.bottom});
+  const LaneTap<A> own_x = tap_of_pixel<false>(
+      lines.x, g.width, column <= tile.box.right ? column : -1, {tile.box.left, tile.box.right});
+  const unsigned columns = __ballot_sync(kAllLanes, own_x.weight != A(0));
+  for_lanes(__ballot_sync(kAllLanes, own_y.weight != A(0)), [&](int y) {
+    const A weight_y = __shfl_sync(kAllLanes, own_y.weight, y);
+    for_lanes(columns, [&](int x) {
+      const A weight = weight_y * __shfl_sync(kAllLanes, own_x.weight, x);
+      sums[(y * kTileWidth + x) * kWarp] += factor * weight;
+    });
+  });
+}
+
+// Adds what the bins of one RoI give to the tile; `bins` are those of the RoI and the class.
+template <typename T, typename A>
+__device__ void add_roi(const RoiTask<T, A>& task, const TileOfGradient& tile, int64_t index,
+                        const Box* bins, A* sums) {
+  const RoiGeometry& g = task.g;
+  const int64_t top = first_bin_of_cell(tile.cell / g.group, g.pooled_h, g.group);
+  const int64_t bottom = first_bin_of_cell(tile.cell / g.group + 1, g.pooled_h, g.group);
+  const int64_t left = first_bin_of_cell(tile.cell % g.group, g.pooled_w, g.group);
+  const int64_t width = first_bin_of_cell(tile.cell % g.group + 1, g.pooled_w, g.group) - left;
+  const int64_t count = (bottom - top) * width;
+  const Roi<A> roi = roi_at(g, task.rois + index * 5);
+  for (int64_t base = 0; base < count; base += kWarp) {
+    const int64_t i = base + lane_of_warp();
+    const bool hit =
+        i < count && meet(bins[(top + i / width) * g.pooled_w + left + i % width], tile.box);
+    for_lanes(__ballot_sync(kAllLanes, hit), [&](int lane) {
+      const int64_t b = base + lane;
+      add_bin(task, tile, index, roi, top + b / width, left + b % width, sums);
+    });
+  }
+}
+
+template <typename T, typename A>
+__global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
+    gradient_of_input(const RoiTask<T, A> task, const Box* bins, const RoiBox* around,
+                      int64_t units) {
+  const RoiGeometry& g = task.g;
+  const int64_t unit = warp_number();
+  if (unit >= units) return;
+  constexpr int kPixels = kTileHeight * kTileWidth;
+  A* sums = shared_memory<A>() + (threadIdx.x / kWarp * kPixels) * kWarp + lane_of_warp();
+  for (int i = 0; i < kPixels; ++i) sums[i * kWarp] = A(0);  // read by this lane alone
+  const TileOfGradient tile = tile_of_gradient(g, unit, lane_of_warp());
+  const int64_t pooled = g.pooled_h * g.pooled_w;
+  for (int64_t base = 0; base < g.rois; base += kWarp) {
+    const int64_t i = base + lane_of_warp();
+    const bool hit = i < g.rois && around[i].image == tile.image && meet(around[i].box, tile.box);
+    for_lanes(__ballot_sync(kAllLanes, hit), [&](int lane) {
+      const int64_t index = base + lane;
+      add_roi(task, tile, index, bins + (index * g.classes + tile.group) * pooled, sums);
+    });
+  }
+  const int64_t run = g.out_channels / g.classes;
+  if (tile.channel >= run) return;
+  T* to = task.grad_input + tile.cell * g.out_channels + tile.group * run + tile.channel;
+  for (int32_t y = tile.box.top; y <= tile.box.bottom; ++y)
+    for (int32_t x = tile.box.left; x <= tile.box.right; ++x)
+      to[((tile.image * g.height + y) * g.width + x) * g.channels] =
+          T(sums[((y - tile.box.top) * kTileWidth + x - tile.box.left) * kWarp]);
+}
+
+template <typename A>
+constexpr size_t kGradientSharedBytes =
+    sizeof(A) * kWarpsPerBlock * kTileHeight * kTileWidth * kWarp;
+
+}  // namespace segdeform::cuda
