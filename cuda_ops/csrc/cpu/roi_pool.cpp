@@ -6,9 +6,10 @@
 #include <vector>
 
 #include "../roi_arguments.h"
+#include "../tensors.h"
 #include "kernels.h"
-#include "tensors.h"
 #include "transpose.h"
+#include "workspace.h"
 
 namespace segdeform::cpu {
 namespace {

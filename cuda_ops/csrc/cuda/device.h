@@ -9,6 +9,7 @@
 #include "launch.h"
 
 namespace segdeform::cuda {
+namespace {
 
 // Makes a tensor's device the current one for as long as it lives.
 class CurrentDevice {
@@ -48,4 +49,5 @@ class Workspace {
   torch::stable::Tensor memory_;
 };
 
+}  // namespace
 }  // namespace segdeform::cuda

@@ -49,6 +49,12 @@ inline unsigned blocks_for(int64_t units, int64_t units_per_block) {
   return unsigned(blocks);
 }
 
+// The same along y or z.
+inline unsigned planes_for(int64_t units) {
+  STD_TORCH_CHECK(units <= 65535, "segdeform: too many groups for one launch");
+  return unsigned(units);
+}
+
 #if defined(SEGDEFORM_HOST_SHIM)
 
 using Stream = void*;
