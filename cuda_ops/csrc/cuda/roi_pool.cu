@@ -5,11 +5,12 @@
 
 #include <tuple>
 #include <type_traits>
+#include <vector>
 
 #include "../roi_arguments.h"
 #include "../tensors.h"
 #include "device.h"
-#include "roi_kernels.h"
+#include "roi_input_gradient.cuh"
 
 namespace segdeform::cuda {
 namespace {
@@ -44,7 +45,7 @@ Tensor unpacked(const Tensor& t, const int64_t (&shape)[4], bool keep_channels_l
 }
 
 // The operands as the kernels read them, alive for as long as the launches need them.
-template <typename T, typename A>
+template <typename T>
 struct Operands {
   Tensor input, rois;
   OptionalTensor shifts;
@@ -56,96 +57,96 @@ struct Operands {
   }
 
   static Tensor in_compute_type(const Tensor& t) {
-    constexpr auto type = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
+    constexpr auto type = torch::headeronly::CppTypeToScalarType<Real<T>>::value;
     return torch::stable::contiguous(torch::stable::to(t, type));
   }
 
-  RoiTask<T, A> task(const RoiGeometry& g) const {
-    RoiTask<T, A> task{};
+  RoiTask<T> task(const RoiGeometry& g) const {
+    RoiTask<T> task{};
     task.g = g;
     task.input = data_of<const T>(input);
-    task.rois = data_of<const A>(rois);
-    task.shifts = shifts ? data_of<const A>(*shifts) : nullptr;
+    task.rois = data_of<const Real<T>>(rois);
+    task.shifts = shifts ? data_of<const Real<T>>(*shifts) : nullptr;
     return task;
   }
 };
 
 // Whether all runs of channels begin at a multiple of 16 bytes.
-template <typename T, typename A>
-bool vectors_fit(const RoiTask<T, A>& task) {
-  constexpr int64_t kVec = 16 / sizeof(T);
+template <typename T>
+bool vectors_fit(const RoiTask<T>& task) {
+  constexpr int64_t kVector = 16 / sizeof(T);
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-  return task.g.out_channels / task.g.classes % kVec == 0 && aligned(task.input) &&
+  return task.g.out_channels / task.g.classes % kVector == 0 && aligned(task.input) &&
          aligned(task.grad) && aligned(task.output);
 }
 
 // Calls f with the number of channels that a lane handles at once.
-template <typename T, typename A, typename F>
-void with_vectors(const RoiTask<T, A>& task, F f) {
+template <typename T, typename F>
+void with_vectors(const RoiTask<T>& task, F f) {
   if (vectors_fit(task))
     f(std::integral_constant<int, int(16 / sizeof(T))>());
   else
     f(std::integral_constant<int, 1>());
 }
 
-constexpr int kThreads = kWarpsPerBlock * kWarp;
+constexpr int kRoiThreads = kWarpsPerBlock * kWarp;
 
-template <typename T, typename A>
+template <typename T>
 Tensor forward(const RoiGeometry& g, const Tensor& input, const Tensor& rois,
                const OptionalTensor& shifts) {
   const CurrentDevice device(input);
-  const Operands<T, A> operands(g, input, rois, shifts);
+  const Operands<T> operands(g, input, rois, shifts);
   const int64_t shape[4] = {g.rois, g.out_channels, g.pooled_h, g.pooled_w};
   const Tensor output = empty_packed(input, shape, 1);
-  RoiTask<T, A> task = operands.task(g);
+  RoiTask<T> task = operands.task(g);
   task.output = data_of<T>(output);
   with_vectors(task, [&](auto vec) {
     const int64_t slices = pieces_of(g.out_channels / g.classes, kWarp * vec());
     const int64_t units = g.rois * g.pooled_h * g.pooled_w * g.classes * slices;
-    launch(pool_bins<vec(), T, A>, blocks_for(units, kWarpsPerBlock), kThreads, 0, device.stream(),
+    launch(pool_bins<vec(), T>, blocks_for(units, kWarpsPerBlock), kRoiThreads, 0, device.stream(),
            task, units);
   });
   return unpacked(output, shape, prefers_channels_last(input));
 }
 
-template <typename T, typename A>
-Tensor input_gradient(RoiTask<T, A> task, const Tensor& input, const CurrentDevice& device) {
+template <typename T>
+Tensor input_gradient(RoiTask<T> task, const Tensor& input, const CurrentDevice& device) {
   const RoiGeometry& g = task.g;
   const int64_t shape[4] = {g.batch, g.channels, g.height, g.width};
   const Tensor gradient = empty_packed(input, shape, g.group * g.group);
   task.grad_input = data_of<T>(gradient);
   const Workspace<Box> bins(input, g.rois * g.classes * g.pooled_h * g.pooled_w);
   const Workspace<RoiBox> around(input, g.rois);
-  launch(box_bins<A>, blocks_for(g.rois, kWarpsPerBlock), kThreads, 0, device.stream(), g,
+  launch(box_bins<Real<T>>, blocks_for(g.rois, kWarpsPerBlock), kRoiThreads, 0, device.stream(), g,
          task.rois, task.shifts, bins.get(), around.get());
   const int64_t units = tiles_of_gradient(g);
-  launch(gradient_of_input<T, A>, blocks_for(units, kWarpsPerBlock), kThreads,
-         kGradientSharedBytes<A>, device.stream(), task, bins.get(), around.get(), units);
+  launch(gradient_of_input<T>, blocks_for(units, kWarpsPerBlock), kRoiThreads,
+         kGradientSharedBytes<Real<T>>, device.stream(), task, bins.get(), around.get(), units);
   return unpacked(gradient, shape, prefers_channels_last(input));
 }
 
-template <typename T, typename A>
-Tensor shift_gradient(RoiTask<T, A> task, const Tensor& shifts, ScalarType type,
+template <typename T>
+Tensor shift_gradient(RoiTask<T> task, const Tensor& shifts, ScalarType type,
                       const CurrentDevice& device) {
   const RoiGeometry& g = task.g;
   const Tensor gradient = torch::stable::empty_like(shifts);
-  task.grad_shifts = data_of<A>(gradient);
+  task.grad_shifts = data_of<Real<T>>(gradient);
   const int64_t units = g.rois * g.classes * g.part_h * g.part_w;
   with_vectors(task, [&](auto vec) {
-    launch(gradient_of_shifts<vec(), T, A>, blocks_for(units, kWarpsPerBlock), kThreads, 0,
+    launch(gradient_of_shifts<vec(), T>, blocks_for(units, kWarpsPerBlock), kRoiThreads, 0,
            device.stream(), task, units);
   });
   return torch::stable::to(gradient, type);
 }
 
-template <typename T, typename A>
+template <typename T>
 std::tuple<Tensor, Tensor> backward(const RoiGeometry& g, const Tensor& grad, const Tensor& input,
                                     const Tensor& rois, const OptionalTensor& shifts,
                                     bool need_input, bool need_shifts) {
   const CurrentDevice device(input);
-  const Operands<T, A> operands(g, input, rois, shifts);
+  const Operands<T> operands(g, input, rois, shifts);
   const Tensor flat_grad = packed(torch::stable::to(grad, input.scalar_type()), 1);
-  RoiTask<T, A> task = operands.task(g);
+  RoiTask<T> task = operands.task(g);
   task.grad = data_of<const T>(flat_grad);
   Tensor grad_input = nothing(input), grad_shifts = nothing(shifts ? *shifts : rois);
   if (need_input) grad_input = input_gradient(task, input, device);
@@ -154,21 +155,20 @@ std::tuple<Tensor, Tensor> backward(const RoiGeometry& g, const Tensor& grad, co
   return {grad_input, grad_shifts};
 }
 
-// Calls f(storage type, compute type), by a value of each.
+// Calls f with a value of the C++ type that a dtype stands for.
 template <typename F>
-auto dispatch(ScalarType type, F f) {
-  if (type == ScalarType::Double) return f(double(), double());
-  if (type == ScalarType::Half) return f(c10::Half(), float());
-  if (type == ScalarType::BFloat16) return f(c10::BFloat16(), float());
-  STD_TORCH_CHECK(type == ScalarType::Float, "roi pooling: no kernel for this dtype");
-  return f(float(), float());
+auto with_type(ScalarType type, F f) {
+  if (type == ScalarType::Double) return f(double());
+  if (type == ScalarType::Half) return f(c10::Half());
+  if (type == ScalarType::BFloat16) return f(c10::BFloat16());
+  STD_TORCH_CHECK(type == ScalarType::Float, "roi pooling: floating dtypes alone");
+  return f(float());
 }
 
 Tensor pool(const RoiGeometry& g, const Tensor& input, const Tensor& rois,
             const OptionalTensor& shifts) {
-  return dispatch(input.scalar_type(), [&](auto t, auto a) {
-    return forward<decltype(t), decltype(a)>(g, input, rois, shifts);
-  });
+  return with_type(input.scalar_type(),
+                   [&](auto t) { return forward<decltype(t)>(g, input, rois, shifts); });
 }
 
 std::tuple<Tensor, Tensor> pool_backward(const RoiGeometry& g, const Tensor& grad,
@@ -176,9 +176,8 @@ std::tuple<Tensor, Tensor> pool_backward(const RoiGeometry& g, const Tensor& gra
                                          const OptionalTensor& shifts, bool need_input,
                                          bool need_shifts) {
   check_gradient(g, grad, shifts, need_shifts);
-  return dispatch(input.scalar_type(), [&](auto t, auto a) {
-    return backward<decltype(t), decltype(a)>(g, grad, input, rois, shifts, need_input,
-                                              need_shifts);
+  return with_type(input.scalar_type(), [&](auto t) {
+    return backward<decltype(t)>(g, grad, input, rois, shifts, need_input, need_shifts);
   });
 }
 
