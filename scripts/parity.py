@@ -144,22 +144,24 @@ def compare(case: Case, dtype: torch.dtype, device: str) -> dict[str, Any]:
     wide = case.operands()
     low = {k: v.to(torch.promote_types(dtype, torch.float32) if k in PIXEL_OPERANDS else dtype)
            for k, v in wide.items()}  # fmt: skip
-    expected = run(case, getattr(reference, case.operator), {k: v.double() for k, v in low.items()})
-    on_device = {k: v.to(device) for k, v in low.items()}
-    if "input" in on_device and case.large:
-        on_device["input"] = on_device["input"].contiguous(memory_format=torch.channels_last)
-    found = run(case, getattr(cuda_ops, case.operator), on_device)
-    error, where = worst_error(found, expected)
-    return {
+    row = {
         "operator": case.operator,
         "case": case.name,
         "dtype": str(dtype).removeprefix("torch."),
         "backend": cuda_ops.backend(device, case.operator),
-        "error": error,
-        "where": where,
         "tolerance": TOLERANCES[dtype],
-        "passed": error < TOLERANCES[dtype] and library.has_kernel(case.operator, device),
     }
+    expected = run(case, getattr(reference, case.operator), {k: v.double() for k, v in low.items()})
+    try:
+        on_device = {k: v.to(device) for k, v in low.items()}
+        if case.large:
+            on_device["input"] = on_device["input"].contiguous(memory_format=torch.channels_last)
+        found = run(case, getattr(cuda_ops, case.operator), on_device)
+        error, where = worst_error(found, expected)
+    except RuntimeError as failure:  # a launch that failed, memory that ended
+        error, where = math.inf, str(failure).strip().splitlines()[0]
+    native = library.has_kernel(case.operator, device)
+    return row | {"error": error, "where": where, "passed": error < TOLERANCES[dtype] and native}
 
 
 def main() -> int:
