@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor
 
 from cuda_ops import library
@@ -156,6 +155,8 @@ def _by_torchvision(
     Such samples move out of the image, and the output pixels that they feed become NaN. Those pass
     NaN gradients to all taps of theirs: louder than the native kernels, which name the very tap.
     """
+    import torchvision  # only here: the kernels do without
+
     device = input.device.type
     kind = torch.promote_types(input.dtype, torch.float32)  # so that offsets keep their precision
     lost = offset.isnan()

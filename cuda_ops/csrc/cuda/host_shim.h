@@ -95,6 +95,16 @@ class Block {
     return value;
   }
 
+  unsigned ballot(unsigned mask, bool predicate) {
+    fibers_[running_]->given = predicate;
+    wait_for_warp(mask);
+    unsigned lanes = 0;
+    for (unsigned i = 0; i < 32; ++i)
+      if (mask >> i & 1) lanes |= unsigned(fibers_[running_ / 32 * 32 + i]->given) << i;
+    wait_for_warp(mask);  // before anyone gives something else
+    return lanes;
+  }
+
   unsigned lane() const { return unsigned(running_ % 32); }
 
  private:
@@ -229,9 +239,5 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
-  unsigned ballot = 0;
-  for (unsigned lane = 0; lane < 32; ++lane)
-    if (mask >> lane & 1)
-      ballot |= unsigned(__shfl_sync(mask, int(predicate != 0), int(lane))) << lane;
-  return ballot;
+  return segdeform::cuda::shim::Block::current().ballot(mask, predicate != 0);
 }

@@ -7,6 +7,7 @@
 
 #include "../geometry.h"
 #include "launch.h"
+#include "vectors.cuh"
 
 namespace segdeform::cuda {
 
@@ -14,36 +15,6 @@ constexpr int kThreads = 256;      // of every block
 constexpr int kTilePixels = 32;    // output pixels of a tile
 constexpr int kStagedTaps = 16;    // taps whose samples lie in shared memory at a time
 constexpr int kSliceVectors = 32;  // vectors of channels that a block gathers: a warp's worth
-
-// float64 computes in float64, all else in float32.
-template <typename T>
-struct ComputeType {
-  using Type = float;
-};
-template <>
-struct ComputeType<double> {
-  using Type = double;
-};
-template <typename T>
-using Real = typename ComputeType<T>::Type;
-
-// V values that are read and written at once.
-template <typename T, int V>
-struct alignas(sizeof(T) * V) Vector {
-  T value[V];
-};
-
-template <int V, typename T>
-SEGDEFORM_HOST_DEVICE Vector<T, V> load(const T* from) {
-  return *reinterpret_cast<const Vector<T, V>*>(from);
-}
-
-template <int V, typename T, typename R>
-SEGDEFORM_HOST_DEVICE void store(T* to, const R (&values)[V]) {
-  Vector<T, V> vector;
-  for (int k = 0; k < V; ++k) vector.value[k] = T(values[k]);
-  *reinterpret_cast<Vector<T, V>*>(to) = vector;
-}
 
 template <typename T>
 struct Sampling {

@@ -1,0 +1,407 @@
+"""RoI pooling on CUDA: kernels as host code against the reference, on a GPU against CPU too.
+
+Host code (the fixture `host_shim`) shows what the kernels compute and that no result depends on an
+order of threads that nothing enforces. The tests marked `cuda` need a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import cuda_ops
+from cuda_ops import library, reference
+from tests.cuda_ops.host_shim import SEEDS, host_shim  # noqa: F401
+from tests.cuda_ops.roi_cases import (
+    CASES,
+    PLAIN,
+    SENSITIVE_CASE,
+    Case,
+    assert_agree,
+    every_case,
+    gradients,
+)
+
+DTYPES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+Operands = dict[str, Tensor | None]
+
+
+def defined(case: Case, operands: Operands) -> dict[str, Tensor]:
+    wide = {k: v if v is None else v.double().cpu() for k, v in operands.items()}
+    return gradients(lambda leaves: case.call(reference, leaves), wide)
+
+
+def by_operators(ops: Any, case: Case, operands: Operands) -> dict[str, Tensor]:
+    """What `gradients` returns, from the raw operators forward and backward."""
+    output = getattr(ops, case.op)(*operands.values(), *case.numbers)
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
+    shifted = operands["shifts"] is not None
+    backward = getattr(ops, f"{case.op}_backward")
+    pair = backward(grad, *operands.values(), *case.numbers, True, shifted)
+    found = {"input": pair[0], "output": output}
+    return found | {"shifts": pair[1]} if shifted else found
+
+
+# ---- as host code ----
+
+SMALL = Case(batch=2, size=(6, 7))
+SMALL_PS = replace(SENSITIVE_CASE, batch=2, size=(5, 6), group=2, pooled=3, samples=2, channels=4)
+HOST_CASES = {
+    "adaptive": Case(),
+    "one_sample": replace(SMALL, sampling_ratio=1),
+    "no_offset": replace(SMALL, shifted=False),
+    "one_pixel": CASES["one_pixel"],
+    "c129": replace(SMALL, channels=129, output_size=(1, 2)),
+    "c512": replace(SMALL, channels=512, output_size=(1, 1), batch=1),
+    "dense": Case(size=(9, 40), output_size=(1, 2), scale=1.0, channels=2),  # over 32 pixels long
+    "sparse": Case(size=(60, 50), output_size=(2, 1), scale=2.0, sampling_ratio=3, channels=2),
+    "many_samples": Case(size=(4, 5), output_size=(1, 1), sampling_ratio=70, channels=1, scale=0.1),
+    "ps": SMALL_PS,
+    "ps_no_trans": replace(SMALL_PS, shifted=False),
+    "ps_class_agnostic": replace(SMALL_PS, classes=1, part=3),
+    "ps_a_class_a_channel": replace(SMALL_PS, classes=4, part=4, pooled=2),
+    "ps_many_samples": replace(SMALL_PS, samples=40, pooled=2, channels=2),
+}
+
+
+@pytest.mark.parametrize("name", HOST_CASES)
+def test_host_code_agrees_with_the_reference(name: str, host_shim: Any) -> None:  # noqa: F811
+    case = HOST_CASES[name]
+    operands = case.operands(torch.float64)
+    assert_agree(by_operators(host_shim, case, operands), defined(case, operands), 1e-10)
+
+
+@pytest.mark.slow
+@every_case
+def test_host_code_agrees_on_all_shapes(name: str, host_shim: Any) -> None:  # noqa: F811
+    operands = CASES[name].operands(torch.float64)
+    found = by_operators(host_shim, CASES[name], operands)
+    assert_agree(found, defined(CASES[name], operands), 1e-10)
+
+
+@pytest.mark.parametrize("channels", [8, 12])  # 12: bf16 vectors do not fit
+@pytest.mark.parametrize("base", [SMALL, SMALL_PS], ids=["plain", "ps"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_host_code_agrees_in_every_dtype_and_format(
+    base: Case,
+    channels: int,
+    dtype: torch.dtype,
+    last: bool,
+    host_shim: Any,  # noqa: F811
+) -> None:
+    case = replace(base, channels=channels, classes=1)
+    operands = case.operands(dtype)
+    assert operands["input"] is not None
+    if last:
+        operands["input"] = operands["input"].contiguous(memory_format=torch.channels_last)
+    found = by_operators(host_shim, case, operands)
+    assert found["output"].dtype == found["input"].dtype == dtype
+    for key in ("output", "input"):
+        assert last == (not found[key].is_contiguous())
+    assert_agree(found, defined(case, operands), DTYPES[dtype])
+
+
+@pytest.mark.parametrize("name", ["adaptive", "ps"])
+def test_host_code_gives_the_same_bits_in_any_order(
+    name: str,
+    host_shim: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs = []
+    for seed in SEEDS:
+        monkeypatch.setenv("SEGDEFORM_SHIM_SEED", seed)
+        case = replace(HOST_CASES[name], batch=2, size=(7, 8))
+        runs.append(by_operators(host_shim, case, case.operands(torch.float32)))
+    for other in runs[1:]:
+        for key, value in runs[0].items():
+            assert torch.equal(value, other[key]), key
+
+
+@pytest.mark.parametrize("name", ["adaptive", "ps"])
+def test_host_code_shows_lost_bins_and_contains_them(name: str, host_shim: Any) -> None:  # noqa: F811
+    case = replace(HOST_CASES[name], batch=2, size=(6, 7))
+    operands = case.operands(torch.float64)
+    rois, shifts = operands["rois"], operands["shifts"]
+    assert rois is not None and shifts is not None
+    rois[1, 3], rois[2, 0], rois[3, 2] = float("inf"), 9.0, float("nan")
+    shifts[0, 0, 0, 1], shifts[4, 1, 1, 0], shifts[5, 0] = float("nan"), float("inf"), 1e30
+    found = by_operators(host_shim, case, operands)
+    assert found["output"][1:4].isnan().all() and found["input"].isfinite().all()
+    for key, expected in defined(case, operands).items():
+        torch.testing.assert_close(found[key], expected, equal_nan=True, msg=key)
+
+
+def test_host_code_passes_no_gradient_where_nothing_was_sampled(host_shim: Any) -> None:  # noqa: F811
+    case = replace(SMALL, shifted=False, size=(9, 20))
+    operands = case.operands(torch.float64)
+    grad = torch.full((7, 6, 3, 2), float("nan"), dtype=torch.float64)
+    backward = host_shim.deform_roi_pool_backward
+    poisoned, _ = backward(grad, *operands.values(), *case.numbers, True, False)
+    ones, _ = backward(torch.ones_like(grad), *operands.values(), *case.numbers, True, False)
+    assert torch.equal(poisoned.isnan(), ones != 0) and (ones == 0).any()
+
+
+def test_host_code_takes_no_rois_and_no_images(host_shim: Any) -> None:  # noqa: F811
+    for case in (Case(), SENSITIVE_CASE):
+        full = case.operands(torch.float32)
+        operands = {k: v if v is None or k == "input" else v[:0] for k, v in full.items()}
+        found = by_operators(host_shim, case, operands)
+        assert found["output"].shape[0] == 0 and found["input"].abs().max() == 0
+        assert full["input"] is not None
+        found = by_operators(host_shim, case, operands | {"input": full["input"][:0]})
+        assert found["input"].shape[0] == 0
+
+
+def test_host_code_computes_only_what_is_wanted(host_shim: Any) -> None:  # noqa: F811
+    operands = Case().operands(torch.float32)
+    grad = torch.ones(7, 6, 3, 2)
+    nothing = host_shim.deform_roi_pool_backward(
+        grad, *operands.values(), *Case().numbers, False, False
+    )
+    assert [tuple(t.shape) for t in nothing] == [(0,), (0,)]
+
+
+# ---- on a GPU ----
+
+cuda = pytest.mark.cuda
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def on_gpu(operands: Operands, last: bool = False) -> Operands:
+    moved = {k: v if v is None else v.cuda() for k, v in operands.items()}
+    if last and moved["input"] is not None:
+        moved["input"] = moved["input"].contiguous(memory_format=torch.channels_last)
+    return moved
+
+
+def by_gpu(case: Case, operands: Operands) -> dict[str, Tensor]:
+    return gradients(lambda leaves: case.call(cuda_ops, leaves), operands)
+
+
+def to_cpu(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.cpu() for k, v in found.items()}
+
+
+@cuda
+@needs_gpu
+def test_the_gpu_is_served_natively() -> None:
+    for operator in ("deform_roi_pool", "ps_deform_roi_pool"):
+        assert cuda_ops.backend("cuda", operator) == "native", library.cuda_library.reason
+
+
+@cuda
+@needs_gpu
+@every_case
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_gpu_agrees_with_reference_and_cpu(name: str, dtype: torch.dtype, last: bool) -> None:
+    case = CASES[name]
+    operands = case.operands(dtype)
+    found = to_cpu(by_gpu(case, on_gpu(operands, last)))
+    assert_agree(found, defined(case, operands), DTYPES[dtype])
+    assert_agree(found, by_gpu(case, operands), DTYPES[dtype])  # the CPU's kernels
+
+
+@cuda
+@needs_gpu
+@pytest.mark.parametrize("name", ["adaptive", "ps"])
+def test_gpu_gradcheck(name: str) -> None:
+    case = replace(CASES[name], batch=1, channels=2, size=(5, 6))
+    operands = on_gpu(case.operands(torch.float64))
+    rois = torch.tensor([[0, 2.3, 1.7, 19.1, 13.2], [0, 9.6, 4.4, 31.8, 27.9]]).double().cuda()
+    image, shifts = operands["input"], operands["shifts"]
+    assert image is not None and shifts is not None
+
+    def call(image: Tensor, shifts: Tensor) -> Tensor:
+        return case.call(cuda_ops, {"input": image, "rois": rois, "shifts": shifts})
+
+    leaves = (image.requires_grad_(), (shifts[:2] / 8).requires_grad_())
+    assert torch.autograd.gradcheck(call, leaves, nondet_tol=0.0)
+
+
+@cuda
+@needs_gpu
+@pytest.mark.parametrize("name", ["adaptive", "no_offset", "ps"])
+def test_gpu_opcheck(name: str) -> None:
+    case = CASES[name]
+    for last in (False, True):
+        image, rois, shifts = on_gpu(case.operands(torch.float64), last).values()
+        assert image is not None
+        leaves = (
+            image.requires_grad_(),
+            rois,
+            shifts if shifts is None else shifts.requires_grad_(),
+        )
+        op, backward = (getattr(torch.ops.segdeform, n) for n in (case.op, f"{case.op}_backward"))
+        torch.library.opcheck(op.default, (*leaves, *case.numbers))
+        grad = torch.randn_like(op(*leaves, *case.numbers))
+        detached = tuple(t if t is None else t.detach() for t in (grad, *leaves))
+        needs = (True, shifts is not None)
+        torch.library.opcheck(backward.default, (*detached, *case.numbers, *needs))
+
+
+@cuda
+@needs_gpu
+@pytest.mark.parametrize("name", ["c129", "ps_c129"])
+def test_gpu_gives_the_same_bits_in_every_run(name: str) -> None:
+    case = replace(CASES[name], size=(40, 50), output_size=(7, 7), scale=1.0)
+    operands = on_gpu(case.operands(torch.float32))
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = [by_gpu(case, operands) for _ in range(3)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for other in runs[1:]:
+        for key, value in runs[0].items():
+            assert torch.equal(value, other[key]), key
+
+
+@cuda
+@needs_gpu
+def test_gpu_under_autocast_keeps_positions_in_float32() -> None:
+    case = replace(CASES["c20"], size=(11, 540), scale=1.0)
+    operands = case.operands(torch.float32)
+    assert operands["rois"] is not None
+    operands["rois"][:, 1:] *= 0.3
+    operands["rois"][:, 1::2] += 500.3  # bfloat16 would round x by up to two pixels
+    with torch.autocast("cuda", torch.bfloat16):
+        found = by_gpu(case, on_gpu(operands))
+    assert found["output"].dtype == torch.bfloat16 and found["shifts"].dtype == torch.float32
+    assert_agree(to_cpu(found), defined(case, operands), 2e-2)
+
+
+@cuda
+@needs_gpu
+@pytest.mark.parametrize("name", ["adaptive", "ps"])
+def test_gpu_graph_replays_with_new_values(name: str) -> None:
+    case = CASES[name]
+    operands = on_gpu(case.operands(torch.float32))
+
+    def call() -> dict[str, Tensor]:
+        return on_device(torch.ops.segdeform, case, operands)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = call()
+    for seed in (3, 4):
+        fresh = case.operands(torch.float32, seed)
+        for key, value in operands.items():
+            new = fresh[key]
+            if value is not None and new is not None:
+                value.copy_(new)
+        graph.replay()
+        torch.cuda.synchronize()
+        for key, value in call().items():
+            assert torch.equal(found[key], value), key
+
+
+def on_device(ops: Any, case: Case, operands: Operands) -> dict[str, Tensor]:
+    """Forward and backward with an output gradient of ones: no copy from the host in it."""
+    output = getattr(ops, case.op)(*operands.values(), *case.numbers)
+    backward = getattr(ops, f"{case.op}_backward")
+    pair = backward(torch.ones_like(output), *operands.values(), *case.numbers, True, True)
+    return {"output": output, "input": pair[0], "shifts": pair[1]}
+
+
+@cuda
+@needs_gpu
+def test_gpu_works_on_the_current_stream() -> None:
+    case = replace(CASES["c64"], size=(60, 70))
+    wanted = on_gpu(case.operands(torch.float32))
+    expected = on_device(torch.ops.segdeform, case, wanted)
+    late = {k: v if v is None else torch.zeros_like(v) for k, v in wanted.items()}
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(50_000_000)  # the operands arrive long after the launches
+        for key, value in late.items():
+            source = wanted[key]
+            if value is not None and source is not None:
+                value.copy_(source)
+        found = on_device(torch.ops.segdeform, case, late)
+    torch.cuda.synchronize()
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+
+
+@cuda
+@needs_gpu
+def test_gpu_shows_lost_bins_and_contains_them() -> None:
+    for name in ("adaptive", "ps"):
+        case = CASES[name]
+        operands = case.operands(torch.float32)
+        rois, shifts = operands["rois"], operands["shifts"]
+        assert rois is not None and shifts is not None
+        rois[1, 3], rois[2, 0], rois[3, 2] = float("inf"), 9.0, float("nan")
+        shifts[0, 0, 0, 1], shifts[4, 1, 1, 0], shifts[5, 0] = float("nan"), float("inf"), 1e30
+        found = by_gpu(case, on_gpu(operands))
+        assert found["output"][1:4].isnan().all() and found["input"].isfinite().all()
+        for key, expected in defined(case, operands).items():
+            torch.testing.assert_close(
+                found[key].cpu().double(), expected, equal_nan=True, rtol=1e-4, atol=1e-4, msg=key
+            )
+
+
+@cuda
+@needs_gpu
+def test_gpu_indexes_beyond_two_to_the_31() -> None:
+    channels, size, box = 64, (5800, 5800), [0.0, 5700.0, 5700.0, 5790.0, 5790.0]
+    if torch.cuda.mem_get_info()[0] < 16 * 2**30:
+        pytest.skip("too little memory on this GPU")
+    image = torch.zeros(1, channels, *size, dtype=torch.bfloat16, device="cuda")
+    image = image.to(memory_format=torch.channels_last)
+    assert image.numel() > 2**31
+    corner = torch.randn(1, channels, 200, 200, dtype=torch.bfloat16)
+    image[:, :, -200:, -200:] = corner.cuda()
+    rois = torch.tensor([box])
+    near = rois - torch.tensor([0.0, 5600.0, 5600.0, 5600.0, 5600.0])
+    expected = cuda_ops.deform_roi_pool(corner.float(), near, None, 7)
+    leaf = image.requires_grad_()
+    found = cuda_ops.deform_roi_pool(leaf, rois.cuda(), None, 7)
+    torch.testing.assert_close(found.float().cpu(), expected, rtol=1e-2, atol=1e-2)
+    found.sum().backward()
+    assert leaf.grad is not None
+    total = leaf.grad[:, :, -200:, -200:].float().sum().item()
+    assert total == pytest.approx(channels * 49, rel=1e-2)
+    assert leaf.grad[:, :, :-200].abs().max() == 0
+
+
+def hostile_values() -> list[float]:
+    return [float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 3e38, -2147483648.0, 1e-45]
+
+
+@cuda
+@needs_gpu
+@pytest.mark.parametrize("name", ["adaptive", "fixed_samples", "ps"])
+@pytest.mark.parametrize("operand", ["input", "rois", "shifts"])
+def test_gpu_no_value_crashes_or_hangs(name: str, operand: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for value in hostile_values():
+        operands = CASES[name].operands(torch.float32)
+        target = operands[operand]
+        assert target is not None
+        target[torch.rand(target.shape, generator=generator) < 0.3] = value
+        by_gpu(CASES[name], on_gpu(operands))
+        torch.cuda.synchronize()  # where a bad address would show
+
+
+@cuda
+@needs_gpu
+def test_gpu_second_derivative_is_refused() -> None:
+    operands = on_gpu(Case().operands(torch.float64))
+    image = operands["input"]
+    assert image is not None
+    output = Case().call(cuda_ops, operands | {"input": image.requires_grad_()})
+    (first,) = torch.autograd.grad(output.square().sum(), image, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"{PLAIN} has no second derivative"):
+        first.sum().backward()
