@@ -111,17 +111,21 @@ Tensor forward(const RoiGeometry& g, const Tensor& input, const Tensor& rois,
 
 template <typename T>
 Tensor input_gradient(RoiTask<T> task, const Tensor& input, const CurrentDevice& device) {
+  using R = Real<T>;
   const RoiGeometry& g = task.g;
   const int64_t shape[4] = {g.batch, g.channels, g.height, g.width};
   const Tensor gradient = empty_packed(input, shape, g.group * g.group);
   task.grad_input = data_of<T>(gradient);
-  const Workspace<Box> bins(input, g.rois * g.classes * g.pooled_h * g.pooled_w);
-  const Workspace<RoiBox> around(input, g.rois);
-  launch(box_bins<Real<T>>, blocks_for(g.rois, kWarpsPerBlock), kRoiThreads, 0, device.stream(), g,
-         task.rois, task.shifts, bins.get(), around.get());
+  const int64_t count = g.rois * g.classes * g.pooled_h * g.pooled_w;
+  const Workspace<Box> boxes(input, count);
+  const Workspace<PlacedBin<R>> bins(input, count);
+  const Workspace<RoiBox> rois(input, g.rois);
+  const Places<R> places{boxes.get(), bins.get(), rois.get()};
+  launch(place_bins<R>, blocks_for(g.rois, kWarpsPerBlock), kRoiThreads, 0, device.stream(), g,
+         task.rois, task.shifts, places);
   const int64_t units = tiles_of_gradient(g);
   launch(gradient_of_input<T>, blocks_for(units, kWarpsPerBlock), kRoiThreads,
-         kGradientSharedBytes<Real<T>>, device.stream(), task, bins.get(), around.get(), units);
+         kGradientSharedBytes<R>, device.stream(), task, places, units);
   return unpacked(gradient, shape, prefers_channels_last(input));
 }
 

@@ -5,7 +5,7 @@
 // warp makes them 32 at a time, a tap a lane: where samples lie dense, a lane is a pixel and sums
 // what the samples give to it, in their order; where they lie far apart, a lane is one of the two
 // pixels of a sample.
-// All lanes of the warp must call these functions together, with the same line.
+// All lanes of the warp must call the functions that say __device__ together, with the same line.
 #pragma once
 
 #include "../roi.h"
@@ -81,13 +81,21 @@ __device__ LaneTap<T> tap_of_pixel(const SampleLine<T>& line, int64_t pixels, in
   return tap;
 }
 
-// How many samples of a line lie inside.
+// How many samples of a line lie inside; by a lane alone.
 template <typename T>
-__device__ int32_t samples_inside(const SampleLine<T>& line, int64_t pixels) {
+SEGDEFORM_HOST_DEVICE int32_t samples_inside(const SampleLine<T>& line, int64_t pixels) {
   int32_t count = 0;
-  for (int32_t i = lane_of_warp(); i < line.samples; i += kWarp)
-    count += line_sample(line, i, pixels).inside;
-  return warp_sum(count);
+  for (int32_t i = 0; i < line.samples; ++i) count += line_sample(line, i, pixels).inside;
+  return count;
+}
+
+// What the sum over a bin is divided by; by a lane alone.
+template <typename T>
+SEGDEFORM_HOST_DEVICE T sample_count(const RoiGeometry& g, const BinLines<T>& lines) {
+  int64_t count = int64_t(lines.y.samples) * lines.x.samples;
+  if (g.position_sensitive)
+    count = int64_t(samples_inside(lines.y, g.height)) * samples_inside(lines.x, g.width);
+  return T(count > 1 ? count : 1);
 }
 
 // All taps of a line, in chunks of one a lane.
@@ -139,14 +147,6 @@ struct WarpBin {
   T samples;  // what the sum is divided by
   bool lost;
 };
-
-template <typename T>
-__device__ T sample_count(const RoiGeometry& g, const BinLines<T>& lines) {
-  int64_t count = int64_t(lines.y.samples) * lines.x.samples;
-  if (g.position_sensitive)
-    count = int64_t(samples_inside(lines.y, g.height)) * samples_inside(lines.x, g.width);
-  return T(count > 1 ? count : 1);
-}
 
 template <typename T>
 __device__ WarpBin<T> warp_bin(const RoiGeometry& g, const BinLines<T>& lines) {
