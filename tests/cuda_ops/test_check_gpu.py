@@ -160,6 +160,47 @@ def test_a_step_that_hangs_is_killed_with_what_it_started(
     assert not state.exists() or state.read_text().split()[2] in ("Z", "X")  # ended, or not reaped
 
 
+class Answers:
+    """A session whose processes end as told, in turn."""
+
+    def __init__(self, check: ModuleType, *answers: tuple[str, str]) -> None:
+        self.check, self.answers = check, list(answers)
+        self.commands: list[list[str]] = []
+
+    def run(self, name: str, command: Any, limit: float, **environment: str) -> tuple[Any, str]:
+        self.commands.append([str(c) for c in command])
+        status, text = self.answers.pop(0)
+        return self.check.Result(name, status, "no GPU code" if status == "failed" else ""), text
+
+
+def test_a_library_that_does_not_serve_is_built_anew(check: ModuleType) -> None:
+    halves = '{"_C_cuda.so": {"loaded": true}}\n'
+    good = Answers(check, ("passed", halves))
+    assert check.check_library(good).data["_C_cuda.so"]["loaded"] and len(good.commands) == 1
+    mended = Answers(check, ("failed", halves), ("passed", "_C_cuda.so"), ("passed", halves))
+    result = check.check_library(mended)
+    assert result.status == "passed" and "built in 0 s, since no GPU code" in result.detail
+    assert mended.commands[1][1:] == ["-P", "-m", "cuda_ops.build"]
+    hopeless = Answers(check, ("failed", "Traceback"), ("failed", "no compiler"))
+    assert check.check_library(hopeless).status == "failed" and len(hopeless.commands) == 2
+
+
+def test_a_checker_of_memory_must_say_that_it_looked(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = check.check_with("racecheck")
+    monkeypatch.setattr(check, "sanitizer", lambda: None)
+    assert step(Answers(check)).status == "skipped"
+    monkeypatch.setattr(check, "sanitizer", lambda: "compute-sanitizer")
+    summary = "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
+    looked = Answers(check, ("passed", summary))
+    assert step(looked).status == "passed" and "racecheck" in looked.commands[0]
+    assert step(Answers(check, ("passed", "32 of 32 passed\n"))).status == "failed"
+    assert step(Answers(check, ("failed", summary))).status == "failed"
+    refused = ("failed", "========= Error: Device not supported\n")
+    assert step(Answers(check, refused)).status == "skipped"
+
+
 def test_without_time_or_library_no_step_starts(check: ModuleType, tmp_path: Path) -> None:
     session = check.Session(tmp_path, tmp_path, time.monotonic() - 1, {"device": "a GPU"})
     assert check.run_step("tests", pytest.fail, session).status == "timed out"
@@ -232,7 +273,7 @@ def test_missing_gpu_code_is_named(tmp_path: Path) -> None:
     cuda_code = script("cuda_code")
     half = ROOT / "cuda_ops" / "_C_cuda.so"
     found = cuda_code.read_code(half)
-    [newest] = {c.architecture for c in found if c.kind == cuda_code.PTX}
+    newest = max(c.architecture for c in found if c.kind == cuda_code.PTX)
     assert cuda_code.missing(found, [newest, 35], [newest, 36]) == ["sm_35", "PTX of compute_36"]
     data = bytearray(half.read_bytes())
     begin, _ = next(cuda_code.containers(bytes(data)))
