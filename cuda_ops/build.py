@@ -156,6 +156,7 @@ def nvcc_flags(architectures: Sequence[str]) -> list[str]:
         *COMMON_FLAGS,
         "-DUSE_CUDA",
         "--expt-relaxed-constexpr",
+        "--threads=0",  # architectures beside each other
         "-Xcompiler=-fPIC,-fvisibility=hidden",
     ]
     numbers = [a.removesuffix("+PTX") for a in architectures]

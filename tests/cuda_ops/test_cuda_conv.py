@@ -5,6 +5,7 @@ What the kernels compute is also tested without a GPU, on the host shim: test_cu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,6 +17,9 @@ from torch import Tensor
 import cuda_ops
 from cuda_ops import reference
 from tests.cuda_ops.shapes import EVERY, SAME, Shape
+
+# Without it torch refuses every product under use_deterministic_algorithms(True).
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 pytestmark = [
     pytest.mark.cuda,

@@ -18,6 +18,9 @@ class CurrentDevice {
   explicit CurrentDevice(const torch::stable::Tensor&) {}
 #else
   explicit CurrentDevice(const torch::stable::Tensor& t) : guard_(t.get_device_index()) {
+    // This library has a CUDA runtime of its own; the guard, which restores, speaks to torch's.
+    const cudaError_t set = cudaSetDevice(t.get_device_index());
+    STD_TORCH_CHECK(set == cudaSuccess, "segdeform: ", cudaGetErrorString(set));
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(
         aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));

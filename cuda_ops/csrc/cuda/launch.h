@@ -94,7 +94,8 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
       cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...);
   if (launched != cudaSuccess) cudaGetLastError();  // or the next launch would be blamed for it
   STD_TORCH_CHECK(launched == cudaSuccess,
-                  "segdeform: a kernel was not launched: ", cudaGetErrorString(launched));
+                  "segdeform: a kernel was not launched: ", cudaGetErrorString(launched),
+                  " (SEGDEFORM_OPS=torchvision sets the kernels aside)");
 }
 
 #endif
