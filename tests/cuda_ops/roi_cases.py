@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cuda_ops import reference
+
 PLAIN, SENSITIVE = "deform_roi_pool", "ps_deform_roi_pool"
 
 
@@ -111,3 +113,13 @@ def assert_agree(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: 
         error = (ours[name].double() - expected.double()).abs().max()
         scale = expected.double().abs().max().clamp(min=1e-12)
         assert error / scale < tolerance, f"{name}: relative error {error / scale:.2e}"
+
+
+# Relative errors that rounding explains.
+DTYPES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+Operands = dict[str, Tensor | None]
+
+
+def defined(case: Case, operands: Operands) -> dict[str, Tensor]:
+    wide = {k: v if v is None else v.double().cpu() for k, v in operands.items()}
+    return gradients(lambda leaves: case.call(reference, leaves), wide)

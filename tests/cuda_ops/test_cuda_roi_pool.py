@@ -1,8 +1,4 @@
-"""RoI pooling on CUDA: kernels as host code against the reference, on a GPU against CPU too.
-
-Host code (the fixture `host_shim`) shows what the kernels compute and that no result depends on an
-order of threads that nothing enforces. The tests marked `cuda` need a GPU.
-"""
+"""RoI pooling on a GPU against the reference and the CPU's kernels, and as torch wants it there."""
 
 from __future__ import annotations
 
@@ -14,163 +10,23 @@ import torch
 from torch import Tensor
 
 import cuda_ops
-from cuda_ops import library, reference
-from tests.cuda_ops.host_shim import SEEDS, host_shim  # noqa: F401
+from cuda_ops import library
 from tests.cuda_ops.roi_cases import (
     CASES,
+    DTYPES,
     PLAIN,
-    SENSITIVE_CASE,
     Case,
+    Operands,
     assert_agree,
+    defined,
     every_case,
     gradients,
 )
 
-DTYPES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-Operands = dict[str, Tensor | None]
-
-
-def defined(case: Case, operands: Operands) -> dict[str, Tensor]:
-    wide = {k: v if v is None else v.double().cpu() for k, v in operands.items()}
-    return gradients(lambda leaves: case.call(reference, leaves), wide)
-
-
-def by_operators(ops: Any, case: Case, operands: Operands) -> dict[str, Tensor]:
-    """What `gradients` returns, from the raw operators forward and backward."""
-    output = getattr(ops, case.op)(*operands.values(), *case.numbers)
-    generator = torch.Generator().manual_seed(1)
-    grad = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
-    shifted = operands["shifts"] is not None
-    backward = getattr(ops, f"{case.op}_backward")
-    pair = backward(grad, *operands.values(), *case.numbers, True, shifted)
-    found = {"input": pair[0], "output": output}
-    return found | {"shifts": pair[1]} if shifted else found
-
-
-# ---- as host code ----
-
-SMALL = Case(batch=2, size=(6, 7))
-SMALL_PS = replace(SENSITIVE_CASE, batch=2, size=(5, 6), group=2, pooled=3, samples=2, channels=4)
-HOST_CASES = {
-    "adaptive": Case(),
-    "one_sample": replace(SMALL, sampling_ratio=1),
-    "no_offset": replace(SMALL, shifted=False),
-    "one_pixel": CASES["one_pixel"],
-    "c129": replace(SMALL, channels=129, output_size=(1, 2)),
-    "c512": replace(SMALL, channels=512, output_size=(1, 1), batch=1),
-    "dense": Case(size=(9, 40), output_size=(1, 2), scale=1.0, channels=2),  # over 32 pixels long
-    "sparse": Case(size=(60, 50), output_size=(2, 1), scale=2.0, sampling_ratio=3, channels=2),
-    "many_samples": Case(size=(4, 5), output_size=(1, 1), sampling_ratio=70, channels=1, scale=0.1),
-    "ps": SMALL_PS,
-    "ps_no_trans": replace(SMALL_PS, shifted=False),
-    "ps_class_agnostic": replace(SMALL_PS, classes=1, part=3),
-    "ps_a_class_a_channel": replace(SMALL_PS, classes=4, part=4, pooled=2),
-    "ps_many_samples": replace(SMALL_PS, samples=40, pooled=2, channels=2),
-}
-
-
-@pytest.mark.parametrize("name", HOST_CASES)
-def test_host_code_agrees_with_the_reference(name: str, host_shim: Any) -> None:  # noqa: F811
-    case = HOST_CASES[name]
-    operands = case.operands(torch.float64)
-    assert_agree(by_operators(host_shim, case, operands), defined(case, operands), 1e-10)
-
-
-@pytest.mark.slow
-@every_case
-def test_host_code_agrees_on_all_shapes(name: str, host_shim: Any) -> None:  # noqa: F811
-    operands = CASES[name].operands(torch.float64)
-    found = by_operators(host_shim, CASES[name], operands)
-    assert_agree(found, defined(CASES[name], operands), 1e-10)
-
-
-@pytest.mark.parametrize("channels", [8, 12])  # 12: bf16 vectors do not fit
-@pytest.mark.parametrize("base", [SMALL, SMALL_PS], ids=["plain", "ps"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-def test_host_code_agrees_in_every_dtype_and_format(
-    base: Case,
-    channels: int,
-    dtype: torch.dtype,
-    last: bool,
-    host_shim: Any,  # noqa: F811
-) -> None:
-    case = replace(base, channels=channels, classes=1)
-    operands = case.operands(dtype)
-    assert operands["input"] is not None
-    if last:
-        operands["input"] = operands["input"].contiguous(memory_format=torch.channels_last)
-    found = by_operators(host_shim, case, operands)
-    assert found["output"].dtype == found["input"].dtype == dtype
-    for key in ("output", "input"):
-        assert last == (not found[key].is_contiguous())
-    assert_agree(found, defined(case, operands), DTYPES[dtype])
-
-
-@pytest.mark.parametrize("name", ["adaptive", "ps"])
-def test_host_code_gives_the_same_bits_in_any_order(
-    name: str,
-    host_shim: Any,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    runs = []
-    for seed in SEEDS:
-        monkeypatch.setenv("SEGDEFORM_SHIM_SEED", seed)
-        case = replace(HOST_CASES[name], batch=2, size=(7, 8))
-        runs.append(by_operators(host_shim, case, case.operands(torch.float32)))
-    for other in runs[1:]:
-        for key, value in runs[0].items():
-            assert torch.equal(value, other[key]), key
-
-
-@pytest.mark.parametrize("name", ["adaptive", "ps"])
-def test_host_code_shows_lost_bins_and_contains_them(name: str, host_shim: Any) -> None:  # noqa: F811
-    case = replace(HOST_CASES[name], batch=2, size=(6, 7))
-    operands = case.operands(torch.float64)
-    rois, shifts = operands["rois"], operands["shifts"]
-    assert rois is not None and shifts is not None
-    rois[1, 3], rois[2, 0], rois[3, 2] = float("inf"), 9.0, float("nan")
-    shifts[0, 0, 0, 1], shifts[4, 1, 1, 0], shifts[5, 0] = float("nan"), float("inf"), 1e30
-    found = by_operators(host_shim, case, operands)
-    assert found["output"][1:4].isnan().all() and found["input"].isfinite().all()
-    for key, expected in defined(case, operands).items():
-        torch.testing.assert_close(found[key], expected, equal_nan=True, msg=key)
-
-
-def test_host_code_passes_no_gradient_where_nothing_was_sampled(host_shim: Any) -> None:  # noqa: F811
-    case = replace(SMALL, shifted=False, size=(9, 20))
-    operands = case.operands(torch.float64)
-    grad = torch.full((7, 6, 3, 2), float("nan"), dtype=torch.float64)
-    backward = host_shim.deform_roi_pool_backward
-    poisoned, _ = backward(grad, *operands.values(), *case.numbers, True, False)
-    ones, _ = backward(torch.ones_like(grad), *operands.values(), *case.numbers, True, False)
-    assert torch.equal(poisoned.isnan(), ones != 0) and (ones == 0).any()
-
-
-def test_host_code_takes_no_rois_and_no_images(host_shim: Any) -> None:  # noqa: F811
-    for case in (Case(), SENSITIVE_CASE):
-        full = case.operands(torch.float32)
-        operands = {k: v if v is None or k == "input" else v[:0] for k, v in full.items()}
-        found = by_operators(host_shim, case, operands)
-        assert found["output"].shape[0] == 0 and found["input"].abs().max() == 0
-        assert full["input"] is not None
-        found = by_operators(host_shim, case, operands | {"input": full["input"][:0]})
-        assert found["input"].shape[0] == 0
-
-
-def test_host_code_computes_only_what_is_wanted(host_shim: Any) -> None:  # noqa: F811
-    operands = Case().operands(torch.float32)
-    grad = torch.ones(7, 6, 3, 2)
-    nothing = host_shim.deform_roi_pool_backward(
-        grad, *operands.values(), *Case().numbers, False, False
-    )
-    assert [tuple(t.shape) for t in nothing] == [(0,), (0,)]
-
-
-# ---- on a GPU ----
-
-cuda = pytest.mark.cuda
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
 
 
 def on_gpu(operands: Operands, last: bool = False) -> Operands:
@@ -188,19 +44,15 @@ def to_cpu(found: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.cpu() for k, v in found.items()}
 
 
-@cuda
-@needs_gpu
-def test_the_gpu_is_served_natively() -> None:
+def test_native_kernels_serve_the_gpu() -> None:
     for operator in ("deform_roi_pool", "ps_deform_roi_pool"):
         assert cuda_ops.backend("cuda", operator) == "native", library.cuda_library.reason
 
 
-@cuda
-@needs_gpu
 @every_case
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-def test_gpu_agrees_with_reference_and_cpu(name: str, dtype: torch.dtype, last: bool) -> None:
+def test_agrees_with_reference_and_cpu(name: str, dtype: torch.dtype, last: bool) -> None:
     case = CASES[name]
     operands = case.operands(dtype)
     found = to_cpu(by_gpu(case, on_gpu(operands, last)))
@@ -208,10 +60,8 @@ def test_gpu_agrees_with_reference_and_cpu(name: str, dtype: torch.dtype, last: 
     assert_agree(found, by_gpu(case, operands), DTYPES[dtype])  # the CPU's kernels
 
 
-@cuda
-@needs_gpu
 @pytest.mark.parametrize("name", ["adaptive", "ps"])
-def test_gpu_gradcheck(name: str) -> None:
+def test_gradcheck(name: str) -> None:
     case = replace(CASES[name], batch=1, channels=2, size=(5, 6))
     operands = on_gpu(case.operands(torch.float64))
     rois = torch.tensor([[0, 2.3, 1.7, 19.1, 13.2], [0, 9.6, 4.4, 31.8, 27.9]]).double().cuda()
@@ -225,10 +75,8 @@ def test_gpu_gradcheck(name: str) -> None:
     assert torch.autograd.gradcheck(call, leaves, nondet_tol=0.0)
 
 
-@cuda
-@needs_gpu
 @pytest.mark.parametrize("name", ["adaptive", "no_offset", "ps"])
-def test_gpu_opcheck(name: str) -> None:
+def test_opcheck(name: str) -> None:
     case = CASES[name]
     for last in (False, True):
         image, rois, shifts = on_gpu(case.operands(torch.float64), last).values()
@@ -246,10 +94,8 @@ def test_gpu_opcheck(name: str) -> None:
         torch.library.opcheck(backward.default, (*detached, *case.numbers, *needs))
 
 
-@cuda
-@needs_gpu
 @pytest.mark.parametrize("name", ["c129", "ps_c129"])
-def test_gpu_gives_the_same_bits_in_every_run(name: str) -> None:
+def test_gives_the_same_bits_in_every_run(name: str) -> None:
     case = replace(CASES[name], size=(40, 50), output_size=(7, 7), scale=1.0)
     operands = on_gpu(case.operands(torch.float32))
     torch.use_deterministic_algorithms(True)
@@ -262,9 +108,7 @@ def test_gpu_gives_the_same_bits_in_every_run(name: str) -> None:
             assert torch.equal(value, other[key]), key
 
 
-@cuda
-@needs_gpu
-def test_gpu_under_autocast_keeps_positions_in_float32() -> None:
+def test_under_autocast_keeps_positions_in_float32() -> None:
     case = replace(CASES["c20"], size=(11, 540), scale=1.0)
     operands = case.operands(torch.float32)
     assert operands["rois"] is not None
@@ -276,10 +120,8 @@ def test_gpu_under_autocast_keeps_positions_in_float32() -> None:
     assert_agree(to_cpu(found), defined(case, operands), 2e-2)
 
 
-@cuda
-@needs_gpu
 @pytest.mark.parametrize("name", ["adaptive", "ps"])
-def test_gpu_graph_replays_with_new_values(name: str) -> None:
+def test_graph_replays_with_new_values(name: str) -> None:
     case = CASES[name]
     operands = on_gpu(case.operands(torch.float32))
 
@@ -314,9 +156,7 @@ def on_device(ops: Any, case: Case, operands: Operands) -> dict[str, Tensor]:
     return {"output": output, "input": pair[0], "shifts": pair[1]}
 
 
-@cuda
-@needs_gpu
-def test_gpu_works_on_the_current_stream() -> None:
+def test_works_on_the_current_stream() -> None:
     case = replace(CASES["c64"], size=(60, 70))
     wanted = on_gpu(case.operands(torch.float32))
     expected = on_device(torch.ops.segdeform, case, wanted)
@@ -334,9 +174,7 @@ def test_gpu_works_on_the_current_stream() -> None:
         assert torch.equal(found[key], value), key
 
 
-@cuda
-@needs_gpu
-def test_gpu_shows_lost_bins_and_contains_them() -> None:
+def test_shows_lost_bins_and_contains_them() -> None:
     for name in ("adaptive", "ps"):
         case = CASES[name]
         operands = case.operands(torch.float32)
@@ -352,9 +190,7 @@ def test_gpu_shows_lost_bins_and_contains_them() -> None:
             )
 
 
-@cuda
-@needs_gpu
-def test_gpu_indexes_beyond_two_to_the_31() -> None:
+def test_indexes_beyond_two_to_the_31() -> None:
     channels, size, box = 64, (5800, 5800), [0.0, 5700.0, 5700.0, 5790.0, 5790.0]
     if torch.cuda.mem_get_info()[0] < 16 * 2**30:
         pytest.skip("too little memory on this GPU")
@@ -380,11 +216,9 @@ def hostile_values() -> list[float]:
     return [float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 3e38, -2147483648.0, 1e-45]
 
 
-@cuda
-@needs_gpu
 @pytest.mark.parametrize("name", ["adaptive", "fixed_samples", "ps"])
 @pytest.mark.parametrize("operand", ["input", "rois", "shifts"])
-def test_gpu_no_value_crashes_or_hangs(name: str, operand: str) -> None:
+def test_no_value_crashes_or_hangs(name: str, operand: str) -> None:
     generator = torch.Generator().manual_seed(0)
     for value in hostile_values():
         operands = CASES[name].operands(torch.float32)
@@ -395,9 +229,7 @@ def test_gpu_no_value_crashes_or_hangs(name: str, operand: str) -> None:
         torch.cuda.synchronize()  # where a bad address would show
 
 
-@cuda
-@needs_gpu
-def test_gpu_second_derivative_is_refused() -> None:
+def test_second_derivative_is_refused() -> None:
     operands = on_gpu(Case().operands(torch.float64))
     image = operands["input"]
     assert image is not None
