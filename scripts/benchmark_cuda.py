@@ -36,6 +36,7 @@ except ImportError:
 
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BUSY_CYCLES = 3_000_000  # of the GPU's clock: longer than Python needs to queue a call
+CEILINGS = ("copy TB/s", "bf16 TFLOP/s")
 Call = Callable[[], object]
 
 
@@ -261,6 +262,21 @@ def roi_table(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def ceilings(device: str = "cuda", mib: int = 1024, side: int = 8192) -> dict[str, float]:
+    """Measures what this GPU can do: copied memory (read and written) and a bf16 product."""
+    source = torch.randint(255, (mib * 2**20,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    matrix = torch.randn(side, side, device=device).bfloat16()
+
+    def median_ms(call: Call) -> float:
+        return statistics.median([device_time(call) for _ in range(10)][3:])
+
+    return {
+        "copy TB/s": 2 * source.numel() / median_ms(lambda: target.copy_(source)) / 1e9,
+        "bf16 TFLOP/s": 2 * side**3 / median_ms(lambda: matrix @ matrix) / 1e9,
+    }
+
+
 def machine() -> dict[str, Any]:
     """Describes what the numbers were measured on."""
     return {
@@ -287,7 +303,7 @@ def main() -> int:
         print("benchmark_cuda: torch sees no CUDA device on this machine", file=sys.stderr)
         return 2
     torch.backends.cudnn.benchmark = True
-    found: dict[str, Any] = {"machine": machine(), "rows": []}
+    found: dict[str, Any] = {"machine": machine() | ceilings(), "rows": []}
     wanted = [row for row in ROWS if options.only in row.name]
     share = options.seconds / (len(wanted) + 1) / 2  # half for warming up and drawing operands
 
@@ -305,7 +321,8 @@ def main() -> int:
         write(conv_table(found["rows"]))
         torch.cuda.empty_cache()
     found["roi pooling"] = measure(roi_calls, share)
-    table = [*conv_table(found["rows"]), "", *roi_table(found["roi pooling"])]
+    facts = ", ".join(f"{key}: {found['machine'][key]:.1f}" for key in CEILINGS)
+    table = [*conv_table(found["rows"]), "", *roi_table(found["roi pooling"]), "", facts]
     write(table)
     print("\n".join(table))
     results = [*found["rows"], found["roi pooling"]]

@@ -231,6 +231,12 @@ def test_benchmark_compares_all_contestants(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(lines) == 4 and all(line.count("|") == lines[1].count("|") for line in lines)
     rois = benchmark.measure(lambda backward: benchmark.roi_calls(backward, "cpu", 3), 0)
     assert len(benchmark.roi_table(rois)) == 5
+    monkeypatch.setattr(benchmark, "device_time", lambda call: 0.5 if call() is not None else 0)
+    can = benchmark.ceilings("cpu", mib=1, side=8)
+    assert can == dict.fromkeys(benchmark.CEILINGS, 0) | {
+        "copy TB/s": pytest.approx(2 * 2**20 / 0.5e-3 / 1e12),
+        "bf16 TFLOP/s": pytest.approx(2 * 8**3 / 0.5e-3 / 1e12),
+    }
     failed = benchmark.measure(lambda backward: {"ours": lambda: torch.ones(2) @ torch.ones(3)}, 0)
     assert "size" in failed["forward"]["error"]
 
