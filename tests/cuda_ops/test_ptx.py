@@ -15,7 +15,9 @@ from cuda_ops import build
 WIDE = {  # kernel: how its name tells that it handles 16 bytes at a time, and whether it stores so
     "roi_pool.cu": {"pool_bins": True, "gradient_of_shifts": False},
     "deform_conv2d.cu": {"gather_columns": True, "depthwise_forward": True},
+    "deform_conv2d_backward.cu": {"gather_input_gradient": True, "sample_gradients": False},
 }
+SOURCES = [*list(WIDE)[:2], pytest.param("deform_conv2d_backward.cu", marks=pytest.mark.slow)]
 VECTORS = ("ILi8EN3c108BFloat16E", "ILi8EN3c104HalfE", "ILi4Ef", "ILi2Ed",
            "IN3c108BFloat16ELi8E", "IN3c104HalfELi8E", "IfLi4E", "IdLi2E")  # fmt: skip
 
@@ -39,7 +41,7 @@ def kernels(source: str, folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.skipif(os.environ.get("SEGDEFORM_CUDA") == "0", reason="SEGDEFORM_CUDA=0")
-@pytest.mark.parametrize("source", WIDE)
+@pytest.mark.parametrize("source", SOURCES)
 def test_vectors_are_loaded_and_stored_at_once(source: str, tmp_path: Path) -> None:
     found = kernels(source, tmp_path)
     for name, stores in WIDE[source].items():

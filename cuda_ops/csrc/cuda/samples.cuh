@@ -59,7 +59,9 @@ __device__ void corner_products(const Geometry& g, const Team& team, const T* im
   for (int i = 0; i < 4; ++i) products[i] = team_sum(team, products[i]);
 }
 
-// Grid: tiles of pixels, pieces of the slice.
+constexpr int kTapsOfBlock = 2;  // few: chunks of few pixels must fill the GPU too
+
+// Grid: tiles of pixels, pieces of the slice, kTapsOfBlock taps.
 template <typename T, int V, bool kColumns, typename Gradient>
 __global__ void sample_gradients(Geometry g, Sampling<T> s, Rows rows, int64_t first_channel,
                                  int64_t channels, int width, Gradient gradient, Columns<T> columns,
@@ -71,21 +73,20 @@ __global__ void sample_gradients(Geometry g, Sampling<T> s, Rows rows, int64_t f
   const bool adds = piece.first_channel > piece.offset_group * g.channels_per_offset_group();
   const int64_t first_row = int64_t(blockIdx.x) * kTilePixels;
   const int pixels = int(least(kTilePixels, rows.count - first_row));
+  const int64_t tap = int64_t(blockIdx.z) * kTapsOfBlock;
+  const int taps = int(least(kTapsOfBlock, g.taps() - tap));
 
-  for (int64_t tap = 0; tap < g.taps(); tap += kStagedTaps) {
-    const int taps = int(least(kStagedTaps, g.taps() - tap));
-    stage_samples(g, s, rows.first + first_row, pixels, piece.offset_group, tap, taps, staged);
-    for (int i = int(threadIdx.x) / width; i < pixels * taps; i += kThreads / width) {
-      const int t = i / pixels, m = i % pixels;
-      const Sample<R>& sample = staged[t * kTilePixels + m];
-      const int64_t row = first_row + m, image = (rows.first + row) / g.out_pixels();
-      R products[4] = {};
-      corner_products<V, kColumns>(g, team, s.input + image * g.in_pixels() * g.channels, piece,
-                                   sample, gradient, columns, row, tap + t, products);
-      if (team.lane == 0)
-        write_sample_gradient(g, out, sample, products, rows.first + row, piece.offset_group,
-                              tap + t, adds);
-    }
+  stage_samples(g, s, rows.first + first_row, pixels, piece.offset_group, tap, taps, staged);
+  for (int i = int(threadIdx.x) / width; i < pixels * taps; i += kThreads / width) {
+    const int t = i / pixels, m = i % pixels;
+    const Sample<R>& sample = staged[t * kTilePixels + m];
+    const int64_t row = first_row + m, image = (rows.first + row) / g.out_pixels();
+    R products[4] = {};
+    corner_products<V, kColumns>(g, team, s.input + image * g.in_pixels() * g.channels, piece,
+                                 sample, gradient, columns, row, tap + t, products);
+    if (team.lane == 0)
+      write_sample_gradient(g, out, sample, products, rows.first + row, piece.offset_group, tap + t,
+                            adds);
   }
 }
 
@@ -95,10 +96,11 @@ void launch_sample_gradients(const Geometry& g, const Sampling<T>& s, Rows rows,
                              const Columns<T>& columns, const SampleGradients<Real<T>>& out,
                              Stream stream) {
   const dim3 grid(blocks_for(rows.count, kTilePixels),
-                  planes_for(count_pieces(g, first_channel, channels)));
+                  planes_for(count_pieces(g, first_channel, channels)),
+                  planes_for((g.taps() + kTapsOfBlock - 1) / kTapsOfBlock));
   const int width = team_width(least(channels, g.channels_per_offset_group()) / V);
   launch(sample_gradients<T, V, kColumns, Gradient>, grid, kThreads,
-         staged_bytes<Real<T>>(g.taps()), stream, g, s, rows, first_channel, channels, width,
+         staged_bytes<Real<T>>(kTapsOfBlock), stream, g, s, rows, first_channel, channels, width,
          gradient, columns, out);
 }
 

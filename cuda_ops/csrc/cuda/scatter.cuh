@@ -108,11 +108,12 @@ __device__ Entry<Real<T>> entry_of(const Geometry& g, const Sampling<T>& s,
   int corner = 0;
   const uint32_t id = lists.samples[mine.find(number, corner)];
   const uint32_t pixels = uint32_t(g.out_pixels()), pixel = id % pixels, tap = id / pixels;
+  // The corner lies in the image and the sample in the open interval: find_lists saw to it. So
+  // this is Corners::weight, spelled without an index into an array, which would be memory.
   const Sample<Real<T>> sample = sample_of(g, s, image, pixel, group, tap);
-  Real<T> weight = sample.weight[0];
-  for (int i = 1; i < 4; ++i)
-    if (corner == i) weight = sample.weight[i];
-  return {pixel, tap, weight * sample.mask};
+  const Real<T> of_row = corner < 2 ? Real<T>(1) - sample.fraction_y : sample.fraction_y;
+  const Real<T> of_column = corner % 2 == 0 ? Real<T>(1) - sample.fraction_x : sample.fraction_x;
+  return {pixel, tap, of_row * of_column * sample.mask};
 }
 
 // Grid: teams, one for each input pixel of the images; pieces of the slice; parts of a piece.
