@@ -8,7 +8,9 @@ ABI for torch >= 2.10 and no Python symbol, so one build serves every Python and
 Environment:
     SEGDEFORM_CUDA        1: build the CUDA half or fail; 0: never; unset: when a CUDA compiler of
                           torch's major version is found (pip's, then CUDA_HOME's, then PATH's).
-    SEGDEFORM_CUDA_ARCHS  compute capabilities, e.g. "80;90" (default: the GPU at hand or 80;90).
+    SEGDEFORM_CUDA_ARCHS  compute capabilities, e.g. "80;90" (default: the GPU at hand or 80;90);
+                          a release has "80;86;89;90;100;120+PTX". The newest comes with PTX at any
+                          rate, for GPUs yet to come; "+PTX" asks for that of another one too.
     CXX                   the C++ compiler (default: the first found of g++, c++ and clang++).
 
 This module imports torch only inside functions: an isolated `pip install .` runs it without torch.
@@ -130,11 +132,19 @@ def pip_cuda_packages() -> tuple[str, ...]:
 
 
 def cuda_architectures() -> list[str]:
-    """Returns compute capabilities without the dot, e.g. ["80", "90"]."""
+    """Returns compute capabilities without the dot, e.g. ["80", "90"]; "90+PTX" asks for PTX too.
+
+    Raises:
+        BuildError: if SEGDEFORM_CUDA_ARCHS names no capability.
+    """
     import torch
 
     if text := os.environ.get("SEGDEFORM_CUDA_ARCHS"):
-        return [part.strip().replace(".", "") for part in re.split(r"[;, ]+", text) if part.strip()]
+        found = [part.strip().replace(".", "") for part in re.split(r"[;, ]+", text) if part]
+        wrong = [part for part in found if not re.fullmatch(r"\d{2,3}(\+PTX)?", part)]
+        if wrong or not found:
+            raise BuildError(f"SEGDEFORM_CUDA_ARCHS is '{text}'; it takes e.g. 80;90 or 90+PTX")
+        return found
     if torch.cuda.is_available():
         return ["{}{}".format(*torch.cuda.get_device_capability())]
     return ["80", "90"]
@@ -146,11 +156,15 @@ def nvcc_flags(architectures: Sequence[str]) -> list[str]:
         *COMMON_FLAGS,
         "-DUSE_CUDA",
         "--expt-relaxed-constexpr",
+        "--threads=0",  # architectures beside each other
         "-Xcompiler=-fPIC,-fvisibility=hidden",
     ]
-    flags += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
-    newest = max(architectures, key=int)
-    return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
+    numbers = [a.removesuffix("+PTX") for a in architectures]
+    flags += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in numbers]
+    with_ptx = {a.removesuffix("+PTX") for a in architectures if a.endswith("+PTX")}
+    with_ptx.add(max(numbers, key=int))
+    ptx = sorted(with_ptx, key=int)
+    return [*flags, *(f"-gencode=arch=compute_{a},code=compute_{a}" for a in ptx)]
 
 
 def _run(command: Command) -> None:
@@ -211,11 +225,29 @@ def build_cpu(
     more_sources: Sequence[Path] = (),
 ) -> Path:
     """Builds `folder/_C.so` unless it is up to date; returns its path."""
+    sources = [SOURCES / "ops.cpp", *sorted((SOURCES / "cpu").glob("*.cpp")), *more_sources]
+    return _build_for_host(folder / "_C.so", work, sources, more_flags)
+
+
+def build_host_shim(folder: Path, work: Path, more_flags: Sequence[str] = ()) -> Path:
+    """Builds `folder/_C_host_shim.so`: the CUDA kernels as host code, for tests alone.
+
+    Its operators are those of `segdeform` in the namespace `segdeform_host_shim`, for CPU tensors.
+    csrc/cuda/launch.h says how one source serves both. Leaves alone what is up to date.
+    """
+    sources = [SOURCES / "ops.cpp", *sorted((SOURCES / "cuda").glob("*.cu"))]
+    names = ["-DSEGDEFORM_HOST_SHIM", "-DSEGDEFORM_LIBRARY=segdeform_host_shim"]
+    # Jumps between stacks are what the fortified longjmp refuses. Most of the time is compiling.
+    flags = [*names, "-U_FORTIFY_SOURCE", "-O1", *more_flags]
+    return _build_for_host(folder / "_C_host_shim.so", work, sources, flags)
+
+
+def _build_for_host(
+    target: Path, work: Path, sources: Sequence[Path], more_flags: Sequence[str]
+) -> Path:
     include, lib = _torch_paths()
     cxx = cxx_compiler()
-    target = folder / "_C.so"
-    sources = [SOURCES / "ops.cpp", *sorted((SOURCES / "cpu").glob("*.cpp")), *more_sources]
-    compile_command: Command = [cxx, *CPU_FLAGS, *more_flags, "-isystem", include]
+    compile_command: Command = [cxx, *CPU_FLAGS, *more_flags, "-isystem", include, "-x", "c++"]
     fingerprint = _fingerprint(sources, compile_command)
     if _up_to_date(target, fingerprint):
         return target
@@ -268,7 +300,7 @@ def build_cuda(folder: Path, work: Path, nvcc: Path) -> Path:
         fingerprint,
         cuda=torch.version.cuda,
         nvcc=nvcc_version(nvcc),
-        architectures=architectures,
+        architectures=[a.removesuffix("+PTX") for a in architectures],
     )
     return target
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor
 
 from cuda_ops import library
@@ -38,10 +37,11 @@ def deform_conv2d(
     G offset groups split the channels and need not nest with the weight's groups. Dai et al., ICCV
     2017, equations 2-4; Zhu et al., CVPR 2019, equation 1.
 
-    float64 computes in float64; float32, bfloat16 and float16 compute in float32. Offset and mask
-    may keep float32 beside an input of lower precision, and do under autocast. Channels-last input
-    gives channels-last output. A sample at an infinite coordinate counts as masked out; at a NaN
-    coordinate it makes what it feeds NaN.
+    float64 computes in float64; float32, bfloat16 and float16 compute in float32. On CUDA the
+    samples are rounded to the input's dtype before the product, which follows torch's own settings
+    (tf32, reduced precision). Offset and mask may keep float32 beside an input of lower precision,
+    and do under autocast. Channels-last input gives channels-last output. A sample at an infinite
+    coordinate counts as masked out; at a NaN coordinate it makes what it feeds NaN.
 
     Raises:
         TypeError: if the dtypes do not go together.
@@ -156,6 +156,8 @@ def _by_torchvision(
     Such samples move out of the image, and the output pixels that they feed become NaN. Those pass
     NaN gradients to all taps of theirs: louder than the native kernels, which name the very tap.
     """
+    import torchvision  # only here: the kernels do without
+
     device = input.device.type
     kind = torch.promote_types(input.dtype, torch.float32)  # so that offsets keep their precision
     lost = offset.isnan()

@@ -1,6 +1,6 @@
 """Measures what deformable layers add to a training step: step times of several networks in turn.
 
-python scripts/benchmark_step.py camvid [--layers 0 3] [--repeats 12] [--device cpu]
+python scripts/benchmark_step.py camvid [--layers 0 3] [--repeats 12] [--device cpu] [--json FILE]
 
 Every network does a whole step (forward, loss, backward, update) on the same random crops, turn by
 turn in one process; the loader has no part in it. Prints minimum (median) and their ratio.
@@ -9,10 +9,12 @@ turn in one process; the loader has no part in it. Prints minimum (median) and t
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does
 
@@ -26,6 +28,7 @@ from segdeform.training.losses import segmentation_loss
 from segdeform.training.optim import build_optimizer
 
 CLASSES = 11
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def make_step(config: Config, device: torch.device) -> Callable[[], None]:
@@ -41,9 +44,12 @@ def make_step(config: Config, device: torch.device) -> Callable[[], None]:
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(CLASSES, (train.batch_size, *config.data.crop), device=device)
 
+    dtype = PRECISIONS[train.precision]
+
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        output = model(images)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            output = model(images)
         segmentation_loss(output.logits, output.auxiliary, labels, train, None).backward()
         optimizer.step()
         if device.type == "cuda":
@@ -59,6 +65,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 3])
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     keep_freed_memory()
     device = torch.device(options.device)
@@ -73,6 +80,9 @@ def main() -> None:
             step()
             times[layers].append(1e3 * (time.perf_counter() - began))
     least = min(times[options.layers[0]])
+    if options.json:
+        facts = {"config": options.config, "device": options.device, "torch": torch.__version__}
+        options.json.write_text(json.dumps(facts | {"ms by layers": times}, indent=1) + "\n")
     for layers, seen in times.items():
         print(
             f"{layers} deformable layers: {min(seen):.0f} ms ({statistics.median(seen):.0f}), "

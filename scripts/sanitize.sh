@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the CPU kernels with AddressSanitizer and UndefinedBehaviorSanitizer, proves on planted bugs
-# that both watch, and runs the kernels' tests under them. Needs the .venv of scripts/test.sh and g++.
+# that both watch, and runs the kernels' tests under them; the CUDA kernels too, as host code.
+# Needs the .venv of scripts/test.sh and g++.
 #   bash scripts/sanitize.sh [PYTEST ARGUMENTS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -52,4 +53,8 @@ say "Tests of the kernels"
 # Compiled graphs would run the C++ compiler itself under the sanitizers.
 "$python" -m pytest -q -p no:cacheprovider -k "not compile" "$@" tests/cuda_ops/test_deform*.py \
   tests/cuda_ops/test_packing.py
+say "Tests of the CUDA kernels as host code"
+export SEGDEFORM_SHIM_FLAGS="-g -fno-omit-frame-pointer -fno-sanitize-recover=all
+  -fsanitize=address,undefined,float-cast-overflow"
+"$python" -m pytest -q -p no:cacheprovider "$@" tests/cuda_ops/test_cuda_kernels.py
 say "Clean"

@@ -12,7 +12,7 @@ make_environment dev
 say "Lint"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-find cuda_ops/csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' |
+find cuda_ops/csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' |
   xargs .venv/bin/clang-format --dry-run --Werror
 say "Types"
 .venv/bin/mypy

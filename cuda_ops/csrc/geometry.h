@@ -5,7 +5,7 @@
 
 namespace segdeform {
 
-// Of one deformable convolution.
+// Of one deformable convolution. Its functions serve on the device too: they are constexpr.
 struct Geometry {
   int64_t batch, channels, height, width;       // input  [N, C, H, W]
   int64_t out_channels, out_height, out_width;  // output [N, O, P, Q]
@@ -16,13 +16,13 @@ struct Geometry {
   int64_t groups;         // of the weight
   int64_t offset_groups;  // of the offsets; need not nest with `groups`
 
-  int64_t taps() const { return kernel_h * kernel_w; }
-  int64_t in_pixels() const { return height * width; }
-  int64_t out_pixels() const { return out_height * out_width; }
-  int64_t channels_per_group() const { return channels / groups; }
-  int64_t outputs_per_group() const { return out_channels / groups; }
-  int64_t channels_per_offset_group() const { return channels / offset_groups; }
-  bool depthwise() const { return groups == channels && out_channels == channels; }
+  constexpr int64_t taps() const { return kernel_h * kernel_w; }
+  constexpr int64_t in_pixels() const { return height * width; }
+  constexpr int64_t out_pixels() const { return out_height * out_width; }
+  constexpr int64_t channels_per_group() const { return channels / groups; }
+  constexpr int64_t outputs_per_group() const { return out_channels / groups; }
+  constexpr int64_t channels_per_offset_group() const { return channels / offset_groups; }
+  constexpr bool depthwise() const { return groups == channels && out_channels == channels; }
 };
 
 constexpr int64_t kMaxRoiSamples = 4096;  // along one axis of one bin

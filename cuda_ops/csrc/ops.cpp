@@ -1,7 +1,11 @@
 // Schemas of all operators. Kernels register themselves beside their code, per device.
 #include <torch/csrc/stable/library.h>
 
-STABLE_TORCH_LIBRARY(segdeform, library) {
+#if !defined(SEGDEFORM_LIBRARY)  // tests build the CUDA kernels as host code, under another name
+#define SEGDEFORM_LIBRARY segdeform
+#endif
+
+STABLE_TORCH_LIBRARY(SEGDEFORM_LIBRARY, library) {
   library.def(
       "deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, "
       "int[2] stride, int[2] padding, int[2] dilation, int groups, int offset_groups) -> Tensor");

@@ -104,10 +104,16 @@ SEGDEFORM_HOST_DEVICE bool is_lost(const SampleLine<T>& line) {
   return line.origin != line.origin;
 }
 
+// Rises with i, or falls where the length is negative.
+template <typename T>
+SEGDEFORM_HOST_DEVICE T sample_position(const SampleLine<T>& line, int32_t i) {
+  return line.origin + (T(i) + line.phase) * line.length / T(line.samples);
+}
+
 template <typename T>
 SEGDEFORM_HOST_DEVICE LineSample<T> line_sample(const SampleLine<T>& line, int32_t i,
                                                 int64_t pixels) {
-  const T v = line.origin + (T(i) + line.phase) * line.length / T(line.samples);
+  const T v = sample_position(line, i);
   const T last = T(pixels - 1);
   LineSample<T> sample;
   sample.inside = v >= line.lowest && v <= line.highest;
@@ -127,6 +133,43 @@ SEGDEFORM_HOST_DEVICE int64_t cell_of_bin(int64_t bin, int64_t bins, int64_t cel
 // The first bin of a cell; those of one cell are consecutive, and there may be none.
 SEGDEFORM_HOST_DEVICE int64_t first_bin_of_cell(int64_t cell, int64_t bins, int64_t cells) {
   return (cell * bins + cells - 1) / cells;
+}
+
+// The first of the O channels that bin (ph, pw) pools, where those of a cell lie side by side.
+SEGDEFORM_HOST_DEVICE int64_t first_channel_of_bin(const RoiGeometry& g, int64_t ph, int64_t pw) {
+  const int64_t cell =
+      cell_of_bin(ph, g.pooled_h, g.group) * g.group + cell_of_bin(pw, g.pooled_w, g.group);
+  return cell * g.out_channels;
+}
+
+template <typename T>
+struct BinLines {
+  SampleLine<T> y, x;
+  bool lost;  // gives NaN; the lines mean nothing
+};
+
+// Where bin (ph, pw) of RoI number `index` samples the channels of class `group`. `shifts` are
+// [R, 2 * classes, part_h, part_w], axis 0 is x and 1 is y; nullptr: none.
+template <typename T>
+SEGDEFORM_HOST_DEVICE BinLines<T> bin_lines(const RoiGeometry& g, const T* shifts, int64_t index,
+                                            const Roi<T>& roi, int64_t group, int64_t ph,
+                                            int64_t pw) {
+  BinLines<T> bin{};
+  bin.lost = true;
+  if (roi.image < 0) return bin;
+  T shift_y = T(0), shift_x = T(0);
+  if (shifts) {
+    const int64_t parts = g.part_h * g.part_w;
+    const int64_t part =
+        cell_of_bin(ph, g.pooled_h, g.part_h) * g.part_w + cell_of_bin(pw, g.pooled_w, g.part_w);
+    const T* of_part = shifts + (index * g.classes + group) * 2 * parts + part;
+    shift_x = T(g.shift_scale) * of_part[0];
+    shift_y = T(g.shift_scale) * of_part[parts];
+  }
+  bin.y = sample_line(g, roi.y, shift_y * roi.y.size, ph, g.pooled_h, g.height);
+  bin.x = sample_line(g, roi.x, shift_x * roi.x.size, pw, g.pooled_w, g.width);
+  bin.lost = is_lost(bin.y) || is_lost(bin.x);
+  return bin;
 }
 
 }  // namespace segdeform

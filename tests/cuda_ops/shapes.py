@@ -85,3 +85,14 @@ SHAPES = {
     "kernel_7": replace(SAME, channels=2, outputs=2, kernel=(7, 7), padding=(3, 3), size=(10, 8),
                         offset_groups=2),
 }  # fmt: skip
+
+# For CUDA kernels: vectors of 16 bytes fit, or do not, in many ways.
+EVERY = SHAPES | {
+    "vectors": replace(SAME, channels=64, outputs=24, groups=2, offset_groups=2, size=(5, 7)),
+    "pieces_across_groups": Shape(channels=48, outputs=6, groups=2, offset_groups=3, size=(7, 6)),
+    "odd": Shape(channels=35, outputs=10, groups=5, offset_groups=7),
+    "more_than_a_slice": replace(SAME, channels=272, outputs=2, groups=1, offset_groups=1,
+                                 size=(4, 3), batch=1),
+    "depthwise_vectors": replace(SAME, channels=32, outputs=32, groups=32, offset_groups=2),
+    "depthwise_two_maps": replace(SAME, channels=6, outputs=12, groups=6, offset_groups=3),
+}  # fmt: skip

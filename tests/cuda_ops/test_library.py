@@ -51,7 +51,9 @@ def test_library_uses_the_stable_abi_alone(name: str) -> None:
 )
 def test_cuda_half_loads_without_a_gpu() -> None:
     assert library.cuda_library.loaded, library.cuda_library.reason
-    assert torch._C._dispatch_has_kernel_for_dispatch_key("segdeform::sample_points", "CUDA")
+    for operator in ("sample_points", "deform_conv2d", "deform_conv2d_backward"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"segdeform::{operator}", "CUDA")
+    assert cuda_ops.backend("cuda") == "native"
     facts = library.cuda_library.build
     image = (PACKAGE / "_C_cuda.so").read_bytes()
     for architecture in facts["architectures"]:
@@ -135,6 +137,20 @@ def test_rule_for_the_cuda_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("SEGDEFORM_CUDA", "yes")
     with pytest.raises(build.BuildError, match="'yes'"):
         build.cuda_compiler()
+
+
+def test_architectures_and_ptx(monkeypatch: pytest.MonkeyPatch) -> None:
+    def code(text: str) -> list[str]:
+        monkeypatch.setenv("SEGDEFORM_CUDA_ARCHS", text)
+        flags = build.nvcc_flags(build.cuda_architectures())
+        return [f.split(",code=")[1] for f in flags if f.startswith("-gencode")]
+
+    assert code("80;9.0") == ["sm_80", "sm_90", "compute_90"]
+    assert code("80 86 120") == ["sm_80", "sm_86", "sm_120", "compute_120"]
+    assert code("80;86;89;90;100;120+PTX")[-2:] == ["sm_120", "compute_120"]
+    assert code("80+PTX, 90") == ["sm_80", "sm_90", "compute_80", "compute_90"]
+    with pytest.raises(build.BuildError, match="'hopper'"):
+        code("hopper")
 
 
 def test_a_missing_cxx_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

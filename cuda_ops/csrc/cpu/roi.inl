@@ -69,42 +69,18 @@ Bin<T> bin_in(const RoiGeometry& g, T* memory) {
   return bin;
 }
 
-// The shift of a part along an axis, in parts of the RoI's size: axis 0 is x, 1 is y.
-template <typename T>
-SEGDEFORM_INLINE T shift_of(const RoiTask<T>& task, int64_t roi, int64_t group, int64_t part,
-                            int64_t axis) {
-  const RoiGeometry& g = task.g;
-  if (!task.shifts) return T(0);
-  return T(g.shift_scale) *
-         task.shifts[((roi * g.classes + group) * 2 + axis) * g.part_h * g.part_w + part];
-}
-
 template <typename T>
 void locate_bin(const RoiTask<T>& task, int64_t index, const Roi<T>& roi, int64_t group, int64_t ph,
                 int64_t pw, bool with_slope, Bin<T>& bin) {
   const RoiGeometry& g = task.g;
-  bin.lost = true;
-  if (roi.image < 0) return;
-  const int64_t part =
-      cell_of_bin(ph, g.pooled_h, g.part_h) * g.part_w + cell_of_bin(pw, g.pooled_w, g.part_w);
-  const T shift_y = shift_of(task, index, group, part, 1) * roi.y.size;
-  const T shift_x = shift_of(task, index, group, part, 0) * roi.x.size;
-  const SampleLine<T> y = sample_line(g, roi.y, shift_y, ph, g.pooled_h, g.height);
-  const SampleLine<T> x = sample_line(g, roi.x, shift_x, pw, g.pooled_w, g.width);
-  if (is_lost(y) || is_lost(x)) return;
-  bin.lost = false;
-  collect_taps(y, g.height, with_slope, bin.y);
-  collect_taps(x, g.width, with_slope, bin.x);
+  const BinLines<T> lines = bin_lines(g, task.shifts, index, roi, group, ph, pw);
+  bin.lost = lines.lost;
+  if (lines.lost) return;
+  collect_taps(lines.y, g.height, with_slope, bin.y);
+  collect_taps(lines.x, g.width, with_slope, bin.x);
   const int64_t samples = g.position_sensitive ? bin.y.samples_inside * bin.x.samples_inside
-                                               : int64_t(y.samples) * x.samples;
+                                               : int64_t(lines.y.samples) * lines.x.samples;
   bin.samples = T(most(samples, 1));
-}
-
-// The first of the O packed channels that bin (ph, pw) pools.
-SEGDEFORM_INLINE int64_t first_channel_of_bin(const RoiGeometry& g, int64_t ph, int64_t pw) {
-  const int64_t cell =
-      cell_of_bin(ph, g.pooled_h, g.group) * g.group + cell_of_bin(pw, g.pooled_w, g.group);
-  return cell * g.out_channels;
 }
 
 // V is a vector or one element of it: this many values.

@@ -1,14 +1,8 @@
 // Samples an image at given points on the GPU, by the rule that all kernels share. `segdeform
 // doctor` runs it to prove that this library loads, launches and agrees with the CPU.
-#include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
-#include "../bilinear.h"
+#include "device.h"
 
 namespace segdeform::cuda {
 namespace {
@@ -32,32 +26,25 @@ Tensor sample_points(const Tensor& image, const Tensor& points) {
   STD_TORCH_CHECK(image.dim() == 2 && points.dim() == 2 && points.size(1) == 2 &&
                       image.is_contiguous() && points.is_contiguous(),
                   "sample_points: image [H, W] and points [M, 2] must be contiguous");
-  const torch::stable::accelerator::DeviceGuard guard(image.get_device_index());
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(image.get_device_index(), &stream));
+  const CurrentDevice device(image);
   const int64_t count = points.size(0), sizes[1] = {count};
   Tensor values =
       torch::stable::new_empty(image, torch::headeronly::IntHeaderOnlyArrayRef(sizes, 1));
-  if (count == 0) return values;
   constexpr int kThreads = 128;
-  sample_points_kernel<<<unsigned((count + kThreads - 1) / kThreads), kThreads, 0,
-                         static_cast<cudaStream_t>(stream)>>>(
-      static_cast<const float*>(image.data_ptr()), int32_t(image.size(0)), int32_t(image.size(1)),
-      static_cast<const float*>(points.data_ptr()), count, static_cast<float*>(values.data_ptr()));
-  const cudaError_t launched = cudaGetLastError();
-  STD_TORCH_CHECK(launched == cudaSuccess,
-                  "sample_points: launch failed: ", cudaGetErrorString(launched));
+  launch(sample_points_kernel, blocks_for(count, kThreads), kThreads, 0, device.stream(),
+         static_cast<const float*>(image.data_ptr()), int32_t(image.size(0)),
+         int32_t(image.size(1)), static_cast<const float*>(points.data_ptr()), count,
+         static_cast<float*>(values.data_ptr()));
   return values;
 }
 
 }  // namespace
 }  // namespace segdeform::cuda
 
-STABLE_TORCH_LIBRARY_FRAGMENT(segdeform, library) {
+STABLE_TORCH_LIBRARY_FRAGMENT(SEGDEFORM_LIBRARY, library) {
   library.def("sample_points(Tensor image, Tensor points) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(segdeform, CUDA, library) {
+STABLE_TORCH_LIBRARY_IMPL(SEGDEFORM_LIBRARY, SEGDEFORM_DEVICE, library) {
   library.impl("sample_points", TORCH_BOX(&segdeform::cuda::sample_points));
 }

@@ -1,4 +1,4 @@
-// What operators on CPU share in handling tensors: layouts and dtypes.
+// What the operators share in handling tensors, on every device: layouts and dtypes.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -7,9 +7,7 @@
 #include <array>
 #include <optional>
 
-#include "workspace.h"
-
-namespace segdeform::cpu {
+namespace segdeform {
 namespace {
 
 using torch::headeronly::IntHeaderOnlyArrayRef;
@@ -34,5 +32,21 @@ inline Tensor empty_like_format(const Tensor& like, std::array<int64_t, 4> sizes
                               like.device(), std::nullopt, format);
 }
 
+inline Tensor channels_last(const Tensor& t, ScalarType type) {
+  return torch::stable::contiguous(torch::stable::to(t, type), MemoryFormat::ChannelsLast);
+}
+
+// To the dtype and, unless channels-last is wanted, to contiguous memory.
+inline Tensor finished(const Tensor& t, ScalarType type, bool keep_channels_last) {
+  const Tensor cast = torch::stable::to(t, type);
+  return keep_channels_last ? cast : torch::stable::contiguous(cast);
+}
+
+// What stands for a gradient that was not asked for.
+inline Tensor nothing(const Tensor& like) {
+  const int64_t none[1] = {0};
+  return torch::stable::new_empty(like, IntHeaderOnlyArrayRef(none, 1));
+}
+
 }  // namespace
-}  // namespace segdeform::cpu
+}  // namespace segdeform

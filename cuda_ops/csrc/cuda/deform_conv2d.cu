@@ -1,0 +1,95 @@
+// deform_conv2d on CUDA: gathers chunks of columns that stay in the L2 cache, and multiplies them.
+//
+// The output is made channels-last, as the product writes it, and is copied only if the input asks
+// for another layout. Every sum has one order that the shapes decide: no atomics.
+#include <torch/csrc/stable/library.h>
+
+#include <vector>
+
+#include "depthwise.cuh"
+#include "gather.cuh"
+#include "operands.h"
+#include "products.h"
+
+namespace segdeform::cuda {
+namespace {
+
+// Rows of a chunk: as many as fit the workspace, whole tiles of the product, chunks of like size.
+template <typename T>
+int64_t chunk_rows(const Geometry& g) {
+  constexpr int64_t kProductTile = 128;
+  const int64_t rows = g.batch * g.out_pixels();
+  const int64_t row_bytes = g.taps() * g.channels * int64_t(sizeof(T));
+  const int64_t most = std::max<int64_t>(1, workspace_limit() / row_bytes);
+  if (rows <= most) return rows;
+  const int64_t chunks = (rows + most - 1) / most;
+  const int64_t even = ((rows + chunks - 1) / chunks + kProductTile - 1) / kProductTile;
+  return even * kProductTile <= most ? even * kProductTile : most;
+}
+
+template <typename T, int V>
+void forward_dense(const Operands<T>& operands, const T* bias, T* output, Stream stream) {
+  const Geometry& g = operands.g;
+  const Sampling<T> sampling = operands.sampling();
+  const int64_t rows = g.batch * g.out_pixels(), most = chunk_rows<T>(g);
+  const int64_t width = g.taps() * g.channels_per_group(), outputs = g.outputs_per_group();
+  const Workspace<T> memory(operands.input, most * g.taps() * g.channels);
+  const Matrices weight{
+      data<T>(operands.weight), {g.groups, outputs, width}, {outputs * width, width, 1}};
+  for (int64_t first = 0; first < rows; first += most) {
+    const int64_t count = std::min(most, rows - first);
+    const Columns<T> columns{memory.get(), 0, g.channels, g.channels_per_group(), count, g.taps()};
+    launch_gather<T, V>(g, sampling, {first, count}, columns, stream);
+    T* chunk = output + first * g.out_channels;
+    multiply(operands.input, type_of<T>(),
+             {columns.data, {g.groups, count, width}, {count * width, width, 1}},
+             weight.transposed(),
+             {chunk, {g.groups, count, outputs}, {outputs, g.out_channels, 1}});
+    if (bias)
+      launch(add_bias<T>, blocks_for(count * g.out_channels, kThreads), kThreads, 0, stream, chunk,
+             bias, count * g.out_channels, g.out_channels);
+  }
+}
+
+template <typename T>
+Tensor forward(const Geometry& g, const Tensor& input, const Tensor& offset, const Tensor& weight,
+               const std::optional<Tensor>& bias, const std::optional<Tensor>& mask) {
+  const CurrentDevice device(input);
+  Tensor output = empty_like_format(input, {g.batch, g.out_channels, g.out_height, g.out_width},
+                                    type_of<T>(), MemoryFormat::ChannelsLast);
+  if (g.batch > 0) {
+    const Operands<T> operands(g, input, offset, weight, mask);
+    std::optional<Tensor> flat_bias;
+    if (bias) flat_bias = torch::stable::contiguous(torch::stable::to(*bias, type_of<T>()));
+    const T* to_add = bias ? data<T>(*flat_bias) : nullptr;
+    const bool wide = vectors_fit<T>(g, {&operands.input});
+    if (g.depthwise()) {
+      const Tensor taps_first = operands.taps_first();
+      const auto run = wide ? launch_depthwise<T, kVector<T>> : launch_depthwise<T, 1>;
+      run(g, operands.sampling(), data<T>(taps_first), to_add, data<T>(output), device.stream());
+    } else {
+      const auto run = wide ? forward_dense<T, kVector<T>> : forward_dense<T, 1>;
+      run(operands, to_add, data<T>(output), device.stream());
+    }
+  }
+  return finished(output, input.scalar_type(), prefers_channels_last(input));
+}
+
+Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& weight,
+                     const std::optional<Tensor>& bias, const std::optional<Tensor>& mask,
+                     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                     const std::vector<int64_t>& dilation, int64_t groups, int64_t offset_groups) {
+  const Geometry g =
+      geometry_of(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups);
+  check_operands(input, {&offset, &weight, bias ? &*bias : &input, mask ? &*mask : &input}, weight);
+  return with_type(input.scalar_type(), [&](auto of_type) {
+    return forward<decltype(of_type)>(g, input, offset, weight, bias, mask);
+  });
+}
+
+}  // namespace
+}  // namespace segdeform::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(SEGDEFORM_LIBRARY, SEGDEFORM_DEVICE, library) {
+  library.impl("deform_conv2d", TORCH_BOX(&segdeform::cuda::deform_conv2d));
+}

@@ -1,0 +1,331 @@
+// The backward of deform_conv2d on CUDA: chunks of column gradients, without atomics, so that
+// every run gives the same bits.
+//
+// Workspace: a chunk is some images, or for the input gradient of a large image some channels of
+// one. What is sorted and the column gradients together stay below the limit (operands.h), at any
+// N and C, unless one image alone needs more: 16 bytes for each of its G*T*P*Q samples while they
+// are sorted, then 16 bytes of column gradients for each of its T*P*Q.
+#include <torch/csrc/stable/library.h>
+
+#include <bit>
+#include <tuple>
+#include <vector>
+
+#include "depthwise.cuh"
+#include "operands.h"
+#include "products.h"
+#include "samples.cuh"
+#include "scatter.cuh"
+#include "sort.h"
+
+namespace segdeform::cuda {
+namespace {
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// A run of channels: whole groups of the weight, or a part of one.
+struct Slice {
+  int64_t first_channel, channels, group_channels;
+  int64_t groups() const { return channels / group_channels; }
+};
+
+Tensor zeros(const Tensor& like, std::vector<int64_t> sizes, ScalarType type) {
+  return torch::stable::new_zeros(like, IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), type);
+}
+
+Tensor empty(const Tensor& like, std::vector<int64_t> sizes, ScalarType type) {
+  return torch::stable::new_empty(like, IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), type);
+}
+
+// The slices of an image's channels of which so many fit.
+std::vector<Slice> cut_channels(const Geometry& g, int64_t fit, int64_t vector) {
+  const int64_t inputs = g.channels_per_group();
+  std::vector<Slice> slices;
+  if (fit >= inputs) {
+    const int64_t whole = fit / inputs * inputs;
+    for (int64_t c = 0; c < g.channels; c += whole)
+      slices.push_back({c, std::min(whole, g.channels - c), inputs});
+    return slices;
+  }
+  const int64_t part = std::max(vector, fit / vector * vector);
+  for (int64_t group = 0; group < g.groups; ++group)
+    for (int64_t c = 0; c < inputs; c += part) {
+      const int64_t channels = std::min(part, inputs - c);
+      slices.push_back({group * inputs + c, channels, channels});
+    }
+  return slices;
+}
+
+// Samples of some images sorted by where they fall.
+template <typename T>
+class SortedSamples {
+ public:
+  SortedSamples(const Operands<T>& operands, int64_t first_image, int64_t images, Stream stream)
+      : first_image(first_image) {
+    const Geometry& g = operands.g;
+    const int64_t count = images * g.offset_groups * g.taps() * g.out_pixels();
+    const int64_t lists = images * g.offset_groups * count_cells(g);
+    STD_TORCH_CHECK(count < UINT32_MAX && lists < UINT32_MAX,
+                    "deform_conv2d_backward: images of 2^32 samples or more are not supported");
+    samples_.emplace(operands.input, count);
+    other_samples_.emplace(operands.input, count);
+    starts_.emplace(operands.input, lists + 1);
+    const Workspace<uint32_t> keys(operands.input, count), other_keys(operands.input, count);
+    launch(find_lists<T>, blocks_for(count, kThreads), kThreads, 0, stream, g, operands.sampling(),
+           first_image, count, uint32_t(lists), keys.get(), samples_->get());
+    Pairs pairs{keys.get(), samples_->get(), other_keys.get(), other_samples_->get()};
+    sort_pairs(operands.input, pairs, count, int(std::bit_width(uint64_t(lists))), stream);
+    if (pairs.values != samples_->get()) std::swap(samples_, other_samples_);
+    other_samples_.reset();
+    launch(find_starts, blocks_for(lists + 1, kThreads), kThreads, 0, stream, pairs.keys, count,
+           lists, starts_->get());
+  }
+
+  SampleLists lists() const { return {samples_->get(), starts_->get()}; }
+  const int64_t first_image;
+
+ private:
+  std::optional<Workspace<uint32_t>> samples_, other_samples_, starts_;
+};
+
+template <typename T>
+int64_t images_to_sort(const Geometry& g) {
+  const int64_t image_bytes =
+      g.offset_groups * (16 * g.taps() * g.out_pixels() + 4 * count_cells(g));
+  return std::clamp<int64_t>(workspace_limit() / image_bytes, 1, g.batch);
+}
+
+// One call of the backward.
+template <typename T, int V>
+class Backward {
+ public:
+  using R = Real<T>;
+
+  Backward(const Operands<T>& operands, const Tensor& grad, const Needs& need, Stream stream)
+      : g_(operands.g),
+        operands_(operands),
+        sampling_(operands.sampling()),
+        grad_(grad),
+        need_(need),
+        stream_(stream) {
+    const std::vector<int64_t> samples = {g_.batch, g_.offset_groups * g_.taps(), g_.out_height,
+                                          g_.out_width};
+    if (need.input)
+      grad_input = empty_like_format(grad, {g_.batch, g_.channels, g_.height, g_.width},
+                                     type_of<T>(), MemoryFormat::ChannelsLast);
+    if (need.offset)
+      grad_offset =
+          empty(grad, {g_.batch, 2 * samples[1], g_.out_height, g_.out_width}, type_of<R>());
+    if (need.mask) grad_mask = empty(grad, samples, type_of<R>());
+    sample_gradients_ = {need.offset ? data<R>(grad_offset) : nullptr,
+                         need.mask ? data<R>(grad_mask) : nullptr};
+  }
+
+  void run() {
+    if (g_.depthwise())
+      run_depthwise();
+    else
+      run_dense();
+  }
+
+  Tensor grad_input, grad_offset, grad_weight, grad_mask;
+
+ private:
+  void run_dense() {
+    if (need_.weight)
+      grad_weight =
+          zeros(grad_, {g_.out_channels, g_.taps(), g_.channels_per_group()}, type_of<R>());
+    if (g_.batch == 0 || !(need_.input || need_.samples() || need_.weight)) return;
+    const int64_t pixels = g_.out_pixels(), rows = g_.batch * pixels;
+    const int64_t limit = need_.input ? workspace_limit() / 4 * 3 : workspace_limit();
+    const int64_t column_bytes = g_.taps() * int64_t(sizeof(T));  // of a channel in a row
+    const int64_t fit = limit / (column_bytes * (need_.input ? pixels : 1));  // channels of a unit
+    const std::vector<Slice> slices = cut_channels(g_, std::clamp<int64_t>(fit, 1, g_.channels), V);
+    const int64_t unit = need_.input ? pixels : 1;  // the lists are those of whole images
+    const int64_t step = unit * std::clamp<int64_t>(fit / g_.channels, 1, rows / unit);
+
+    const int64_t sorted_rows = need_.input ? images_to_sort<T>(g_) * pixels : rows;
+    for (int64_t first = 0; first < rows; first += sorted_rows) {
+      const int64_t end = std::min(first + sorted_rows, rows);
+      std::optional<SortedSamples<T>> sorted;
+      if (need_.input) sorted.emplace(operands_, first / pixels, (end - first) / pixels, stream_);
+      const Workspace<T> memory(grad_, std::min(step, end - first) * g_.taps() * widest(slices));
+      for (const Slice& slice : slices) {
+        const Tensor weight = weight_of(slice);
+        for (int64_t row = first; row < end; row += step)
+          run_chunk(slice, weight, {row, std::min(step, end - row)}, sorted, memory.get());
+      }
+    }
+  }
+
+  static int64_t widest(const std::vector<Slice>& slices) {
+    int64_t most = 0;
+    for (const Slice& s : slices) most = std::max(most, s.channels);
+    return most;
+  }
+
+  // [groups, O/groups, T * channels] of the slice, contiguous.
+  Tensor weight_of(const Slice& slice) const {
+    const int64_t inputs = g_.channels_per_group(), outputs = g_.outputs_per_group();
+    const int64_t group = slice.first_channel / inputs, inside = slice.first_channel % inputs;
+    const int64_t sizes[4] = {slice.groups(), outputs, g_.taps(), slice.group_channels};
+    const int64_t row = g_.taps() * inputs, strides[4] = {outputs * row, row, inputs, 1};
+    return torch::stable::contiguous(torch::stable::from_blob(
+        data<T>(operands_.weight) + group * outputs * row + inside, IntHeaderOnlyArrayRef(sizes, 4),
+        IntHeaderOnlyArrayRef(strides, 4), grad_.device(), type_of<T>()));
+  }
+
+  // In memory first the gradients of the columns, then the columns.
+  void run_chunk(const Slice& slice, const Tensor& weight, Rows rows,
+                 const std::optional<SortedSamples<T>>& sorted, T* memory) {
+    const Columns<T> columns{
+        memory, slice.first_channel, slice.channels, slice.group_channels, rows.count, g_.taps()};
+    const int64_t width = columns.row_stride(), outputs = g_.outputs_per_group();
+    const int64_t groups = slice.groups(),
+                  first_group = slice.first_channel / g_.channels_per_group();
+    const Matrices grad{data<T>(grad_) + rows.first * g_.out_channels + first_group * outputs,
+                        {groups, rows.count, outputs},
+                        {outputs, g_.out_channels, 1}};
+    const Matrices column{memory, {groups, rows.count, width}, {rows.count * width, width, 1}};
+    if (need_.input || need_.samples())
+      multiply(grad_, type_of<T>(), grad,
+               {data<T>(weight), {groups, outputs, width}, {outputs * width, width, 1}}, column);
+    const StoredGradient<T> gradient{columns};
+    if (need_.input)
+      launch_input_gradient<T, V>(g_, sampling_, sorted->lists(), sorted->first_image,
+                                  rows.first / g_.out_pixels(), rows.count / g_.out_pixels(),
+                                  slice.first_channel, slice.channels, gradient,
+                                  data<T>(grad_input), stream_);
+    if (need_.samples()) {
+      const auto run = need_.weight ? launch_sample_gradients<T, V, true, StoredGradient<T>>
+                                    : launch_sample_gradients<T, V, false, StoredGradient<T>>;
+      run(g_, sampling_, rows, slice.first_channel, slice.channels, gradient, columns,
+          sample_gradients_, stream_);
+    } else if (need_.weight) {
+      launch_gather<T, V>(g_, sampling_, rows, columns, stream_);
+    }
+    if (need_.weight) add_to_weight_gradient(slice, grad, column);
+  }
+
+  void add_to_weight_gradient(const Slice& slice, const Matrices& grad, const Matrices& column) {
+    const int64_t inputs = g_.channels_per_group(), outputs = g_.outputs_per_group();
+    const int64_t width = column.size[2], elements = slice.groups() * outputs * width;
+    const Workspace<R> product(grad_, elements);
+    multiply_wide(grad_, type_of<T>(), type_of<R>(), grad.transposed(), column,
+                  {product.get(), {slice.groups(), outputs, width}, {outputs * width, width, 1}});
+    const int64_t group = slice.first_channel / inputs, inside = slice.first_channel % inputs;
+    launch(add_weight_gradient<R>, blocks_for(elements, kThreads), kThreads, 0, stream_,
+           product.get(), elements, slice.group_channels, inputs,
+           data<R>(grad_weight) + group * outputs * g_.taps() * inputs + inside);
+  }
+
+  void run_depthwise() {
+    const Rows rows{0, g_.batch * g_.out_pixels()};
+    const Tensor weight = operands_.taps_first();
+    const DepthwiseGradient<T> all{data<T>(grad_), data<T>(weight), g_.channels};
+    if (need_.weight) grad_weight = depthwise_weight(rows);
+    if (g_.batch == 0) return;
+    if (need_.samples())
+      launch_sample_gradients<T, V, false>(g_, sampling_, rows, 0, g_.channels, all, Columns<T>{},
+                                           sample_gradients_, stream_);
+    const int64_t images = need_.input ? images_to_sort<T>(g_) : g_.batch;
+    for (int64_t first = 0; need_.input && first < g_.batch; first += images) {
+      const int64_t count = std::min(images, g_.batch - first);
+      const SortedSamples<T> sorted(operands_, first, count, stream_);
+      const DepthwiseGradient<T> gradient{all.grad + first * g_.out_pixels() * g_.channels,
+                                          all.weight, g_.channels};
+      launch_input_gradient<T, V>(g_, sampling_, sorted.lists(), first, first, count, 0,
+                                  g_.channels, gradient, data<T>(grad_input), stream_);
+    }
+  }
+
+  // [C, 1, T], summed over chunks of pixels and then over the chunks.
+  Tensor depthwise_weight(Rows rows) const {
+    constexpr int64_t kMostChunks = 512;
+    const int64_t fit = workspace_limit() / (g_.taps() * g_.channels * int64_t(sizeof(R)));
+    const int64_t most = std::clamp<int64_t>(fit, 1, kMostChunks);
+    const int64_t chunk_pixels = std::max<int64_t>(kThreads, (rows.count + most - 1) / most);
+    const int64_t chunks = (rows.count + chunk_pixels - 1) / chunk_pixels;
+    const Tensor partial = empty(grad_, {chunks, g_.taps(), g_.channels}, type_of<R>());
+    launch_depthwise_weight_gradient<T, V>(g_, sampling_, data<T>(grad_), chunks, chunk_pixels,
+                                           data<R>(partial), stream_);
+    const int64_t first[1] = {0};
+    return torch::stable::sum(partial, IntHeaderOnlyArrayRef(first, 1), false, type_of<R>());
+  }
+
+  const Geometry g_;
+  const Operands<T>& operands_;
+  const Sampling<T> sampling_;
+  const Tensor grad_;  // [N, P, Q, O]
+  const Needs need_;
+  const Stream stream_;
+  SampleGradients<R> sample_gradients_;
+};
+
+// [O, T, C/groups], or [T, C] for depthwise, as [O, C/groups, kh, kw].
+template <typename T>
+Tensor shaped_as_weight(const Geometry& g, const Tensor& gradient, ScalarType type) {
+  const int64_t inputs = g.channels_per_group(), row = g.depthwise() ? 1 : g.taps() * inputs;
+  const int64_t tap = g.depthwise() ? g.channels : inputs;
+  const int64_t sizes[4] = {g.out_channels, inputs, g.kernel_h, g.kernel_w};
+  const int64_t strides[4] = {row, 1, g.kernel_w * tap, tap};
+  const Tensor view = torch::stable::from_blob(gradient.data_ptr(), IntHeaderOnlyArrayRef(sizes, 4),
+                                               IntHeaderOnlyArrayRef(strides, 4), gradient.device(),
+                                               type_of<Real<T>>());
+  // A copy at any rate: the view does not keep its memory alive.
+  Tensor result = torch::stable::new_empty(gradient, IntHeaderOnlyArrayRef(sizes, 4), type);
+  return torch::stable::copy_(result, view);
+}
+
+Tensor sum_of_outputs(const Tensor& grad, ScalarType wide, ScalarType type) {
+  const int64_t dims[3] = {0, 2, 3};
+  return torch::stable::to(torch::stable::sum(grad, IntHeaderOnlyArrayRef(dims, 3), false, wide),
+                           type);
+}
+
+template <typename T>
+Gradients backward(const Geometry& g, const Tensor& grad, const Tensor& input, const Tensor& offset,
+                   const Tensor& weight, const std::optional<Tensor>& mask, const Needs& need) {
+  const CurrentDevice device(input);
+  const Operands<T> operands(g, input, offset, weight, mask);
+  const Tensor flat_grad = channels_last(grad, type_of<T>());
+  const auto finish = [&](auto&& call) -> Gradients {
+    call.run();
+    return {need.input
+                ? finished(call.grad_input, input.scalar_type(), prefers_channels_last(input))
+                : nothing(input),
+            need.offset ? finished(call.grad_offset, offset.scalar_type(), false) : nothing(offset),
+            need.weight ? shaped_as_weight<T>(g, call.grad_weight, weight.scalar_type())
+                        : nothing(weight),
+            need.bias ? sum_of_outputs(flat_grad, type_of<Real<T>>(), weight.scalar_type())
+                      : nothing(weight),
+            need.mask ? finished(call.grad_mask, mask->scalar_type(), false) : nothing(offset)};
+  };
+  if (vectors_fit<T>(g, {&operands.input, &flat_grad}))
+    return finish(Backward<T, kVector<T>>(operands, flat_grad, need, device.stream()));
+  return finish(Backward<T, 1>(operands, flat_grad, need, device.stream()));
+}
+
+Gradients deform_conv2d_backward(const Tensor& grad, const Tensor& input, const Tensor& offset,
+                                 const Tensor& weight, const std::optional<Tensor>& mask,
+                                 const std::vector<int64_t>& stride,
+                                 const std::vector<int64_t>& padding,
+                                 const std::vector<int64_t>& dilation, int64_t groups,
+                                 int64_t offset_groups, bool need_input, bool need_offset,
+                                 bool need_weight, bool need_bias, bool need_mask) {
+  const Geometry g =
+      geometry_of(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups);
+  const Needs need{need_input, need_offset, need_weight, need_bias, need_mask};
+  check_backward(g, grad, mask, need);
+  check_operands(input, {&grad, &offset, &weight, mask ? &*mask : &input}, weight);
+  return with_type(input.scalar_type(), [&](auto of_type) {
+    return backward<decltype(of_type)>(g, grad, input, offset, weight, mask, need);
+  });
+}
+
+}  // namespace
+}  // namespace segdeform::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(SEGDEFORM_LIBRARY, SEGDEFORM_DEVICE, library) {
+  library.impl("deform_conv2d_backward", TORCH_BOX(&segdeform::cuda::deform_conv2d_backward));
+}

@@ -1,0 +1,133 @@
+// Depthwise convolution (as many groups as channels): samples are weighted and summed where they
+// are gathered, without columns and without a matrix product.
+#pragma once
+
+#include "sampling.cuh"
+
+namespace segdeform::cuda {
+
+// weight [T, C], bias [C] or nullptr -> output [N*P*Q, C].
+// Grid: tiles of pixels, pieces of the channels, kSliceVectors vectors of a piece.
+template <typename T, int V>
+__global__ void depthwise_forward(Geometry g, Sampling<T> s, Rows rows, const T* weight,
+                                  const T* bias, T* output) {
+  using R = Real<T>;
+  constexpr int kItems = kTilePixels * kSliceVectors / kThreads;  // of a thread, at most
+  Sample<R>* staged = shared_memory<Sample<R>>();
+  const Piece piece = piece_of(g, 0, g.channels, blockIdx.y);
+  const int64_t first_vector = int64_t(blockIdx.z) * kSliceVectors;
+  const int vectors = int(least(kSliceVectors, piece.channels / V - first_vector));
+  if (vectors <= 0) return;
+  const int64_t first_row = int64_t(blockIdx.x) * kTilePixels;
+  const int pixels = int(least(kTilePixels, rows.count - first_row));
+
+  R sum[kItems][V] = {};
+  for (int64_t tap = 0; tap < g.taps(); tap += kStagedTaps) {
+    const int taps = int(least(kStagedTaps, g.taps() - tap));
+    stage_samples(g, s, rows.first + first_row, pixels, piece.offset_group, tap, taps, staged);
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) {
+      const int i = j * kThreads + int(threadIdx.x);
+      if (i >= pixels * vectors) continue;
+      const int m = i / vectors;
+      const int64_t c = piece.first_channel + (first_vector + i % vectors) * V;
+      const int64_t image = (rows.first + first_row + m) / g.out_pixels();
+      const T* input = s.input + image * g.in_pixels() * g.channels + c;
+      for (int t = 0; t < taps; ++t) {
+        const Sample<R>& sample = staged[t * kTilePixels + m];
+        Vector<T, V> corners[4];
+        load_corners<V>(input, g.channels, sample, corners);
+        R value[V];
+        interpolate<V>(corners, sample, value);
+        const Vector<T, V> w = load<V>(weight + (tap + t) * g.channels + c);
+        for (int k = 0; k < V; ++k) sum[j][k] += value[k] * R(w.value[k]);
+      }
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kItems; ++j) {
+    const int i = j * kThreads + int(threadIdx.x);
+    if (i >= pixels * vectors) continue;
+    const int64_t c = piece.first_channel + (first_vector + i % vectors) * V;
+    if (bias)
+      for (int k = 0; k < V; ++k) sum[j][k] += R(bias[c + k]);
+    store<V>(output + (rows.first + first_row + i / vectors) * g.channels + c, sum[j]);
+  }
+}
+
+template <typename T, int V>
+void launch_depthwise(const Geometry& g, const Sampling<T>& s, const T* weight, const T* bias,
+                      T* output, Stream stream) {
+  const Rows rows{0, g.batch * g.out_pixels()};
+  const int64_t vectors = g.channels_per_offset_group() / V;
+  const dim3 grid(blocks_for(rows.count, kTilePixels), planes_for(g.offset_groups),
+                  planes_for((vectors + kSliceVectors - 1) / kSliceVectors));
+  launch(depthwise_forward<T, V>, grid, kThreads, staged_bytes<Real<T>>(g.taps()), stream, g, s,
+         rows, weight, bias, output);
+}
+
+// Sums over a chunk of pixels of one tap: grad [N*P*Q, C] -> partial [chunks, T, C].
+// Grid: chunks, taps, pieces times slices of a piece.
+template <typename T, int V>
+__global__ void depthwise_weight_gradient(Geometry g, Sampling<T> s, Rows rows, const T* grad,
+                                          int64_t chunk_pixels, int64_t slices, Real<T>* partial) {
+  using R = Real<T>;
+  Sample<R>* staged = shared_memory<Sample<R>>();
+  const Piece piece = piece_of(g, 0, g.channels, blockIdx.z / slices);
+  const int64_t first_vector = int64_t(blockIdx.z % slices) * kSliceVectors, tap = blockIdx.y;
+  const int vectors = int(least(kSliceVectors, piece.channels / V - first_vector));
+  const int at_once = kThreads / vectors;  // pixels
+  const int mine = int(threadIdx.x) / vectors, vector = int(threadIdx.x) % vectors;
+  const int64_t c = piece.first_channel + (first_vector + vector) * V;
+  const int64_t begin = rows.first + blockIdx.x * chunk_pixels;
+  const int64_t end = least(begin + chunk_pixels, rows.first + rows.count);
+
+  R sum[V] = {};
+  for (int64_t first = begin; first < end; first += kThreads) {
+    const int pixels = int(least(kThreads, end - first));
+    __syncthreads();
+    if (int(threadIdx.x) < pixels) {
+      const int64_t row = first + threadIdx.x;
+      staged[threadIdx.x] =
+          sample_of(g, s, row / g.out_pixels(), row % g.out_pixels(), piece.offset_group, tap);
+    }
+    __syncthreads();
+    for (int m = mine < at_once ? mine : pixels; m < pixels; m += at_once) {
+      const int64_t image = (first + m) / g.out_pixels();
+      Vector<T, V> corners[4];
+      load_corners<V>(s.input + image * g.in_pixels() * g.channels + c, g.channels, staged[m],
+                      corners);
+      R value[V];
+      interpolate<V>(corners, staged[m], value);
+      const Vector<T, V> factor = load<V>(grad + (first + m) * g.channels + c);
+      for (int k = 0; k < V; ++k) sum[k] += R(factor.value[k]) * value[k];
+    }
+  }
+  R* sums = shared_memory<R>();  // [threads, V]
+  __syncthreads();
+  for (int k = 0; k < V; ++k) sums[threadIdx.x * V + k] = sum[k];
+  __syncthreads();
+  if (mine > 0) return;
+  for (int other = 1; other < at_once; ++other)
+    for (int k = 0; k < V; ++k) sum[k] += sums[(other * vectors + vector) * V + k];
+  R* out = partial + (blockIdx.x * g.taps() + tap) * g.channels + c;
+  for (int k = 0; k < V; ++k) out[k] = sum[k];
+}
+
+template <typename T, int V>
+void launch_depthwise_weight_gradient(const Geometry& g, const Sampling<T>& s, const T* grad,
+                                      int64_t chunks, int64_t chunk_pixels, Real<T>* partial,
+                                      Stream stream) {
+  using R = Real<T>;
+  const int64_t vectors = g.channels_per_offset_group() / V;
+  const int64_t slices = (vectors + kSliceVectors - 1) / kSliceVectors;
+  constexpr size_t kBytes =
+      kThreads * (sizeof(Sample<R>) > V * sizeof(R) ? sizeof(Sample<R>) : V * sizeof(R));
+  static_assert(kBytes <= kMaxSharedBytes);
+  const dim3 grid(blocks_for(chunks, 1), planes_for(g.taps()),
+                  planes_for(g.offset_groups * slices));
+  launch(depthwise_weight_gradient<T, V>, grid, kThreads, kBytes, stream, g, s,
+         Rows{0, g.batch * g.out_pixels()}, grad, chunk_pixels, slices, partial);
+}
+
+}  // namespace segdeform::cuda

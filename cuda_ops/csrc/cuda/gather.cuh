@@ -1,0 +1,83 @@
+// The columns of the convolution: samples laid out as rows of matrices, channels last.
+#pragma once
+
+#include "sampling.cuh"
+
+namespace segdeform::cuda {
+
+// [groups, rows, T, channels of a group]: for each weight group one matrix with a row for each
+// output pixel. A slice of channels covers whole groups, or a part of one.
+template <typename T>
+struct Columns {
+  T* data;
+  int64_t first_channel, channels, group_channels;
+  int64_t rows, taps;
+
+  constexpr int64_t row_stride() const { return taps * group_channels; }
+  constexpr T* at(int64_t channel, int64_t row) const {  // of the first tap; the next is
+    const int64_t k = channel - first_channel;           // group_channels further
+    return data + (k / group_channels * rows + row) * row_stride() + k % group_channels;
+  }
+};
+
+// Grid: tiles of pixels, pieces of the slice, kSliceVectors vectors of a piece.
+template <typename T, int V>
+__global__ void gather_columns(Geometry g, Sampling<T> s, Rows rows, Columns<T> columns) {
+  using R = Real<T>;
+  Sample<R>* staged = shared_memory<Sample<R>>();
+  const Piece piece = piece_of(g, columns.first_channel, columns.channels, blockIdx.y);
+  const int64_t first_vector = int64_t(blockIdx.z) * kSliceVectors;
+  const int vectors = int(least(kSliceVectors, piece.channels / V - first_vector));
+  if (vectors <= 0) return;  // another piece is wider
+  const int64_t first_row = int64_t(blockIdx.x) * kTilePixels;
+  const int pixels = int(least(kTilePixels, rows.count - first_row));
+
+  for (int64_t tap = 0; tap < columns.taps; tap += kStagedTaps) {
+    const int taps = int(least(kStagedTaps, columns.taps - tap));
+    stage_samples(g, s, rows.first + first_row, pixels, piece.offset_group, tap, taps, staged);
+    for (int i = int(threadIdx.x); i < pixels * vectors; i += kThreads) {
+      const int m = i / vectors;
+      const int64_t c = piece.first_channel + (first_vector + i % vectors) * V;
+      const int64_t image = (rows.first + first_row + m) / g.out_pixels();
+      const T* input = s.input + image * g.in_pixels() * g.channels + c;
+      T* out = columns.at(c, first_row + m) + tap * columns.group_channels;
+      for (int t = 0; t < taps; ++t) {
+        const Sample<R>& sample = staged[t * kTilePixels + m];
+        Vector<T, V> corners[4];
+        load_corners<V>(input, g.channels, sample, corners);
+        R value[V];
+        interpolate<V>(corners, sample, value);
+        store<V>(out + t * columns.group_channels, value);
+      }
+    }
+  }
+}
+
+template <typename T, int V>
+void launch_gather(const Geometry& g, const Sampling<T>& s, Rows rows, const Columns<T>& columns,
+                   Stream stream) {
+  const int64_t pieces = count_pieces(g, columns.first_channel, columns.channels);
+  const int64_t widest = least(columns.channels, g.channels_per_offset_group());
+  const dim3 grid(blocks_for(rows.count, kTilePixels), planes_for(pieces),
+                  planes_for((widest / V + kSliceVectors - 1) / kSliceVectors));
+  launch(gather_columns<T, V>, grid, kThreads, staged_bytes<Real<T>>(columns.taps), stream, g, s,
+         rows, columns);
+}
+
+// Adds the bias to rows of the output, [rows, O].
+template <typename T>
+__global__ void add_bias(T* output, const T* bias, int64_t elements, int64_t channels) {
+  using R = Real<T>;
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < elements) output[i] = T(R(output[i]) + R(bias[i % channels]));
+}
+
+// Adds a slice's product [rows, T, channels] to the weight gradient at [rows, T, all_channels].
+template <typename R>
+__global__ void add_weight_gradient(const R* product, int64_t elements, int64_t channels,
+                                    int64_t all_channels, R* sum) {
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < elements) sum[i / channels * all_channels + i % channels] += product[i];
+}
+
+}  // namespace segdeform::cuda

@@ -1,0 +1,107 @@
+// Gradients of offsets and mask: from the four inner products of the column's gradient with the
+// corners, summed by a team of lanes in a fixed order.
+#pragma once
+
+#include "column_gradient.cuh"
+
+namespace segdeform::cuda {
+
+template <typename R>
+struct SampleGradients {
+  R* offset;  // [N, 2*G*T, P*Q] or nullptr
+  R* mask;    // [N, G*T, P*Q] or nullptr
+};
+
+// `adds`: channels of the offset group came before, in another slice.
+template <typename R>
+__device__ void write_sample_gradient(const Geometry& g, const SampleGradients<R>& out,
+                                      const Sample<R>& sample, const R (&s)[4], int64_t row,
+                                      int64_t group, int64_t tap, bool adds) {
+  const int64_t pixels = g.out_pixels(), image = row / pixels;
+  const int64_t channel = (image * g.offset_groups + group) * g.taps() + tap, p = row % pixels;
+  if (out.offset) {
+    R* dy = out.offset + 2 * channel * pixels + p;
+    R* dx = dy + pixels;
+    *dy =
+        (adds ? *dy : R(0)) + sample.mask * derivative_y(sample.fraction_x, s[0], s[1], s[2], s[3]);
+    *dx =
+        (adds ? *dx : R(0)) + sample.mask * derivative_x(sample.fraction_y, s[0], s[1], s[2], s[3]);
+  }
+  if (out.mask) {
+    R* dm = out.mask + channel * pixels + p;
+    *dm = (adds ? *dm : R(0)) + sample.weight[0] * s[0] + sample.weight[1] * s[1] +
+          sample.weight[2] * s[2] + sample.weight[3] * s[3];
+  }
+}
+
+// One sample, by a team: the inner products with the gradient of its column. With kColumns it
+// leaves the column itself behind, which may lie where its gradient was.
+template <int V, bool kColumns, typename T, typename Gradient>
+__device__ void corner_products(const Geometry& g, const Team& team, const T* image,
+                                const Piece& piece, const Sample<Real<T>>& sample,
+                                const Gradient& gradient, const Columns<T>& columns, int64_t row,
+                                int64_t tap, Real<T> (&products)[4]) {
+  using R = Real<T>;
+  for (int64_t c = int64_t(team.lane) * V; c < piece.channels; c += int64_t(team.width) * V) {
+    const int64_t channel = piece.first_channel + c;
+    Vector<T, V> corners[4];
+    load_corners<V>(image + channel, g.channels, sample, corners);
+    R grad[V];
+    gradient.at(channel).template read<V>(row, tap, grad);
+    for (int i = 0; i < 4; ++i)
+      for (int k = 0; k < V; ++k) products[i] += grad[k] * R(corners[i].value[k]);
+    if (kColumns) {
+      R value[V];
+      interpolate<V>(corners, sample, value);
+      store<V>(columns.at(channel, row) + tap * columns.group_channels, value);
+    }
+  }
+  for (int i = 0; i < 4; ++i) products[i] = team_sum(team, products[i]);
+}
+
+constexpr int kTapsOfBlock = 2;  // few: chunks of few pixels must fill the GPU too
+
+// Grid: tiles of pixels, pieces of the slice, kTapsOfBlock taps.
+template <typename T, int V, bool kColumns, typename Gradient>
+__global__ void sample_gradients(Geometry g, Sampling<T> s, Rows rows, int64_t first_channel,
+                                 int64_t channels, int width, Gradient gradient, Columns<T> columns,
+                                 SampleGradients<Real<T>> out) {
+  using R = Real<T>;
+  Sample<R>* staged = shared_memory<Sample<R>>();
+  const Team team = team_of(width);
+  const Piece piece = piece_of(g, first_channel, channels, blockIdx.y);
+  const bool adds = piece.first_channel > piece.offset_group * g.channels_per_offset_group();
+  const int64_t first_row = int64_t(blockIdx.x) * kTilePixels;
+  const int pixels = int(least(kTilePixels, rows.count - first_row));
+  const int64_t tap = int64_t(blockIdx.z) * kTapsOfBlock;
+  const int taps = int(least(kTapsOfBlock, g.taps() - tap));
+
+  stage_samples(g, s, rows.first + first_row, pixels, piece.offset_group, tap, taps, staged);
+  for (int i = int(threadIdx.x) / width; i < pixels * taps; i += kThreads / width) {
+    const int t = i / pixels, m = i % pixels;
+    const Sample<R>& sample = staged[t * kTilePixels + m];
+    const int64_t row = first_row + m, image = (rows.first + row) / g.out_pixels();
+    R products[4] = {};
+    corner_products<V, kColumns>(g, team, s.input + image * g.in_pixels() * g.channels, piece,
+                                 sample, gradient, columns, row, tap + t, products);
+    if (team.lane == 0)
+      write_sample_gradient(g, out, sample, products, rows.first + row, piece.offset_group, tap + t,
+                            adds);
+  }
+}
+
+template <typename T, int V, bool kColumns, typename Gradient>
+void launch_sample_gradients(const Geometry& g, const Sampling<T>& s, Rows rows,
+                             int64_t first_channel, int64_t channels, const Gradient& gradient,
+                             const Columns<T>& columns, const SampleGradients<Real<T>>& out,
+                             Stream stream) {
+  const dim3 grid(blocks_for(rows.count, kTilePixels),
+                  planes_for(count_pieces(g, first_channel, channels)),
+                  planes_for((g.taps() + kTapsOfBlock - 1) / kTapsOfBlock));
+  const int width = team_width(least(channels, g.channels_per_offset_group()) / V);
+  launch(sample_gradients<T, V, kColumns, Gradient>, grid, kThreads,
+         staged_bytes<Real<T>>(kTapsOfBlock), stream, g, s, rows, first_channel, channels, width,
+         gradient, columns, out);
+}
+
+}  // namespace segdeform::cuda

@@ -1,0 +1,172 @@
+// Where output pixels sample, and the interpolated values, for the kernels of the convolution.
+//
+// A block looks at a tile of consecutive output pixels. Its threads first locate the samples of all
+// (tap, pixel) of one offset group, pixels fastest so that the offsets are read in line, and leave
+// them in shared memory; then they share out (pixel, channels) among each other.
+#pragma once
+
+#include "../geometry.h"
+#include "launch.h"
+#include "vectors.cuh"
+
+namespace segdeform::cuda {
+
+constexpr int kThreads = 256;      // of every block
+constexpr int kTilePixels = 32;    // output pixels of a tile
+constexpr int kStagedTaps = 16;    // taps whose samples lie in shared memory at a time
+constexpr int kSliceVectors = 32;  // vectors of channels that a block gathers: a warp's worth
+
+template <typename T>
+struct Sampling {
+  const T* input;         // [N, H, W, C]
+  const Real<T>* offset;  // [N, 2*G*T, P, Q], strides below
+  const Real<T>* mask;    // [N, G*T, P, Q], or nullptr for v1
+  int64_t offset_stride[4], mask_stride[4];
+};
+
+// Consecutive output pixels, counted through all images: rows of the matrices.
+struct Rows {
+  int64_t first, count;
+};
+
+// Consecutive channels that share offsets.
+struct Piece {
+  int64_t first_channel, channels, offset_group;
+};
+
+SEGDEFORM_HOST_DEVICE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// How many pieces a run of channels falls into, and one of them.
+SEGDEFORM_HOST_DEVICE int64_t count_pieces(const Geometry& g, int64_t first, int64_t channels) {
+  const int64_t size = g.channels_per_offset_group();
+  return (first + channels - 1) / size - first / size + 1;
+}
+
+SEGDEFORM_HOST_DEVICE Piece piece_of(const Geometry& g, int64_t first, int64_t channels,
+                                     int64_t number) {
+  const int64_t size = g.channels_per_offset_group(), group = first / size + number;
+  const int64_t begin = group * size > first ? group * size : first;
+  return {begin, least(first + channels, (group + 1) * size) - begin, group};
+}
+
+template <typename R>
+struct Sample {
+  int32_t index[4];  // as in Corners
+  R weight[4];       // bilinear
+  R fraction_y, fraction_x, mask;
+  int32_t value_is_zero;
+};
+
+template <typename R>
+struct Position {
+  R y, x, mask;
+};
+
+// Where a tap samples for one output pixel of an image.
+template <typename T>
+SEGDEFORM_HOST_DEVICE Position<Real<T>> position_of(const Geometry& g, const Sampling<T>& s,
+                                                    int64_t image, int64_t pixel, int64_t group,
+                                                    int64_t tap) {
+  using R = Real<T>;
+  const int64_t p = pixel / g.out_width, q = pixel % g.out_width, channel = group * g.taps() + tap;
+  const R* dy = s.offset + image * s.offset_stride[0] + 2 * channel * s.offset_stride[1] +
+                p * s.offset_stride[2] + q * s.offset_stride[3];
+  Position<R> at;
+  at.y = dy[0] + R(p * g.stride_h - g.pad_h + tap / g.kernel_w * g.dilation_h);
+  at.x = dy[s.offset_stride[1]] + R(q * g.stride_w - g.pad_w + tap % g.kernel_w * g.dilation_w);
+  at.mask = R(1);
+  if (s.mask)
+    at.mask = s.mask[image * s.mask_stride[0] + channel * s.mask_stride[1] + p * s.mask_stride[2] +
+                     q * s.mask_stride[3]];
+  return at;
+}
+
+template <typename T>
+SEGDEFORM_HOST_DEVICE Sample<Real<T>> sample_of(const Geometry& g, const Sampling<T>& s,
+                                                int64_t image, int64_t pixel, int64_t group,
+                                                int64_t tap) {
+  using R = Real<T>;
+  const Position<R> at = position_of(g, s, image, pixel, group, tap);
+  const Corners<OneSample<R>> c =
+      corners_at<OneSample<R>>(at.y, at.x, int32_t(g.height), int32_t(g.width));
+  Sample<R> sample;
+  for (int i = 0; i < 4; ++i) sample.index[i] = c.index[i], sample.weight[i] = c.weight[i];
+  sample.fraction_y = c.fraction_y, sample.fraction_x = c.fraction_x;
+  sample.mask = at.mask, sample.value_is_zero = c.value_is_zero;
+  return sample;
+}
+
+// The samples of the next taps for a tile of pixels, [taps, kTilePixels] in shared memory.
+// All threads of the block call it together, and again only after they have read what they need.
+template <typename T>
+__device__ void stage_samples(const Geometry& g, const Sampling<T>& s, int64_t first_pixel,
+                              int pixels, int64_t group, int64_t first_tap, int taps,
+                              Sample<Real<T>>* staged) {
+  __syncthreads();
+  for (int i = int(threadIdx.x); i < taps * pixels; i += kThreads) {
+    const int t = i / pixels, m = i % pixels;
+    const int64_t image = (first_pixel + m) / g.out_pixels();
+    staged[t * kTilePixels + m] =
+        sample_of(g, s, image, (first_pixel + m) % g.out_pixels(), group, first_tap + t);
+  }
+  __syncthreads();
+}
+
+template <typename R>
+constexpr size_t staged_bytes(int64_t taps) {
+  return size_t(taps < kStagedTaps ? taps : kStagedTaps) * kTilePixels * sizeof(Sample<R>);
+}
+static_assert(staged_bytes<double>(kStagedTaps) <= kMaxSharedBytes);
+
+// The four corner values. One outside the image is skipped: it counts as 0, whatever its weight.
+template <int V, typename T, typename R>
+SEGDEFORM_HOST_DEVICE void load_corners(const T* image, int64_t channels, const Sample<R>& sample,
+                                        Vector<T, V> (&corners)[4]) {
+  for (int i = 0; i < 4; ++i)
+    corners[i] =
+        sample.index[i] < 0 ? Vector<T, V>{} : load<V>(image + int64_t(sample.index[i]) * channels);
+}
+
+// The modulated sample. Where it is 0 by rule, no value of the image reaches it.
+template <int V, typename T, typename R>
+SEGDEFORM_HOST_DEVICE void interpolate(const Vector<T, V> (&corners)[4], const Sample<R>& sample,
+                                       R (&value)[V]) {
+  R weight[4];
+  for (int i = 0; i < 4; ++i) weight[i] = sample.weight[i] * sample.mask;
+  for (int k = 0; k < V; ++k) {
+    value[k] = R(0);
+    for (int i = 0; i < 4; ++i)
+      value[k] += weight[i] * (sample.value_is_zero ? R(0) : R(corners[i].value[k]));
+  }
+}
+
+// ---- teams: neighbouring lanes of a warp that work on one thing ----
+
+struct Team {
+  int width;      // lanes, a power of two up to a warp
+  int lane;       // in the team
+  int first;      // its first lane in the warp
+  unsigned mask;  // its lanes in the warp
+};
+
+// The narrowest team that does so many units at one a lane, or a warp.
+SEGDEFORM_HOST_DEVICE int team_width(int64_t units) {
+  int width = 1;
+  while (width < kWarp && width < units) width *= 2;
+  return width;
+}
+
+SEGDEFORM_HOST_DEVICE Team team_of(int width) {
+  const int lane = lane_of_warp(), first = lane / width * width;
+  const unsigned lanes = width == kWarp ? kAllLanes : (1u << width) - 1u;
+  return {width, lane - first, first, lanes << first};
+}
+
+template <typename R>
+__device__ R team_sum(const Team& team, R value) {
+  for (int step = team.width / 2; step > 0; step /= 2)
+    value += __shfl_xor_sync(team.mask, value, step);
+  return value;
+}
+
+}  // namespace segdeform::cuda

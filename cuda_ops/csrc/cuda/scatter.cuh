@@ -1,0 +1,186 @@
+// The gradient of the input without atomics: samples are sorted by where they fall, and each input
+// pixel gathers what comes to it, in the order of the sorting, which is that of taps and pixels.
+//
+// A sample falls into a cell: the four corners around it, among them those outside the image. The
+// cells of an image are (H + 1) x (W + 1); cell (i, j) has pixel (i - 1, j - 1) as its first
+// corner. A pixel is a corner of four cells.
+#pragma once
+
+#include "column_gradient.cuh"
+
+namespace segdeform::cuda {
+
+constexpr int kTeamVectors = 2;  // vectors of channels that a lane sums up at a time
+
+SEGDEFORM_HOST_DEVICE int64_t count_cells(const Geometry& g) {
+  return (g.height + 1) * (g.width + 1);
+}
+
+// Samples of some images by cell. A list for each (image, offset group, cell).
+struct SampleLists {
+  const uint32_t* samples;  // tap * P*Q + pixel, list after list
+  const uint32_t* starts;   // of each list, and the end of the last
+};
+
+// A thread a sample: the number of its list, or `none` where its value is 0 or NaN by rule.
+template <typename T>
+__global__ void find_lists(Geometry g, Sampling<T> s, int64_t first_image, int64_t count,
+                           uint32_t none, uint32_t* lists, uint32_t* samples) {
+  using R = Real<T>;
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= count) return;
+  const int64_t of_group = g.taps() * g.out_pixels(), segment = i / of_group, id = i % of_group;
+  const int64_t image = first_image + segment / g.offset_groups;
+  const Position<R> at =
+      position_of(g, s, image, id % g.out_pixels(), segment % g.offset_groups, id / g.out_pixels());
+  samples[i] = uint32_t(id);
+  lists[i] = none;
+  if (at.y > R(-1) && at.x > R(-1) && at.y < R(g.height) && at.x < R(g.width)) {  // so no NaN
+    const int64_t row = floor_of<OneSample<R>>(at.y) + 1, column = floor_of<OneSample<R>>(at.x) + 1;
+    lists[i] = uint32_t(segment * count_cells(g) + row * (g.width + 1) + column);
+  }
+}
+
+// A thread a list, and one for the end: where it starts among the sorted samples.
+SEGDEFORM_HOST_DEVICE uint32_t first_not_below(const uint32_t* sorted, int64_t count,
+                                               int64_t value) {
+  int64_t low = 0, high = count;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (sorted[middle] < value)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return uint32_t(low);
+}
+
+static __global__ void find_starts(const uint32_t* sorted, int64_t count, int64_t lists,
+                                   uint32_t* starts) {
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i <= lists) starts[i] = first_not_below(sorted, count, i);
+}
+
+// The four lists of one pixel as one.
+struct PixelLists {
+  uint32_t begin[4], size[4];
+  uint32_t total;
+
+  // Corner and place of the entry of that number.
+  SEGDEFORM_HOST_DEVICE uint32_t find(uint32_t number, int& corner) const {
+    uint32_t place = begin[0] + number;
+    corner = 0;
+    for (int i = 0; i < 3; ++i) {
+      if (number < size[i]) break;
+      number -= size[i];
+      corner = i + 1;
+      place = begin[i + 1] + number;
+    }
+    return place;
+  }
+};
+
+SEGDEFORM_HOST_DEVICE PixelLists lists_of(const Geometry& g, const SampleLists& lists,
+                                          int64_t segment, int64_t pixel) {
+  const int64_t y = pixel / g.width, x = pixel % g.width;
+  PixelLists found{};
+  for (int i = 0; i < 4; ++i) {  // as corner i it belongs to the cell i/2 above and i%2 to the left
+    const int64_t cell = (y + 1 - i / 2) * (g.width + 1) + x + 1 - i % 2;
+    const uint32_t* start = lists.starts + segment * count_cells(g) + cell;
+    found.begin[i] = start[0];
+    found.size[i] = start[1] - start[0];
+    found.total += found.size[i];
+  }
+  return found;
+}
+
+// What a lane knows of one entry.
+template <typename R>
+struct Entry {
+  uint32_t pixel, tap;
+  R weight;  // bilinear times the mask
+};
+
+template <typename T>
+__device__ Entry<Real<T>> entry_of(const Geometry& g, const Sampling<T>& s,
+                                   const SampleLists& lists, const PixelLists& mine,
+                                   uint32_t number, int64_t image, int64_t group) {
+  int corner = 0;
+  const uint32_t id = lists.samples[mine.find(number, corner)];
+  const uint32_t pixels = uint32_t(g.out_pixels()), pixel = id % pixels, tap = id / pixels;
+  // The corner lies in the image and the sample in the open interval: find_lists saw to it. So
+  // this is Corners::weight, spelled without an index into an array, which would be memory.
+  const Sample<Real<T>> sample = sample_of(g, s, image, pixel, group, tap);
+  const Real<T> of_row = corner < 2 ? Real<T>(1) - sample.fraction_y : sample.fraction_y;
+  const Real<T> of_column = corner % 2 == 0 ? Real<T>(1) - sample.fraction_x : sample.fraction_x;
+  return {pixel, tap, of_row * of_column * sample.mask};
+}
+
+// Grid: teams, one for each input pixel of the images; pieces of the slice; parts of a piece.
+// The lists begin at `first_listed`, the rows of the gradient at image `first_image`.
+template <typename T, int V, typename Gradient>
+__global__ void gather_input_gradient(Geometry g, Sampling<T> s, SampleLists lists,
+                                      int64_t first_listed, int64_t first_image, int64_t images,
+                                      int64_t first_channel, int64_t channels, int width,
+                                      Gradient gradient, T* grad_input) {
+  using R = Real<T>;
+  const Team team = team_of(width);
+  const Piece piece = piece_of(g, first_channel, channels, blockIdx.y);
+  const int64_t vectors = piece.channels / V;
+  const int64_t first_vector = int64_t(blockIdx.z) * kTeamVectors * width;
+  const int64_t number = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / width;
+  if (number >= images * g.in_pixels() || first_vector >= vectors) return;  // the whole team
+
+  const int64_t image = first_image + number / g.in_pixels(), pixel = number % g.in_pixels();
+  const int64_t segment = (image - first_listed) * g.offset_groups + piece.offset_group;
+  const PixelLists mine = lists_of(g, lists, segment, pixel);
+  typename Gradient::Cursor cursor[kTeamVectors];
+  bool in_use[kTeamVectors];
+  R sum[kTeamVectors][V] = {};
+#pragma unroll
+  for (int j = 0; j < kTeamVectors; ++j) {
+    const int64_t vector = first_vector + j * width + team.lane;
+    in_use[j] = vector < vectors;
+    cursor[j] = gradient.at(piece.first_channel + (in_use[j] ? vector : 0) * V);
+  }
+  for (uint32_t first = 0; first < mine.total; first += uint32_t(width)) {
+    const uint32_t own = first + uint32_t(team.lane);
+    Entry<R> entry{};
+    if (own < mine.total) entry = entry_of(g, s, lists, mine, own, image, piece.offset_group);
+    const int count = int(least(width, mine.total - first));
+    for (int i = 0; i < count; ++i) {
+      const uint32_t p = __shfl_sync(team.mask, entry.pixel, team.first + i);
+      const uint32_t tap = __shfl_sync(team.mask, entry.tap, team.first + i);
+      const R weight = __shfl_sync(team.mask, entry.weight, team.first + i);
+      const int64_t row = (image - first_image) * g.out_pixels() + p;
+#pragma unroll
+      for (int j = 0; j < kTeamVectors; ++j) {
+        if (!in_use[j]) continue;
+        R grad[V];
+        cursor[j].template read<V>(row, tap, grad);
+        for (int k = 0; k < V; ++k) sum[j][k] += weight * grad[k];
+      }
+    }
+  }
+  T* out = grad_input + (image * g.in_pixels() + pixel) * g.channels + piece.first_channel;
+#pragma unroll
+  for (int j = 0; j < kTeamVectors; ++j)
+    if (in_use[j]) store<V>(out + (first_vector + j * width + team.lane) * V, sum[j]);
+}
+
+template <typename T, int V, typename Gradient>
+void launch_input_gradient(const Geometry& g, const Sampling<T>& s, const SampleLists& lists,
+                           int64_t first_listed, int64_t first_image, int64_t images,
+                           int64_t first_channel, int64_t channels, const Gradient& gradient,
+                           T* grad_input, Stream stream) {
+  const int64_t widest = least(channels, g.channels_per_offset_group()) / V;
+  const int width = team_width((widest + kTeamVectors - 1) / kTeamVectors);
+  const int64_t part = int64_t(kTeamVectors) * width;
+  const dim3 grid(blocks_for(images * g.in_pixels(), kThreads / width),
+                  planes_for(count_pieces(g, first_channel, channels)),
+                  planes_for((widest + part - 1) / part));
+  launch(gather_input_gradient<T, V, Gradient>, grid, kThreads, 0, stream, g, s, lists,
+         first_listed, first_image, images, first_channel, channels, width, gradient, grad_input);
+}
+
+}  // namespace segdeform::cuda

@@ -1,0 +1,51 @@
+// The dtype that kernels compute in, and reading and writing several values at once.
+#pragma once
+
+#include <cstring>
+
+#include "launch.h"
+
+namespace segdeform::cuda {
+
+// float64 computes in float64, all else in float32.
+template <typename T>
+struct ComputeType {
+  using Type = float;
+};
+template <>
+struct ComputeType<double> {
+  using Type = double;
+};
+template <typename T>
+using Real = typename ComputeType<T>::Type;
+
+// V values that are read and written at once.
+template <typename T, int V>
+struct alignas(sizeof(T) * V) Vector {
+  T value[V];
+};
+
+template <int V, typename T>
+SEGDEFORM_HOST_DEVICE Vector<T, V> load(const T* from) {
+  return *reinterpret_cast<const Vector<T, V>*>(from);
+}
+
+// To memory of the device, not to a block's shared memory.
+template <int V, typename T, typename R>
+SEGDEFORM_HOST_DEVICE void store(T* to, const R (&values)[V]) {
+  Vector<T, V> vector;
+  for (int k = 0; k < V; ++k) vector.value[k] = T(values[k]);
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof vector == 16) {  // the compiler by itself often makes several stores of it
+    unsigned words[4];
+    memcpy(words, &vector, sizeof words);
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+                 "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
+    return;
+  }
+#endif
+  *reinterpret_cast<Vector<T, V>*>(to) = vector;
+}
+
+}  // namespace segdeform::cuda

@@ -1,0 +1,31 @@
+"""The CUDA kernels as host code: see cuda_ops/csrc/cuda/launch.h and host_shim.h."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cuda_ops import build
+
+SEEDS = ("0", "1", "2")  # of the order in which threads and blocks run
+
+
+@pytest.fixture(scope="session")
+def host_shim(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Builds, once for all runs until a source changes, and loads `torch.ops.segdeform_host_shim`.
+
+    Its operators have the schemas of `segdeform` and take CPU tensors. SEGDEFORM_SHIM_FLAGS holds
+    more flags for the compiler, as scripts/sanitize.sh sets.
+    """
+    cache = getattr(request.config, "cache", None)  # not with -p no:cacheprovider
+    folder = cache.mkdir("host_shim") if cache else tmp_path_factory.mktemp("host_shim")
+    with tempfile.TemporaryDirectory() as work:
+        flags = os.environ.get("SEGDEFORM_SHIM_FLAGS", "").split()
+        path = build.build_host_shim(folder, Path(work), flags)
+    torch.ops.load_library(str(path))
+    return torch.ops.segdeform_host_shim

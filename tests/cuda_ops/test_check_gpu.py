@@ -1,0 +1,290 @@
+"""The check for a machine with a GPU, as far as a machine without one can run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import cuda_ops
+from cuda_ops import library
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "scripts"
+
+
+def script(name: str) -> ModuleType:
+    """Imports a program of scripts/, which is no package."""
+    spec = spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", SCRIPTS / "check_gpu.sh", "--output", tmp_path / "report"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable},
+    )
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == "check_gpu: torch sees no CUDA device here; nothing was checked\n"
+    assert not (tmp_path / "report").exists()
+
+
+# ---- nothing but torch is needed ----
+
+BLOCK = """
+import sys
+class Absent:
+    names = {"albumentations", "cityscapesscripts", "hypothesis", "onnx", "onnxruntime", "pydantic",
+             "rich", "segdeform", "tensorboard", "torchvision", "typer", "yaml"}
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def with_torch_alone(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs Python as where segdeform's needs are not installed."""
+    (folder / "sitecustomize.py").write_text(BLOCK)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "SEGDEFORM_OPS": ""},
+    )
+
+
+@pytest.mark.skipif(not library.cpu_library.loaded, reason="the native library is set aside")
+def test_parity_runs_with_torch_alone(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.json"
+    command = (SCRIPTS / "parity.py", "--device", "cpu", "--small", "--json", rows)
+    done = with_torch_alone(tmp_path, *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    operators = {row["operator"] for row in json.loads(rows.read_text())}
+    assert operators == set(library.FALLBACKS)
+
+
+@pytest.mark.parametrize("name", ["check_gpu", "benchmark_cuda"])
+def test_programs_start_with_torch_alone(name: str, tmp_path: Path) -> None:
+    done = with_torch_alone(tmp_path, SCRIPTS / f"{name}.py", "--help")
+    assert done.returncode == 0, done.stderr
+
+
+def test_gpu_tests_are_collected_with_torch_and_pytest_alone(tmp_path: Path) -> None:
+    files = script("check_gpu").cuda_test_files()
+    assert files
+    collect = ("-m", "pytest", "-q", "-m", "cuda", "--collect-only", "-p", "no:hypothesispytest")
+    done = with_torch_alone(tmp_path, *collect, "-o", "addopts=", *files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for file in files:
+        assert f"{file.name}::" in done.stdout
+
+
+# ---- the parts of the program ----
+
+
+def test_a_wrong_kernel_fails_the_parity(monkeypatch: pytest.MonkeyPatch) -> None:
+    parity = script("parity")
+    case = parity.CASES[0]
+    assert parity.compare(case, torch.float64, "cpu")["error"] < 1e-12
+    right = cuda_ops.deform_conv2d
+
+    def wrong(*operands: Tensor, **more: Any) -> Tensor:
+        return right(*operands, **more) * (1 + 1e-7)
+
+    monkeypatch.setattr(cuda_ops, "deform_conv2d", wrong)
+    row = parity.compare(case, torch.float64, "cpu")
+    assert not row["passed"] and row["error"] == pytest.approx(1e-7, rel=1e-3)
+    monkeypatch.setattr(cuda_ops, "deform_conv2d", lambda **t: right(**t) * float("nan"))
+    assert parity.compare(case, torch.float64, "cpu")["error"] == float("inf")
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = script("check_gpu")
+    monkeypatch.setattr(module, "machine", lambda: {"device": "a GPU", "torch": "2.x"})
+    return module
+
+
+def test_a_failed_step_stops_no_other(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(session: Any) -> Any:
+        return session.run("parity", [sys.executable, "-c", "print('a | b'); exit(3)"], 60)[0]
+
+    def works(session: Any) -> Any:
+        session.tables.append("| speed |\n")
+        return session.run("tests", [sys.executable, "-c", "print('fine')"], 60)[0]
+
+    steps = {"parity": fails, "tests": works, "memcheck": lambda s: check.Result("m", "skipped")}
+    monkeypatch.setattr(check, "STEPS", steps)
+    monkeypatch.setattr(sys, "argv", ["check_gpu", "--output", str(tmp_path)])
+    assert check.main() == 8
+    report = json.loads((tmp_path / "check.json").read_text())
+    assert [s["status"] for s in report["steps"]] == ["failed", "passed", "skipped"]
+    assert not report["passed"] and report["facts"]["device"] == "a GPU"
+    page = (tmp_path / "check.md").read_text()
+    assert "FAILED" in page and "exit code 3: a / b" in page and "| speed |" in page
+    assert "fine" in (tmp_path / "check.log").read_text()
+
+    monkeypatch.setattr(sys, "argv", ["check_gpu", "--output", str(tmp_path), "--only", "tests"])
+    assert check.main() == 0
+
+
+def test_a_step_that_hangs_is_killed_with_what_it_started(
+    check: ModuleType, tmp_path: Path
+) -> None:
+    session = check.Session(tmp_path, tmp_path, time.monotonic() + 600, {"device": "a GPU"})
+    child = tmp_path / "child"
+    result, _ = session.run("hangs", ["bash", "-c", f"sleep 600 & echo $! >{child}; wait"], 1)
+    assert result.status == "timed out" and not check.passed([result])
+    state = Path(f"/proc/{child.read_text().strip()}/stat")
+    assert not state.exists() or state.read_text().split()[2] in ("Z", "X")  # ended, or not reaped
+
+
+class Answers:
+    """A session whose processes end as told, in turn."""
+
+    def __init__(self, check: ModuleType, *answers: tuple[str, str]) -> None:
+        self.check, self.answers = check, list(answers)
+        self.commands: list[list[str]] = []
+
+    def run(self, name: str, command: Any, limit: float, **environment: str) -> tuple[Any, str]:
+        self.commands.append([str(c) for c in command])
+        status, text = self.answers.pop(0)
+        return self.check.Result(name, status, "no GPU code" if status == "failed" else ""), text
+
+
+def test_a_library_that_does_not_serve_is_built_anew(check: ModuleType) -> None:
+    halves = '{"_C_cuda.so": {"loaded": true}}\n'
+    good = Answers(check, ("passed", halves))
+    assert check.check_library(good).data["_C_cuda.so"]["loaded"] and len(good.commands) == 1
+    mended = Answers(check, ("failed", halves), ("passed", "_C_cuda.so"), ("passed", halves))
+    result = check.check_library(mended)
+    assert result.status == "passed" and "built in 0 s, since no GPU code" in result.detail
+    assert mended.commands[1][1:] == ["-P", "-m", "cuda_ops.build"]
+    hopeless = Answers(check, ("failed", "Traceback"), ("failed", "no compiler"))
+    assert check.check_library(hopeless).status == "failed" and len(hopeless.commands) == 2
+
+
+def test_a_checker_of_memory_must_say_that_it_looked(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = check.check_with("racecheck")
+    monkeypatch.setattr(check, "sanitizer", lambda: None)
+    assert step(Answers(check)).status == "skipped"
+    monkeypatch.setattr(check, "sanitizer", lambda: "compute-sanitizer")
+    summary = "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
+    looked = Answers(check, ("passed", summary))
+    assert step(looked).status == "passed" and "racecheck" in looked.commands[0]
+    assert step(Answers(check, ("passed", "32 of 32 passed\n"))).status == "failed"
+    assert step(Answers(check, ("failed", summary))).status == "failed"
+    refused = ("failed", "========= Error: Device not supported\n")
+    assert step(Answers(check, refused)).status == "skipped"
+
+
+def test_without_time_or_library_no_step_starts(check: ModuleType, tmp_path: Path) -> None:
+    session = check.Session(tmp_path, tmp_path, time.monotonic() - 1, {"device": "a GPU"})
+    assert check.run_step("tests", pytest.fail, session).status == "timed out"
+    session.results.append(check.Result("library", "failed"))
+    assert check.run_step("tests", pytest.fail, session).status == "skipped"
+
+
+def test_benchmark_compares_all_contestants(monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = script("benchmark_cuda")
+    times = iter(range(1, 10_000))
+    called = []
+
+    def timer(call: Any) -> float:
+        called.append(call())
+        return float(next(times))
+
+    monkeypatch.setattr(benchmark, "device_time", timer)
+    memory = {"extra_mib": 2.0, "workspace_mib": 1.0}
+    monkeypatch.setattr(benchmark, "extra_memory", lambda call: dict(memory))
+    row = benchmark.Row(2, 6, 4, (5, 6), "fp32", dilation=2)
+    result = benchmark.measure(lambda backward: benchmark.conv_calls(row, backward, "cpu"), 0)
+    ours, conv = result["forward"]["ours"], result["forward"]["conv"]
+    assert ours["median_ms"] == conv["median_ms"] + 1  # timed in turn, 5 times, without time left
+    assert ours["repeats"] == 5
+    grads = [t for t in called if isinstance(t, tuple)]
+    assert {len(t) for t in grads} == {2, 4}  # conv: image, weight; ours: offset and mask too
+    lines = benchmark.conv_table([{"name": row.name} | result])
+    assert len(lines) == 4 and all(line.count("|") == lines[1].count("|") for line in lines)
+    rois = benchmark.measure(lambda backward: benchmark.roi_calls(backward, "cpu", 3), 0)
+    assert len(benchmark.roi_table(rois)) == 5
+    monkeypatch.setattr(benchmark, "device_time", lambda call: 0.5 if call() is not None else 0)
+    can = benchmark.ceilings("cpu", mib=1, side=8)
+    assert can == dict.fromkeys(benchmark.CEILINGS, 0) | {
+        "copy TB/s": pytest.approx(2 * 2**20 / 0.5e-3 / 1e12),
+        "bf16 TFLOP/s": pytest.approx(2 * 8**3 / 0.5e-3 / 1e12),
+    }
+    failed = benchmark.measure(lambda backward: {"ours": lambda: torch.ones(2) @ torch.ones(3)}, 0)
+    assert "size" in failed["forward"]["error"]
+
+
+# ---- what a library holds ----
+
+
+def cuobjdump() -> str | None:
+    try:
+        import triton
+    except ModuleNotFoundError:
+        return shutil.which("cuobjdump")
+    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return str(bundled) if bundled.exists() else shutil.which("cuobjdump")
+
+
+needs_cuda_half = pytest.mark.skipif(
+    not (ROOT / "cuda_ops" / "_C_cuda.so").exists(), reason="the CUDA half is not built"
+)
+
+
+@needs_cuda_half
+@pytest.mark.skipif(cuobjdump() is None, reason="cuobjdump is not installed")
+def test_gpu_code_is_what_cuobjdump_lists() -> None:
+    cuda_code = script("cuda_code")
+    half = ROOT / "cuda_ops" / "_C_cuda.so"
+    program = str(cuobjdump())
+    for kind, option, ending in (
+        (cuda_code.MACHINE_CODE, "--list-elf", "cubin"),
+        (cuda_code.PTX, "--list-ptx", "ptx"),
+    ):
+        listed = subprocess.run([program, option, half], capture_output=True, text=True).stdout
+        theirs = [line.split(".")[-2] for line in listed.splitlines() if line.endswith(ending)]
+        ours = [f"sm_{c.architecture}" for c in cuda_code.read_code(half) if c.kind == kind]
+        assert theirs and sorted(ours) == sorted(theirs)
+
+
+@needs_cuda_half
+def test_missing_gpu_code_is_named(tmp_path: Path) -> None:
+    cuda_code = script("cuda_code")
+    half = ROOT / "cuda_ops" / "_C_cuda.so"
+    found = cuda_code.read_code(half)
+    newest = max(c.architecture for c in found if c.kind == cuda_code.PTX)
+    assert cuda_code.missing(found, [newest, 35], [newest, 36]) == ["sm_35", "PTX of compute_36"]
+    data = bytearray(half.read_bytes())
+    begin, _ = next(cuda_code.containers(bytes(data)))
+    data[begin] = 9
+    damaged = tmp_path / "damaged.so"
+    damaged.write_bytes(data)
+    with pytest.raises(ValueError, match="unknown kind"):
+        cuda_code.read_code(damaged)
