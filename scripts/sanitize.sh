@@ -56,5 +56,5 @@ say "Tests of the kernels"
 say "Tests of the CUDA kernels as host code"
 export SEGDEFORM_SHIM_FLAGS="-g -fno-omit-frame-pointer -fno-sanitize-recover=all
   -fsanitize=address,undefined,float-cast-overflow"
-"$python" -m pytest -q -p no:cacheprovider "$@" tests/cuda_ops/test_cuda_kernels.py
+"$python" -m pytest -q -p no:cacheprovider "$@" tests/cuda_ops/test_cuda*_kernels.py
 say "Clean"
