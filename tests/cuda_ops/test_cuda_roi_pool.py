@@ -247,3 +247,19 @@ def test_second_derivative_is_refused() -> None:
     (first,) = torch.autograd.grad(output.square().sum(), image, create_graph=True)
     with pytest.raises(RuntimeError, match=f"{PLAIN} has no second derivative"):
         first.sum().backward()
+
+
+def test_a_detectors_pooler_gives_what_it_gives_on_the_cpu() -> None:
+    pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    pooler = cuda_ops.MultiScaleDeformRoIPool(["a", "b"], 3, 5, canonical_scale=40).double()
+    torch.nn.init.normal_(pooler.offset_fc[-1].weight, std=0.1)
+    levels = {"a": torch.randn(2, 5, 24, 32), "b": torch.randn(2, 5, 12, 16)}
+    features = {name: level.double() for name, level in levels.items()}
+    corners = [(3, 5, 22, 31), (10.5, 8, 100, 90), (50, 40, 58, 47)]
+    boxes = [torch.tensor(corners).double(), torch.tensor(corners[1:]).double()]
+    shapes = [(96, 128), (90, 120)]
+    expected = pooler(features, boxes, shapes)
+    moved = {name: level.cuda() for name, level in features.items()}
+    found = pooler.cuda()(moved, [box.cuda() for box in boxes], shapes)
+    torch.testing.assert_close(found.cpu(), expected)

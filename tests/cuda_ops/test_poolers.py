@@ -274,13 +274,3 @@ def test_a_faster_rcnn_trains_with_it_and_starts_as_the_plain_one() -> None:
     assert all(loss.isfinite() for loss in again.values())
     found = model.eval()(tiny_batch()[0])
     assert len(found) == 2 and all(f["boxes"].shape[1] == 4 for f in found)
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_pools_as_the_cpu_does() -> None:
-    pooler, boxes = awakened(), some_boxes()
-    expected = pooler(pyramid(), boxes, SHAPES)
-    features = {name: level.cuda() for name, level in pyramid().items()}
-    found = pooler.cuda()(features, [box.cuda() for box in boxes], SHAPES)
-    torch.testing.assert_close(found.cpu(), expected)
