@@ -10,12 +10,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from segdeform.version import __version__
+
 if TYPE_CHECKING:
     from cuda_ops.layers import DeformConv2d, ModulatedDeformConv2d
     from segdeform.models.deform import deformify
     from segdeform.segmenter import Segmenter, load
-
-__version__ = "0.1.0"
 
 # Imported when first asked for: torch takes seconds, and most commands' help needs none.
 _HOMES = {

@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 
 from cuda_ops import library, reference
-from segdeform import __version__
 from segdeform.parity import CASES, TOLERANCES, Case, compare_with_reference, difference
+from segdeform.version import __version__
 
 _PACKAGES = ("torch", "torchvision", "albumentations", "numpy")
 

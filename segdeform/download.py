@@ -16,10 +16,10 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from segdeform import __version__
 from segdeform.atomic import write_error
 from segdeform.disk import require_space
 from segdeform.errors import DownloadError
+from segdeform.version import __version__
 
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 4  # for what may be better a moment later: lost connections, a busy server

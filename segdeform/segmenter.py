@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from segdeform import __version__
 from segdeform.atomic import write_json
 from segdeform.config import DeformConfig, EvalConfig, ModelConfig
 from segdeform.device import resolve_device
@@ -28,6 +27,7 @@ from segdeform.manifest import MANIFEST, read_json, replacing_folder, verify_man
 from segdeform.models import build_model
 from segdeform.models.deeplab import IMAGENET_MEAN, IMAGENET_STD, DeepLab
 from segdeform.tensors import check_fit, read_tensors, write_tensors
+from segdeform.version import __version__
 
 FORMAT_VERSION: Final = 1
 WEIGHTS = "model.safetensors"

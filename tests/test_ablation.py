@@ -13,7 +13,7 @@ import pytest
 
 from segdeform.ablation import Arm, ArmResult, Interval, make_arms, verdict
 from segdeform.cli import main
-from segdeform.data.shapes import write_shapes
+from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
 
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from segdeform.data import IGNORE, load_dataset, read_pair
 from segdeform.data.image_io import UInt8
-from segdeform.data.shapes import CLASSES as SHAPES
-from segdeform.data.shapes import picture_randomness
-from segdeform.data.shapes_drawing import draw_objects
+from segdeform.preparing.shapes import CLASSES as SHAPES
+from segdeform.preparing.shapes import picture_randomness
+from segdeform.preparing.shapes_drawing import draw_objects
 
 LEAST_AREA = 150  # pixels of a car that is to be found, at CamVid's 480 x 360
 _MOST_VOID = 0.25  # share of a car's surroundings that may be void

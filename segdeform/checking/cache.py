@@ -17,14 +17,14 @@ from pathlib import Path
 import PIL
 from pydantic import TypeAdapter, ValidationError
 
-import segdeform
 from segdeform.atomic import write_bytes
 from segdeform.checking.facts import Facts
 from segdeform.errors import SegdeformError
 from segdeform.manifest import sha256
+from segdeform.version import __version__
 
 _FORMAT = 1  # another number where Facts means something else
-_HEADER = f"segdeform-check {_FORMAT} {segdeform.__version__} pillow-{PIL.__version__}"
+_HEADER = f"segdeform-check {_FORMAT} {__version__} pillow-{PIL.__version__}"
 # A file that was written this shortly before it was read can change again unseen: the time stamps
 # of some file systems are that coarse. Its content is compared next time.
 _SETTLED_NS = 2_000_000_000

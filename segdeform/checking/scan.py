@@ -15,8 +15,8 @@ import numpy as np
 
 from segdeform.checking.cache import FactCache
 from segdeform.checking.facts import Facts, index_facts, mask_facts, picture_facts
-from segdeform.data.cache import Cache
 from segdeform.data.dataset import Dataset
+from segdeform.data.mapped import Cache
 from segdeform.errors import DataError
 
 _PATIENCE = 300.0  # seconds without a single file read

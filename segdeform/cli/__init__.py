@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from segdeform import __version__, interrupts
+from segdeform import interrupts
 from segdeform.cli.ablate import ablate
 from segdeform.cli.check import check
 from segdeform.cli.compare import compare
@@ -28,6 +28,7 @@ from segdeform.cli.predict import predict
 from segdeform.cli.prepare import prepare
 from segdeform.cli.train import train
 from segdeform.errors import InterruptedByUserError, ResourceError, SegdeformError
+from segdeform.version import __version__
 
 _RESOURCES = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 _READER_GONE = 141  # what a shell reports for a program that ended by SIGPIPE

@@ -59,7 +59,7 @@ def prepare(
     What is there already is kept: a second run only verifies, an interrupted one is continued.
     """
     from segdeform.data import data_root
-    from segdeform.data.prepare import prepare
+    from segdeform.preparing.prepare import prepare
 
     root = data_root(name, output, "--output")
     look = {"seed": seed, "outline_only": outline_only or None, "deformation": deformation}

@@ -6,16 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from segdeform.data.image_io import UInt8, read_image, read_mask
+from segdeform.data.mapped import Cache
 from segdeform.errors import DataError
-
-if TYPE_CHECKING:
-    from segdeform.data.cache import Cache
 
 Mask = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 
 import cuda_ops
-import segdeform
 from segdeform.data.dataset import IGNORE, Dataset, Sample, read_pair
 from segdeform.errors import (
     DataError,
@@ -44,6 +43,7 @@ from segdeform.evaluation.counts import (
 from segdeform.inference import AUTOMATIC_TILE, WHOLE_LIMIT, predict_labels
 from segdeform.processes import Processes
 from segdeform.segmenter import Segmenter
+from segdeform.version import __version__
 
 ALONE = Processes()
 
@@ -245,7 +245,7 @@ def _protocol(
         "threads": torch.get_num_threads(),
         "deform_conv2d": cuda_ops.backend(device),
         "versions": {
-            "segdeform": segdeform.__version__,
+            "segdeform": __version__,
             "torch": str(torch.__version__),
             "torchvision": version("torchvision"),
             "numpy": np.__version__,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from segdeform.cli import main
-from segdeform.data.shapes import write_shapes
+from segdeform.preparing.shapes import write_shapes
 
 
 class Ended(NamedTuple):

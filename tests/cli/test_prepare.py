@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from segdeform.data.shapes import write_shapes
+from segdeform.preparing.shapes import write_shapes
 from tests.cli.conftest import Command
 from tests.conftest import external_data
 from tests.data.cityscapes_frames import write_frames
@@ -128,7 +128,7 @@ def test_ctrl_c_is_130_and_the_next_run_goes_on(
     # The process stops itself where a user would: after the third file.
     script = (
         "import os, signal, sys\nfrom pathlib import Path\n"
-        "from segdeform.cli import main\nfrom segdeform.data import archives\n"
+        "from segdeform.cli import main\nfrom segdeform.preparing import archives\n"
         "write, count = archives._write, []\n"
         "def slow(*arguments):\n"
         "    write(*arguments)\n"
@@ -155,7 +155,7 @@ def test_a_harder_style_of_shapes_is_drawn_and_belongs_to_shapes_alone(
         drawn.update(options)
         return write_shapes(root, train=2, val=1, size=64)
 
-    monkeypatch.setattr("segdeform.data.prepare.write_shapes", draw)
+    monkeypatch.setattr("segdeform.preparing.prepare.write_shapes", draw)
     words = ("--outline-only", "--deformation", 1.5)
     assert command("prepare", "shapes", "--output", tmp_path / "s", *words).code == 0
     del drawn["progress"]

@@ -15,9 +15,9 @@ from segdeform.config import DataConfig
 from segdeform.data import Dataset, load_dataset, read_pair
 from segdeform.data.loader import train_loader
 from segdeform.data.sampler import batch_indices
-from segdeform.data.shapes import write_shapes
 from segdeform.data.transforms import TrainTransform
 from segdeform.errors import DataError, ResourceError
+from segdeform.preparing.shapes import write_shapes
 
 CONFIG = DataConfig(name="shapes", crop=(40, 56), rotate=10.0)
 

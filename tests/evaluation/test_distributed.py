@@ -15,8 +15,8 @@ import torch
 
 from segdeform.config import DeformConfig, ModelConfig
 from segdeform.data import load_dataset
-from segdeform.data.shapes import write_shapes
 from segdeform.models import build_model
+from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import ModelDescription, save_model
 
 SAME = ("metrics.json", "counts.npy", "images.csv", "classes.csv")

@@ -8,8 +8,8 @@ from detection.scenes import LEAST_AREA, Scene, car_scene, car_scenes, class_nam
 
 from segdeform.data import IGNORE, load_dataset, read_pair
 from segdeform.data.image_io import UInt8
-from segdeform.data.shapes import picture_randomness, write_shapes
-from segdeform.data.shapes_drawing import draw_objects, draw_picture
+from segdeform.preparing.shapes import picture_randomness, write_shapes
+from segdeform.preparing.shapes_drawing import draw_objects, draw_picture
 from tests.conftest import external_data
 
 

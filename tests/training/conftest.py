@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from segdeform.config import Config
-from segdeform.data.shapes import write_shapes
+from segdeform.preparing.shapes import write_shapes
 from segdeform.training.logging import Reporter
 
 

@@ -11,7 +11,6 @@ import torch
 from segdeform.config import Config
 from segdeform.config_io import load_config
 from segdeform.data import load_dataset
-from segdeform.data.shapes import write_shapes
 from segdeform.errors import (
     ConfigError,
     DataError,
@@ -26,6 +25,7 @@ from segdeform.evaluation.evaluate import evaluate
 from segdeform.lock import run_lock
 from segdeform.manifest import sha256
 from segdeform.models import build_model
+from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
 from segdeform.tensors import read_tensors
 from segdeform.training.checkpoint import checkpoint_folders, newest

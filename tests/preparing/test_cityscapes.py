@@ -9,8 +9,8 @@ import pytest
 from cityscapesscripts.download import downloader
 
 from segdeform.data import load_dataset
-from segdeform.data.prepare import prepare
 from segdeform.errors import DataError, SegdeformError
+from segdeform.preparing.prepare import prepare
 from tests.data.cityscapes_frames import write_frames
 
 
@@ -110,7 +110,7 @@ def copy_packages(zips: list[Path]) -> Callable[..., None]:
 def test_the_official_script_downloads(
     zips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segdeform.data.prepare_cityscapes._NEED", 1)
+    monkeypatch.setattr("segdeform.preparing.cityscapes._NEED", 1)
     monkeypatch.setattr(downloader, "login", object)
     monkeypatch.setattr(downloader, "download_packages", copy_packages(zips))
     root = tmp_path / "root"
@@ -126,7 +126,7 @@ def test_the_official_script_downloads(
 def test_a_zip_put_into_archives_replaces_what_a_download_left_of_it(
     zips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segdeform.data.prepare_cityscapes._NEED", 1)
+    monkeypatch.setattr("segdeform.preparing.cityscapes._NEED", 1)
     monkeypatch.setattr(downloader, "login", object)
     monkeypatch.setattr(downloader, "download_packages", copy_packages(zips[1:]))
     archives = tmp_path / "root" / "archives"
@@ -154,7 +154,7 @@ def test_what_the_official_script_ends_with_is_told(
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr("segdeform.data.prepare_cityscapes._NEED", 1)
+    monkeypatch.setattr("segdeform.preparing.cityscapes._NEED", 1)
     monkeypatch.setattr(downloader, "login", fail)
     with pytest.raises(SegdeformError, match=text) as caught:
         prepare("cityscapes", tmp_path / "root", download=True)

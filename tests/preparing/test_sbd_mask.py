@@ -10,8 +10,8 @@ import scipy.io
 import scipy.sparse
 from torchvision.datasets import SBDataset
 
-from segdeform.data.sbd_mask import read_sbd_mask
 from segdeform.errors import SegdeformError
+from segdeform.preparing.sbd_mask import read_sbd_mask
 
 
 def write_mat(path: Path, values: Any, *, key: str = "GTcls", packed: bool = True) -> Path:

@@ -16,10 +16,11 @@ from PIL import Image, features
 from segdeform.checking import check_sound
 from segdeform.config import DataConfig
 from segdeform.data import Dataset, load_dataset, read_pair
-from segdeform.data.cache import cache_folder, with_cache, write_cache
+from segdeform.data.cache import cache_folder, with_cache
 from segdeform.data.loader import train_loader
-from segdeform.data.prepare import prepare
 from segdeform.errors import DataError, ResourceError, SegdeformError
+from segdeform.preparing.cache import write_cache
+from segdeform.preparing.prepare import prepare
 from tests.data.cityscapes_frames import write_frame, write_frames
 
 

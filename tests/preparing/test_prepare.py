@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from segdeform.data.prepare import prepare
-from segdeform.data.shapes import write_shapes
 from segdeform.errors import DataError, UsageError
+from segdeform.preparing.prepare import prepare
+from segdeform.preparing.shapes import write_shapes
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
 def test_shapes_are_generated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"train": 3, "val": 2, "size": 32}
     monkeypatch.setattr(
-        "segdeform.data.prepare.write_shapes",
+        "segdeform.preparing.prepare.write_shapes",
         lambda root, **options: write_shapes(root, **options, **sizes),
     )
     heard: list[tuple[str, int, int]] = []

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from segdeform.data import load_dataset, prepare_voc, read_pair
+from segdeform.data import load_dataset, read_pair
 from segdeform.data.image_io import UInt8
-from segdeform.data.prepare import prepare
-from segdeform.data.prepare_voc import trainaug_names
 from segdeform.download import Checksum
 from segdeform.errors import DataError, SegdeformError
+from segdeform.preparing import voc as prepare_voc
+from segdeform.preparing.prepare import prepare
+from segdeform.preparing.voc import trainaug_names
 from tests.conftest import external_data
 from tests.test_download import Handler, url  # noqa: F401, the fixture
 

@@ -12,10 +12,10 @@ import pytest
 from segdeform.checking import check_sound
 from segdeform.data import load_dataset, read_pair
 from segdeform.data.image_io import UInt8, write_image, write_index_png
-from segdeform.data.shapes import CLASSES, PALETTE, write_shapes
-from segdeform.data.shapes_drawing import draw_picture
-from segdeform.data.shapes_outlines import OUTLINES, pose
 from segdeform.errors import DataError, UsageError
+from segdeform.preparing.shapes import CLASSES, PALETTE, write_shapes
+from segdeform.preparing.shapes_drawing import draw_picture
+from segdeform.preparing.shapes_outlines import OUTLINES, pose
 
 
 def digests(root: Path) -> dict[str, str]:

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from segdeform.atomic import write_error
-from segdeform.data.archives import Entry, unpack
 from segdeform.errors import UsageError
 from segdeform.lock import run_lock
+from segdeform.preparing.archives import Entry, unpack
 
 ARCHIVES = "archives"  # below the data set's root: what was downloaded
 

@@ -12,15 +12,15 @@ from pathlib import Path, PurePosixPath
 
 from segdeform.atomic import write_text
 from segdeform.data import voc
-from segdeform.data.archives import Entry, open_archive
 from segdeform.data.dataset import colour_map
 from segdeform.data.image_io import write_index_png
 from segdeform.data.layout import read_names
-from segdeform.data.sbd_mask import read_sbd_mask
-from segdeform.data.staging import ARCHIVES, Progress, publish, staging_folder, unpack_lacking
 from segdeform.disk import require_space
 from segdeform.download import Checksum, download
 from segdeform.errors import DataError, DownloadError
+from segdeform.preparing.archives import Entry, open_archive
+from segdeform.preparing.sbd_mask import read_sbd_mask
+from segdeform.preparing.staging import ARCHIVES, Progress, publish, staging_folder, unpack_lacking
 
 TRAINAUG = 10_582  # ids, of the whole data sets
 _VOC, _SBD = "VOC", "SBD"

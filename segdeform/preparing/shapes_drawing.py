@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segdeform.data.image_io import UInt8
-from segdeform.data.shapes_outlines import OUTLINES, Outline, pose
+from segdeform.preparing.shapes_outlines import OUTLINES, Outline, pose
 
 Float = npt.NDArray[np.float32]
 

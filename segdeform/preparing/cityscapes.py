@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 
 from segdeform.atomic import write_error
 from segdeform.data import cityscapes
-from segdeform.data.archives import open_archive
-from segdeform.data.staging import ARCHIVES, Progress, publish, staging_folder, unpack_lacking
 from segdeform.disk import require_space
 from segdeform.errors import DataError, DownloadError
+from segdeform.preparing.archives import open_archive
+from segdeform.preparing.staging import ARCHIVES, Progress, publish, staging_folder, unpack_lacking
 
 PACKAGES = ("gtFine_trainvaltest.zip", "leftImg8bit_trainvaltest.zip")
 _PARTS = ("gtFine", "leftImg8bit")

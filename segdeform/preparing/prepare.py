@@ -10,14 +10,14 @@ from typing import Any
 
 from segdeform.checking import check_sound
 from segdeform.data import DATASETS, camvid, folder, load_dataset
-from segdeform.data.cache import write_cache
 from segdeform.data.dataset import Dataset, MissingSplitError
-from segdeform.data.prepare_cityscapes import prepare_cityscapes
-from segdeform.data.prepare_voc import prepare_voc
-from segdeform.data.shapes import write_shapes
-from segdeform.data.staging import Progress
 from segdeform.disk import size_text
 from segdeform.errors import DataError, InterruptedByUserError, UsageError, nearest
+from segdeform.preparing.cache import write_cache
+from segdeform.preparing.cityscapes import prepare_cityscapes
+from segdeform.preparing.shapes import write_shapes
+from segdeform.preparing.staging import Progress
+from segdeform.preparing.voc import prepare_voc
 
 # trainaug holds all of train.
 _SPLITS = {"voc": ("trainaug", "train", "val")}

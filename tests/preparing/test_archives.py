@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from segdeform.data.archives import Limits, open_archive, unpack
 from segdeform.errors import ResourceError, SegdeformError, UsageError
+from segdeform.preparing.archives import Limits, open_archive, unpack
 
 KINDS = ("tar", "tar.gz", "zip")
 LIMITS = Limits(entries=50, total=1 << 20, ratio=100, free=1 << 18)

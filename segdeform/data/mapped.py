@@ -1,0 +1,102 @@
+"""Decoded pairs in one folder, mapped into memory: what a cache of a split consists of.
+
+images.u8 holds all pictures, [H, W, 3] each, one after the other; labels.u8 their classes, [H, W];
+index.json says which is which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from segdeform.data.image_io import UInt8
+from segdeform.errors import DataError
+
+IMAGES, LABELS, INDEX = "images.u8", "labels.u8", "index.json"
+_MEND = "remove it, or write it anew: segdeform prepare NAME --output ROOT --cache"
+
+
+class Stored(NamedTuple):
+    """One pair in the cache."""
+
+    height: int  # pixels
+    width: int
+    digest: str  # by which the check knows the same picture again, cached or not
+    sha256: str  # of the picture's bytes, the labels' and the digest
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The arrays of one split, mapped when first read, in every process for itself."""
+
+    folder: Path
+    pairs: tuple[Stored, ...]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """Where each pair begins, in pixels, and where the last one ends."""
+        return [0, *accumulate(pair.height * pair.width for pair in self.pairs)]
+
+    @cached_property
+    def _arrays(self) -> tuple[UInt8, UInt8]:
+        try:
+            images, labels = (
+                np.memmap(self.folder / name, np.uint8, "r") for name in (IMAGES, LABELS)
+            )
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.folder}: cannot be read ({error}); {_MEND}") from error
+        if (len(images), len(labels)) != (3 * self._starts[-1], self._starts[-1]):
+            raise DataError(f"{self.folder}: has not the size it should have; {_MEND}")
+        return images, labels
+
+    def read(self, index: int) -> tuple[UInt8, UInt8]:
+        """Returns a picture [H, W, 3] and its labels [H, W], read-only views of the mapped files.
+
+        Raises DataError when the files are missing or of another size.
+        """
+        (height, width, *_), start, end = self.pairs[index], *self._starts[index : index + 2]
+        images, labels = self._arrays
+        image = images[3 * start : 3 * end].reshape(height, width, 3)
+        return np.asarray(image), np.asarray(labels[start:end].reshape(height, width))
+
+    def check(self, index: int) -> None:
+        """Raises DataError unless the pair's bytes have the SHA-256 that they were written with."""
+        pair = self.pairs[index]
+        if pair_sha256(*self.read(index), pair.digest) != pair.sha256:
+            raise DataError(f"{self.folder}: picture {index} of the cache is damaged; {_MEND}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles paths and sizes, not the pictures."""
+        return {"folder": self.folder, "pairs": self.pairs}
+
+
+def open_cache(folder: Path, count: int) -> Cache:
+    """Reads the index of a cache that should hold `count` pairs. Raises DataError."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        pairs = tuple(Stored(*pair) for pair in index["pairs"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{folder / INDEX}: damaged; remove the cache") from error
+    if len(pairs) != count or not all(is_sound(pair) for pair in pairs):
+        raise DataError(f"{folder / INDEX}: damaged; remove the cache")
+    return Cache(folder, pairs)
+
+
+def pair_sha256(image: UInt8, labels: UInt8, digest: str) -> str:
+    total = hashlib.sha256(image.data)
+    total.update(labels.data)
+    total.update(digest.encode())
+    return total.hexdigest()
+
+
+def is_sound(pair: Stored) -> bool:
+    sides = (pair.height, pair.width)
+    texts = all(isinstance(text, str) for text in (pair.digest, pair.sha256))
+    return all(type(side) is int and side > 0 for side in sides) and texts

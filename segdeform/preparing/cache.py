@@ -1,0 +1,167 @@
+"""Writes a split as decoded bytes, for training to map into memory; see `segdeform.data.cache`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import takewhile
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from segdeform.atomic import write_error, write_json
+from segdeform.checking.cache import FactCache, cache_path
+from segdeform.checking.facts import picture_facts
+from segdeform.data.cache import VERSION, cache_folder
+from segdeform.data.dataset import Dataset, read_pair
+from segdeform.data.image_io import UInt8, image_size
+from segdeform.data.mapped import (
+    IMAGES,
+    INDEX,
+    LABELS,
+    Stored,
+    is_sound,
+    open_cache,
+    pair_sha256,
+)
+from segdeform.disk import require_space
+from segdeform.errors import DataError
+from segdeform.lock import run_lock
+
+_JOURNAL = "written.jsonl"  # the pairs that the arrays hold so far
+
+
+def write_cache(
+    dataset: Dataset,
+    workers: int = 2,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Writes the cache of a split unless it is there, undamaged; returns its folder.
+
+    The folder appears when all is written; an interrupted call is continued by the next. Caches of
+    former files of the split go. `progress` hears (done, all) pictures, read again or written.
+    Raises DataError for pictures that cannot be used, ResourceError or UsageError where the cache
+    cannot be written.
+    """
+    folder = cache_folder(dataset)
+    if folder.is_dir() and _is_intact(folder, len(dataset), progress):
+        return folder
+    with run_lock(folder.parent):
+        partial = folder.with_name(f".{folder.name}.partial")
+        try:
+            if folder.is_dir():
+                shutil.rmtree(folder)
+            partial.mkdir(parents=True, exist_ok=True)
+            pairs = _write_pairs(dataset, partial, workers, progress)
+            write_json(partial / INDEX, {"version": VERSION, "pairs": pairs})
+            (partial / _JOURNAL).unlink()
+            partial.rename(folder)
+            for old in (*folder.parent.glob(f"{dataset.split}-*"), *_partials(dataset, folder)):
+                if old != folder:
+                    shutil.rmtree(old)
+        except OSError as error:
+            raise write_error(folder, error) from error
+    return folder
+
+
+def _is_intact(folder: Path, count: int, progress: Callable[[int, int], None]) -> bool:
+    try:
+        cache = open_cache(folder, count)
+        for index in range(count):
+            cache.check(index)
+            progress(index + 1, count)
+    except DataError:
+        return False
+    return True
+
+
+def _partials(dataset: Dataset, folder: Path) -> Iterator[Path]:
+    return folder.parent.glob(f".{dataset.split}-*.partial")
+
+
+def _write_pairs(
+    dataset: Dataset, partial: Path, workers: int, progress: Callable[[int, int], None]
+) -> list[Stored]:
+    """Appends the pairs that the arrays do not hold yet; returns all of them."""
+    facts = FactCache(cache_path(dataset.root))
+    pairs = _written(partial)
+    pixels = sum(pair.height * pair.width for pair in pairs)
+    need = 4 * sum(height * width for height, width in _sizes(dataset, len(pairs), workers))
+    require_space(partial, need)
+    with (
+        (partial / IMAGES).open("ab") as images,
+        (partial / LABELS).open("ab") as labels,
+        (partial / _JOURNAL).open("a", encoding="utf-8") as journal,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        images.truncate(3 * pixels)
+        labels.truncate(pixels)
+        # A few at a time: decoded pictures are large.
+        for first in range(len(pairs), len(dataset), 2 * workers):
+            indices = range(first, min(first + 2 * workers, len(dataset)))
+            decoded = list(pool.map(lambda index: _decode(dataset, facts, index), indices))
+            for image, truth, _ in decoded:
+                images.write(image.data)
+                labels.write(truth.data)
+            _sync(images, labels)  # the journal speaks of what is on the disk
+            for _, _, pair in decoded:
+                pairs.append(pair)
+                journal.write(json.dumps(pair) + "\n")
+                journal.flush()
+                progress(len(pairs), len(dataset))
+    return pairs
+
+
+def _decode(dataset: Dataset, facts: FactCache, index: int) -> tuple[UInt8, UInt8, Stored]:
+    image, labels = read_pair(dataset, index)
+    height, width = labels.shape
+    # Known already where the data set has just been checked.
+    digest = facts.facts("picture", dataset.samples[index].image, picture_facts).digest
+    return image, labels, Stored(height, width, digest, pair_sha256(image, labels, digest))
+
+
+def _written(partial: Path) -> list[Stored]:
+    """Returns what an interrupted call has written, and cuts its journal to that.
+
+    The last line may be half a line, and after a power loss the arrays may hold less than it says.
+    """
+    journal, pairs = partial / _JOURNAL, []
+    with suppress(FileNotFoundError, ValueError, TypeError):
+        for line in journal.read_text(encoding="utf-8").splitlines():
+            pairs.append(Stored(*json.loads(line)))
+    pairs = pairs[: _count_whole(partial, pairs)]
+    journal.write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs), encoding="utf-8")
+    return pairs
+
+
+def _count_whole(partial: Path, pairs: Sequence[Stored]) -> int:
+    """Counts the pairs before the first one that the arrays do not hold as it was written."""
+    try:
+        images, labels = (np.memmap(partial / name, np.uint8, "r") for name in (IMAGES, LABELS))
+    except (FileNotFoundError, ValueError):  # an empty file cannot be mapped
+        return 0
+    start = count = 0
+    for pair in takewhile(is_sound, pairs):
+        end = start + pair.height * pair.width
+        image, truth = images[3 * start : 3 * end], labels[start:end]
+        if pair_sha256(image, truth, pair.digest) != pair.sha256:
+            break
+        start, count = end, count + 1
+    return count
+
+
+def _sizes(dataset: Dataset, first: int, workers: int) -> list[tuple[int, int]]:
+    with ThreadPoolExecutor(workers) as pool:
+        paths = [sample.image for sample in dataset.samples[first:]]
+        return list(pool.map(image_size, paths))
+
+
+def _sync(*files: BinaryIO) -> None:
+    for file in files:
+        file.flush()
+        os.fsync(file.fileno())
