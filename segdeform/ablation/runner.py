@@ -1,0 +1,118 @@
+"""Trains the runs of a plan in processes of their own, one at a time on each device."""
+
+from __future__ import annotations
+
+import json
+import math
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from segdeform.ablation.plan import Arm, Plan
+from segdeform.errors import InterruptedByUserError, PartialFailureError, StoppedError
+
+
+class Runner:
+    """Works the runs off, one at a time on each device."""
+
+    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
+        self.plan, self.say = plan, say
+        self.finished: dict[tuple[Arm, int], dict[str, Any]] = {}
+        self.failed: list[tuple[str, int]] = []  # what it said, exit code
+        self._waiting: queue.SimpleQueue[tuple[Arm, int]] = queue.SimpleQueue()
+        self._children: set[subprocess.Popen[str]] = set()
+        self._starting = threading.Lock()
+        self._stopped = False
+
+    def run(self) -> dict[tuple[Arm, int], dict[str, Any]]:
+        for job in self.plan.runs():
+            self._waiting.put(job)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with ThreadPoolExecutor(len(self.plan.devices)) as pool:
+            workers = [pool.submit(self._work, device) for device in self.plan.devices]
+            try:
+                wait(workers)
+            except KeyboardInterrupt as error:
+                self._stop()
+                wait(workers)
+                raise InterruptedByUserError("interrupted; the same command goes on") from error
+            finally:
+                signal.signal(signal.SIGTERM, before)
+        for worker in workers:
+            worker.result()
+        self._raise_failures()
+        return self.finished
+
+    def _stop(self) -> None:
+        """Has the runs save their states and end, and starts no more."""
+        with self._starting:
+            self._stopped = True
+            for child in self._children:
+                child.terminate()
+
+    def _work(self, device: str) -> None:
+        while not self._stopped:
+            try:
+                arm, seed = self._waiting.get_nowait()
+            except queue.Empty:
+                return
+            self._train(arm, seed, device)
+
+    def _train(self, arm: Arm, seed: int, device: str) -> None:
+        folder = self.plan.folder(arm, seed)
+        log = self.plan.output / "logs" / f"{folder.name}.txt"
+        with log.open("a", encoding="utf-8") as file:
+            with self._starting:
+                if self._stopped:
+                    return
+                child = subprocess.Popen(
+                    self.plan.command(arm, seed, device),
+                    stdout=subprocess.PIPE,
+                    stderr=file,
+                    stdin=subprocess.DEVNULL,
+                    text=True,
+                    start_new_session=True,  # Ctrl-C is ours to pass on
+                )
+                self._children.add(child)
+            out, _ = child.communicate()
+            self._children.discard(child)
+        if child.returncode != 0:
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            reason = lines[-1].removeprefix("segdeform: ") if lines else "it said nothing"
+            self.failed.append((f"{folder.name}: {reason}", child.returncode))
+            if child.returncode in (StoppedError.exit_code, InterruptedByUserError.exit_code):
+                self._stopped = (
+                    True  # somebody stopped it from outside: the others wait for a rerun
+                )
+            return
+        result = json.loads(out)
+        self.finished[arm, seed] = result | {"parameters": _parameters(folder)}
+        self.say(f"{folder.name}: val mIoU {result['miou']:.4f}, {result['seconds']:.0f} s")
+
+    def _raise_failures(self) -> None:
+        if not self.failed:
+            return
+        stopped = [text for text, code in self.failed if code == StoppedError.exit_code]
+        if stopped:
+            raise StoppedError(f"{stopped[0]}; the same command goes on")
+        text, _ = self.failed[0]
+        count = len(self.plan.runs())
+        raise PartialFailureError(
+            f"{len(self.failed)} of {count} runs failed, the first: {text} (see "
+            f"{self.plan.output / 'logs'}; the same command tries again)"
+        )
+
+
+def _parameters(run: Path) -> int:
+    """Counts the parameters of a run's network, by the header of its weights alone."""
+    from safetensors import safe_open
+
+    with safe_open(run / "model" / "model.safetensors", "np") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    statistic = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's, not learned
+    return sum(math.prod(shape) for name, shape in shapes.items() if not name.endswith(statistic))
