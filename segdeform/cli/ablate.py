@@ -93,20 +93,22 @@ def _numbers(option: str, text: str, least: int) -> list[int]:
 
 def print_table(facts: dict[str, Any]) -> None:
     """Prints a row an arm, and what follows from them."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{facts['config']}, {facts['seeds']} seeds; ±: 95% interval")
+    title = f"{facts['config']}, {facts['seeds']} seeds; ±: 95% interval"
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))  # fits into 80 columns
     table.add_column("network", overflow="fold")
-    for header in ("val mIoU", "against 0 layers", "parameters", "time", "memory"):
+    for header in ("val mIoU", "against 0", "params", "time", "memory"):
         table.add_column(header, justify="right")
     against = {row["arm"]: row for row in facts["comparisons"]}
     for arm in facts["arms"]:
         change = against.get(arm["arm"])
         table.add_row(
             arm["arm"],
-            _with_interval(arm["miou"], ".4f"),
-            "" if change is None else _with_interval(change, "+.4f"),
+            _with_interval(arm["miou"], ".3f"),
+            "" if change is None else _with_interval(change, "+.3f"),
             f"{arm['parameters'] / 1e6:.2f} M",
             f"{arm['seconds']:.0f} s",
             f"{arm['peak_memory_bytes'] / 2**20:.0f} MiB",
@@ -117,4 +119,4 @@ def print_table(facts: dict[str, Any]) -> None:
 
 def _with_interval(row: dict[str, Any], form: str) -> str:
     mean = f"{row['mean']:{form}}"
-    return mean if row["high"] is None else f"{mean} ± {row['high'] - row['mean']:.4f}"
+    return mean if row["high"] is None else f"{mean} ± {row['high'] - row['mean']:.3f}"
