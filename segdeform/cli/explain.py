@@ -101,10 +101,11 @@ def _measure(
 
 
 def _print_layers(layers: list[dict[str, Any]]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("layer", overflow="fold")
     for header in ("dilation", "effective", "mean offset, px", "samples outside"):
         table.add_column(header, justify="right")
@@ -121,11 +122,13 @@ def _print_layers(layers: list[dict[str, Any]]) -> None:
 
 
 def _print_dilation(facts: dict[str, Any]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("class", title=f"Effective dilation, mean ± standard deviation: {facts['data']}")
+    title = f"Effective dilation, mean ± standard deviation: {facts['data']}"
+    table = Table("class", title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for layer in facts["layers"]:
         header = f"{layer['layer']}\n(plain: {layer['plain_dilation']:g})"
         table.add_column(header, justify="right", overflow="fold")
@@ -135,7 +138,7 @@ def _print_dilation(facts: dict[str, Any]) -> None:
     table.add_section()
     table.add_row("all", *(_spread(layer["all"]) for layer in facts["layers"]))
     outside = (f"{layer['share_outside']:.1%}" for layer in facts["layers"])
-    table.add_row("samples outside", *outside)
+    table.add_row("outside", *outside)
     Console().print(table)
 
 
