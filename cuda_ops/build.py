@@ -189,7 +189,8 @@ def _link(command: Command, target: Path) -> None:
 
 
 def _fingerprint(sources: Sequence[Path], command: Command) -> str:
-    headers = sorted(p for p in SOURCES.rglob("*") if p.suffix in (".h", ".inl", ".cuh"))
+    folders = {SOURCES} | {source.parent for source in sources}  # neither half reads the other's
+    headers = sorted(p for f in folders for p in f.glob("*") if p.suffix in (".h", ".inl", ".cuh"))
     digest = hashlib.sha256(" ".join(map(str, command)).encode())
     for path in [*sorted(sources), *headers]:
         digest.update(path.read_bytes())

@@ -1,7 +1,7 @@
 // From the layouts of tensors to those of the matrix products, and back.
 #pragma once
 
-#include <optional>
+#include <memory>
 #include <vector>
 
 #include "kernels.h"
@@ -112,7 +112,7 @@ template <typename T>
 class PackedWeight {
  public:
   PackedWeight(const Geometry& g, const WeightRows<T>& weight, const PanelLayout& layout)
-      : own_(std::in_place, packed_size(g, layout)), data_(own_->get()) {
+      : own_(std::make_unique<Buffer<T>>(packed_size(g, layout))), data_(own_->get()) {
     pack_weight(g, weight, layout, data_);
   }
 
@@ -138,7 +138,7 @@ class PackedWeight {
   const T* get() const { return data_; }
 
  private:
-  std::optional<Buffer<T>> own_;
+  std::unique_ptr<Buffer<T>> own_;
   T* data_;
 };
 
