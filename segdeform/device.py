@@ -5,10 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from functools import cache
 
 import torch
 
-from segdeform.errors import UsageError
+from cuda_ops import library
+from cuda_ops.parity import CASES, compare
+from segdeform.errors import SegdeformError, UsageError
 
 
 def resolve_device(name: str) -> torch.device:
@@ -16,7 +19,16 @@ def resolve_device(name: str) -> torch.device:
 
     Raises:
         UsageError: the name is none of these, or this machine has no such device.
+        SegdeformError: the convolution's kernels for this GPU compute something else than they
+            should; nothing that they give could be trusted.
     """
+    device = _find_device(name)
+    if device.type == "cuda":
+        require_right_kernels(str(device))
+    return device
+
+
+def _find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
@@ -27,6 +39,29 @@ def resolve_device(name: str) -> torch.device:
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
         raise UsageError(f"--device {name}: this machine has {torch.cuda.device_count()} of them")
     return torch.device(kind, int(index)) if index else torch.device(kind)
+
+
+@cache
+def require_right_kernels(device: str) -> None:
+    """Compares the convolution's native kernels with the definition on tiny cases, once a process.
+
+    Raises:
+        SegdeformError: they differ by more than rounding, or do not run.
+    """
+    if library.backend(device) != "native":
+        return
+    for case in CASES:
+        if case.large or case.operator != "deform_conv2d":
+            continue
+        for dtype in (torch.float32, torch.bfloat16):
+            outcome = compare(case, dtype, device)
+            if not outcome.good:
+                wrong = outcome.error or f"{outcome.worst} is off by {outcome.difference:.1e}"
+                raise SegdeformError(
+                    f"the deformable convolution's kernels are wrong on {device} ({case.name}, "
+                    f"{dtype}: {wrong}). SEGDEFORM_OPS=torchvision goes on without them; "
+                    "segdeform doctor says more"
+                )
 
 
 def available_cores() -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import cuda_ops
-from cuda_ops import library
+from cuda_ops import library, parity
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -102,19 +102,18 @@ def test_gpu_tests_are_collected_with_torch_and_pytest_alone(tmp_path: Path) -> 
 
 
 def test_a_wrong_kernel_fails_the_parity(monkeypatch: pytest.MonkeyPatch) -> None:
-    parity = script("parity")
     case = parity.CASES[0]
-    assert parity.compare(case, torch.float64, "cpu")["error"] < 1e-12
+    assert parity.compare(case, torch.float64, "cpu").difference < 1e-12
     right = cuda_ops.deform_conv2d
 
     def wrong(*operands: Tensor, **more: Any) -> Tensor:
         return right(*operands, **more) * (1 + 1e-7)
 
-    monkeypatch.setattr(cuda_ops, "deform_conv2d", wrong)
-    row = parity.compare(case, torch.float64, "cpu")
-    assert not row["passed"] and row["error"] == pytest.approx(1e-7, rel=1e-3)
-    monkeypatch.setattr(cuda_ops, "deform_conv2d", lambda **t: right(**t) * float("nan"))
-    assert parity.compare(case, torch.float64, "cpu")["error"] == float("inf")
+    monkeypatch.setitem(parity.OPERATORS, "deform_conv2d", wrong)
+    outcome = parity.compare(case, torch.float64, "cpu")
+    assert not outcome.good and outcome.difference == pytest.approx(1e-7, rel=1e-3)
+    monkeypatch.setitem(parity.OPERATORS, "deform_conv2d", lambda **t: right(**t) * float("nan"))
+    assert parity.compare(case, torch.float64, "cpu").difference == float("inf")
 
 
 @pytest.fixture
