@@ -165,14 +165,14 @@ def _sensitive_pooling(name: str, channels: int, classes: int) -> Case:
 
 
 CASES = (
-    _convolution("v2, groups that do not nest", 12, 8, (9, 8), groups=2, offset_groups=3),
+    _convolution("v2, uneven groups", 12, 8, (9, 8), groups=2, offset_groups=3),
     _convolution("v1, odd channels", 5, 3, (9, 8), mask=False),
-    _convolution("v2, one tile of a matrix product", 64, 64, (11, 12)),
+    _convolution("v2, one tile", 64, 64, (11, 12)),
     _convolution("v2, depthwise", 24, 24, (9, 8), groups=24),
     _convolution("v2, many tiles, ragged", 136, 200, (37, 35), offset_groups=2, large=True),
     _convolution("v2, wide", 512, 512, (33, 33), large=True),
-    _pooling("RoI pooling, adaptive samples", 20, sampling_ratio=0),
-    _pooling("RoI pooling, two samples", 129, sampling_ratio=2),
-    _sensitive_pooling("position-sensitive RoI pooling, two classes", 6, 2),
-    _sensitive_pooling("position-sensitive RoI pooling, class-agnostic", 64, 1),
+    _pooling("RoI pool, adaptive samples", 20, sampling_ratio=0),
+    _pooling("RoI pool, two samples", 129, sampling_ratio=2),
+    _sensitive_pooling("ps RoI pool, two classes", 6, 2),
+    _sensitive_pooling("ps RoI pool, class-agnostic", 64, 1),
 )

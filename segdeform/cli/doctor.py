@@ -19,11 +19,12 @@ def doctor(json_output: Json = False) -> None:
     if json_output:
         print_json({"healthy": not failed, "checks": [asdict(check) for check in checks]})
     else:
+        from rich import box
         from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table(show_header=False)
+        table = Table(show_header=False, box=box.SIMPLE, padding=(0, 1, 0, 0))
         for check in checks:
             table.add_row(_MARKS[check.state], check.name, escape(check.detail))
         console = Console()
