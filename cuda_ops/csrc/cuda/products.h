@@ -7,6 +7,7 @@
 #include <array>
 
 #include "../tensors.h"
+#include "device.h"
 
 namespace segdeform::cuda {
 namespace {
