@@ -313,7 +313,7 @@ def test_gradient_on_the_very_border_is_one_sided() -> None:
     assert ours["offset"][:, 0, 0].abs().max() > 0
 
 
-@pytest.mark.parametrize("name", ["vectors", "depthwise_vectors"])
+@pytest.mark.parametrize("name", ["vectors", "depthwise_vectors", "depthwise_pointwise"])
 def test_layouts(name: str) -> None:
     shape = EVERY[name]
     operands = on_gpu(shape.tensors(torch.float32))

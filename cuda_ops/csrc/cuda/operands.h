@@ -69,12 +69,15 @@ struct Operands {
     return s;
   }
 
-  // The weight of a depthwise convolution as [T, C].
+  // The weight of a depthwise convolution as [T, C]. Even for T = 1 in memory of its own, which is
+  // aligned as vectors need it.
   Tensor taps_first() const {
     const int64_t sizes[2] = {g.taps(), g.channels}, strides[2] = {1, g.taps()};
-    return torch::stable::contiguous(
+    const Tensor view =
         torch::stable::from_blob(weight.data_ptr(), IntHeaderOnlyArrayRef(sizes, 2),
-                                 IntHeaderOnlyArrayRef(strides, 2), weight.device(), type_of<T>()));
+                                 IntHeaderOnlyArrayRef(strides, 2), weight.device(), type_of<T>());
+    Tensor result = torch::stable::new_empty(weight, IntHeaderOnlyArrayRef(sizes, 2));
+    return torch::stable::copy_(result, view);
   }
 };
 

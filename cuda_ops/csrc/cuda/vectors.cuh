@@ -25,14 +25,25 @@ struct alignas(sizeof(T) * V) Vector {
   T value[V];
 };
 
+// A GPU stops at an address that is not a multiple of what is read there; so does the host shim.
+template <int V, typename T>
+SEGDEFORM_HOST_DEVICE void check_aligned([[maybe_unused]] const T* address) {
+#if defined(SEGDEFORM_HOST_SHIM)
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(address) % alignof(Vector<T, V>) == 0,
+                  "host shim: a misaligned access of ", sizeof(Vector<T, V>), " bytes");
+#endif
+}
+
 template <int V, typename T>
 SEGDEFORM_HOST_DEVICE Vector<T, V> load(const T* from) {
+  check_aligned<V>(from);
   return *reinterpret_cast<const Vector<T, V>*>(from);
 }
 
 // To memory of the device, not to a block's shared memory.
 template <int V, typename T, typename R>
 SEGDEFORM_HOST_DEVICE void store(T* to, const R (&values)[V]) {
+  check_aligned<V>(to);
   Vector<T, V> vector;
   for (int k = 0; k < V; ++k) vector.value[k] = T(values[k]);
 #if defined(__CUDA_ARCH__)
