@@ -24,7 +24,8 @@ __global__ void depthwise_forward(Geometry g, Sampling<T> s, Rows rows, const T*
   R sum[kItems][V] = {};
   for (int64_t tap = 0; tap < g.taps(); tap += kStagedTaps) {
     const int taps = int(least(kStagedTaps, g.taps() - tap));
-    stage_samples(g, s, rows.first + first_row, pixels, piece.offset_group, tap, taps, staged);
+    stage_samples<false>(g, s, rows.first + first_row, pixels, piece.offset_group, tap, taps,
+                         staged);
 #pragma unroll
     for (int j = 0; j < kItems; ++j) {
       const int i = j * kThreads + int(threadIdx.x);
@@ -35,12 +36,11 @@ __global__ void depthwise_forward(Geometry g, Sampling<T> s, Rows rows, const T*
       const T* input = s.input + image * g.in_pixels() * g.channels + c;
       for (int t = 0; t < taps; ++t) {
         const Sample<R>& sample = staged[t * kTilePixels + m];
-        Vector<T, V> corners[4];
-        load_corners<V>(input, g.channels, sample, corners);
-        R value[V];
-        interpolate<V>(corners, sample, value);
-        const Vector<T, V> w = load<V>(weight + (tap + t) * g.channels + c);
-        for (int k = 0; k < V; ++k) sum[j][k] += value[k] * R(w.value[k]);
+        const Vector<T, V> factors = load<V>(weight + (tap + t) * g.channels + c);
+        R value[V], factor[V];
+        load_sample<V>(input, uint32_t(g.channels), sample, value);
+        widen(factors, factor);
+        for (int k = 0; k < V; ++k) sum[j][k] += value[k] * factor[k];
       }
     }
   }
@@ -88,19 +88,18 @@ __global__ void depthwise_weight_gradient(Geometry g, Sampling<T> s, Rows rows, 
     __syncthreads();
     if (int(threadIdx.x) < pixels) {
       const int64_t row = first + threadIdx.x;
-      staged[threadIdx.x] =
-          sample_of(g, s, row / g.out_pixels(), row % g.out_pixels(), piece.offset_group, tap);
+      staged[threadIdx.x] = sample_of<false>(g, s, row / g.out_pixels(), row % g.out_pixels(),
+                                             piece.offset_group, tap);
     }
     __syncthreads();
     for (int m = mine < at_once ? mine : pixels; m < pixels; m += at_once) {
       const int64_t image = (first + m) / g.out_pixels();
-      Vector<T, V> corners[4];
-      load_corners<V>(s.input + image * g.in_pixels() * g.channels + c, g.channels, staged[m],
-                      corners);
-      R value[V];
-      interpolate<V>(corners, staged[m], value);
-      const Vector<T, V> factor = load<V>(grad + (first + m) * g.channels + c);
-      for (int k = 0; k < V; ++k) sum[k] += R(factor.value[k]) * value[k];
+      const Vector<T, V> factors = load<V>(grad + (first + m) * g.channels + c);
+      R value[V], factor[V];
+      load_sample<V>(s.input + image * g.in_pixels() * g.channels + c, uint32_t(g.channels),
+                     staged[m], value);
+      widen(factors, factor);
+      for (int k = 0; k < V; ++k) sum[k] += factor[k] * value[k];
     }
   }
   R* sums = shared_memory<R>();  // [threads, V]

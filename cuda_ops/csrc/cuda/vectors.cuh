@@ -1,7 +1,10 @@
 // The dtype that kernels compute in, and reading and writing several values at once.
 #pragma once
 
+#include <torch/headeronly/util/BFloat16.h>
+
 #include <cstring>
+#include <type_traits>
 
 #include "launch.h"
 
@@ -38,6 +41,41 @@ template <int V, typename T>
 SEGDEFORM_HOST_DEVICE Vector<T, V> load(const T* from) {
   check_aligned<V>(from);
   return *reinterpret_cast<const Vector<T, V>*>(from);
+}
+
+// The same, or zeros without reading anything. What is selected are whole words: left to itself the
+// compiler selects every half of one by an instruction of its own.
+template <int V, typename T>
+SEGDEFORM_HOST_DEVICE Vector<T, V> load_if(bool wanted, const T* from, uint64_t offset) {
+  if constexpr (sizeof(Vector<T, V>) == 16) {
+    struct alignas(16) Words {
+      uint32_t word[4];
+    } words{};
+    if (wanted) {
+      check_aligned<V>(from + offset);
+      words = *reinterpret_cast<const Words*>(from + offset);
+    }
+    Vector<T, V> vector;
+    memcpy(&vector, &words, sizeof words);
+    return vector;
+  } else {
+    return wanted ? load<V>(from + offset) : Vector<T, V>{};
+  }
+}
+
+// In the compute type. Two bfloat16 in a word are the upper halves of two float32.
+template <int V, typename T>
+SEGDEFORM_HOST_DEVICE void widen(const Vector<T, V>& vector, Real<T> (&values)[V]) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<T, c10::BFloat16> && V % 2 == 0) {
+    uint32_t words[V / 2];
+    memcpy(words, &vector, sizeof words);
+    for (int k = 0; k < V; ++k)
+      values[k] = __uint_as_float(k % 2 == 0 ? words[k / 2] << 16 : words[k / 2] & 0xffff0000u);
+    return;
+  }
+#endif
+  for (int k = 0; k < V; ++k) values[k] = Real<T>(vector.value[k]);
 }
 
 // To memory of the device, not to a block's shared memory.
