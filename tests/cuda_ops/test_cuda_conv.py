@@ -352,7 +352,7 @@ def test_more_than_2_to_the_31_elements() -> None:
     image = torch.randn(1, height, width, channels, device="cuda", dtype=torch.bfloat16,
                         generator=generator).permute(0, 3, 1, 2)  # fmt: skip
     weight = torch.randn(2, channels, 1, 1, device="cuda", dtype=torch.bfloat16)
-    # Exact in float32 at every row, so that the rows at the end sample as those of a small image do.
+    # Exact in float32 at every row, so that the last rows sample as those of a small image do.
     offset = torch.randint(58, (1, 2, height, width), device="cuda") / 64
     geometry = ((1, 1), (0, 0), (1, 1), 1, 1)
     output = torch.ops.segdeform.deform_conv2d(image, offset, weight, None, None, *geometry)
