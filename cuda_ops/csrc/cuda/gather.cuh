@@ -33,15 +33,15 @@ __global__ void __launch_bounds__(kThreads, 4)
   if (vectors <= 0) return;  // another piece is wider
   const int64_t first_row = int64_t(blockIdx.x) * kTilePixels;
   const int pixels = int(least(kTilePixels, rows.count - first_row));
+  const ImagePixel first_pixel = pixel_of_row(g, rows.first + first_row);
 
   for (int64_t tap = 0; tap < columns.taps; tap += kStagedTaps) {
     const int taps = int(least(kStagedTaps, columns.taps - tap));
-    stage_samples<false>(g, s, rows.first + first_row, pixels, piece.offset_group, tap, taps,
-                         staged);
+    stage_samples<false>(g, s, first_pixel, pixels, piece.offset_group, tap, taps, staged);
     for (int i = int(threadIdx.x); i < pixels * vectors; i += kThreads) {
       const int m = i / vectors;
       const int64_t c = piece.first_channel + (first_vector + i % vectors) * V;
-      const int64_t image = (rows.first + first_row + m) / g.out_pixels();
+      const int64_t image = later(g, first_pixel, m).image;
       const T* input = s.input + image * g.in_pixels() * g.channels + c;
       T* out = columns.at(c, first_row + m) + tap * columns.group_channels;
       for (int t = 0; t < taps; ++t) {

@@ -15,10 +15,10 @@ struct SampleGradients {
 // `adds`: channels of the offset group came before, in another slice.
 template <typename R>
 __device__ void write_sample_gradient(const Geometry& g, const SampleGradients<R>& out,
-                                      const Sample<R>& sample, const R (&s)[4], int64_t row,
+                                      const Sample<R>& sample, const R (&s)[4], ImagePixel at,
                                       int64_t group, int64_t tap, bool adds) {
-  const int64_t pixels = g.out_pixels(), image = row / pixels;
-  const int64_t channel = (image * g.offset_groups + group) * g.taps() + tap, p = row % pixels;
+  const int64_t pixels = g.out_pixels(), p = at.pixel;
+  const int64_t channel = (at.image * g.offset_groups + group) * g.taps() + tap;
   if (out.offset) {
     R* dy = out.offset + 2 * channel * pixels + p;
     R* dx = dy + pixels;
@@ -77,20 +77,21 @@ __global__ void __launch_bounds__(kThreads, 2)
   const bool adds = piece.first_channel > piece.offset_group * g.channels_per_offset_group();
   const int64_t first_row = int64_t(blockIdx.x) * kTilePixels;
   const int pixels = int(least(kTilePixels, rows.count - first_row));
+  const ImagePixel first_pixel = pixel_of_row(g, rows.first + first_row);
   const int64_t tap = int64_t(blockIdx.z) * kTapsOfBlock;
   const int taps = int(least(kTapsOfBlock, g.taps() - tap));
 
-  stage_samples<true>(g, s, rows.first + first_row, pixels, piece.offset_group, tap, taps, staged);
+  stage_samples<true>(g, s, first_pixel, pixels, piece.offset_group, tap, taps, staged);
   for (int i = int(threadIdx.x) / width; i < pixels * taps; i += kThreads / width) {
     const int t = i / pixels, m = i % pixels;
     const Sample<R>& sample = staged[t * kTilePixels + m];
-    const int64_t row = first_row + m, image = (rows.first + row) / g.out_pixels();
+    const int64_t row = first_row + m;
+    const ImagePixel at = later(g, first_pixel, m);
     R products[4] = {};
-    corner_products<V, kColumns>(g, team, s.input + image * g.in_pixels() * g.channels, piece,
+    corner_products<V, kColumns>(g, team, s.input + at.image * g.in_pixels() * g.channels, piece,
                                  sample, gradient, row, uint32_t(tap + t), products);
     if (team.lane == 0)
-      write_sample_gradient(g, out, sample, products, rows.first + row, piece.offset_group, tap + t,
-                            adds);
+      write_sample_gradient(g, out, sample, products, at, piece.offset_group, tap + t, adds);
   }
 }
 

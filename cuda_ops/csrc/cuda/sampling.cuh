@@ -32,6 +32,25 @@ struct Rows {
   int64_t first, count;
 };
 
+// An output pixel: row `image * P*Q + pixel`.
+struct ImagePixel {
+  int64_t image, pixel;
+};
+
+SEGDEFORM_HOST_DEVICE ImagePixel pixel_of_row(const Geometry& g, int64_t row) {
+  return {row / g.out_pixels(), row % g.out_pixels()};
+}
+
+// The pixel so many rows later; it takes no division as long as the image is the same.
+SEGDEFORM_HOST_DEVICE ImagePixel later(const Geometry& g, ImagePixel from, int rows) {
+  from.pixel += rows;
+  if (from.pixel >= g.out_pixels()) {
+    from.image += from.pixel / g.out_pixels();
+    from.pixel %= g.out_pixels();
+  }
+  return from;
+}
+
 // Consecutive channels that share offsets.
 struct Piece {
   int64_t first_channel, channels, offset_group;
@@ -68,10 +87,11 @@ struct Position {
 // Where a tap samples for one output pixel of an image.
 template <typename T>
 SEGDEFORM_HOST_DEVICE Position<Real<T>> position_of(const Geometry& g, const Sampling<T>& s,
-                                                    int64_t image, int64_t pixel, int64_t group,
+                                                    ImagePixel at_pixel, int64_t group,
                                                     int64_t tap) {
   using R = Real<T>;
-  const int64_t p = pixel / g.out_width, q = pixel % g.out_width, channel = group * g.taps() + tap;
+  const int64_t image = at_pixel.image, channel = group * g.taps() + tap;
+  const int64_t p = at_pixel.pixel / g.out_width, q = at_pixel.pixel % g.out_width;
   const R* dy = s.offset + image * s.offset_stride[0] + 2 * channel * s.offset_stride[1] +
                 p * s.offset_stride[2] + q * s.offset_stride[3];
   Position<R> at;
@@ -87,10 +107,9 @@ SEGDEFORM_HOST_DEVICE Position<Real<T>> position_of(const Geometry& g, const Sam
 // One that is not asked for derivatives has no corners where its value is 0 by rule.
 template <bool kDerivatives, typename T>
 SEGDEFORM_HOST_DEVICE Sample<Real<T>> sample_of(const Geometry& g, const Sampling<T>& s,
-                                                int64_t image, int64_t pixel, int64_t group,
-                                                int64_t tap) {
+                                                ImagePixel pixel, int64_t group, int64_t tap) {
   using R = Real<T>;
-  const Position<R> at = position_of(g, s, image, pixel, group, tap);
+  const Position<R> at = position_of(g, s, pixel, group, tap);
   const Corners<OneSample<R>> c =
       corners_at<OneSample<R>>(at.y, at.x, int32_t(g.height), int32_t(g.width));
   Sample<R> sample;
@@ -107,15 +126,14 @@ SEGDEFORM_HOST_DEVICE Sample<Real<T>> sample_of(const Geometry& g, const Samplin
 // The samples of the next taps for a tile of pixels, [taps, kTilePixels] in shared memory.
 // All threads of the block call it together, and again only after they have read what they need.
 template <bool kDerivatives, typename T>
-__device__ void stage_samples(const Geometry& g, const Sampling<T>& s, int64_t first_pixel,
+__device__ void stage_samples(const Geometry& g, const Sampling<T>& s, ImagePixel first_pixel,
                               int pixels, int64_t group, int64_t first_tap, int taps,
                               Sample<Real<T>>* staged) {
   __syncthreads();
   for (int i = int(threadIdx.x); i < taps * pixels; i += kThreads) {
     const int t = i / pixels, m = i % pixels;
-    const int64_t image = (first_pixel + m) / g.out_pixels();
-    staged[t * kTilePixels + m] = sample_of<kDerivatives>(
-        g, s, image, (first_pixel + m) % g.out_pixels(), group, first_tap + t);
+    staged[t * kTilePixels + m] =
+        sample_of<kDerivatives>(g, s, later(g, first_pixel, m), group, first_tap + t);
   }
   __syncthreads();
 }

@@ -30,9 +30,8 @@ __global__ void find_lists(Geometry g, Sampling<T> s, int64_t first_image, int64
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= count) return;
   const int64_t of_group = g.taps() * g.out_pixels(), segment = i / of_group, id = i % of_group;
-  const int64_t image = first_image + segment / g.offset_groups;
-  const Position<R> at =
-      position_of(g, s, image, id % g.out_pixels(), segment % g.offset_groups, id / g.out_pixels());
+  const ImagePixel pixel{first_image + segment / g.offset_groups, id % g.out_pixels()};
+  const Position<R> at = position_of(g, s, pixel, segment % g.offset_groups, id / g.out_pixels());
   samples[i] = uint32_t(id);
   lists[i] = none;
   if (at.y > R(-1) && at.x > R(-1) && at.y < R(g.height) && at.x < R(g.width)) {  // so no NaN
@@ -111,7 +110,7 @@ __device__ Entry<Real<T>> entry_of(const Geometry& g, const Sampling<T>& s,
   const uint32_t pixels = uint32_t(g.out_pixels()), pixel = id % pixels, tap = id / pixels;
   // The corner lies in the image and the sample in the open interval: find_lists saw to it. So
   // this is Corners::weight, spelled without an index into an array, which would be memory.
-  const Sample<Real<T>> sample = sample_of<true>(g, s, image, pixel, group, tap);
+  const Sample<Real<T>> sample = sample_of<true>(g, s, {image, pixel}, group, tap);
   const Real<T> of_row = corner < 2 ? Real<T>(1) - sample.fraction_y : sample.fraction_y;
   const Real<T> of_column = corner % 2 == 0 ? Real<T>(1) - sample.fraction_x : sample.fraction_x;
   return {gradient.place(pixel, tap), of_row * of_column * sample.mask};
