@@ -16,7 +16,7 @@ struct StoredGradient {
   Columns<T> columns;
 
   struct Cursor {
-    const T* from;
+    T* from;
 
     template <int V>
     __device__ Vector<T, V> load(uint64_t place) const {

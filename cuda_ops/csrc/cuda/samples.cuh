@@ -57,7 +57,7 @@ __device__ void corner_products(const Geometry& g, const Team& team, const T* im
     if constexpr (kColumns) {
       R value[V];
       interpolate(corner, sample, value);
-      store<V>(gradient.columns.at(channel, row) + gradient.place(0, tap), value);
+      store<V>(cursor.from + gradient.place(0, tap), value);
     }
   }
   team_sums(team, products);

@@ -43,24 +43,24 @@ SEGDEFORM_HOST_DEVICE Vector<T, V> load(const T* from) {
   return *reinterpret_cast<const Vector<T, V>*>(from);
 }
 
-// The same, or zeros without reading anything. What is selected are whole words: left to itself the
-// compiler selects every half of one by an instruction of its own.
+// The same, or zeros without reading anything; of memory that no one writes during the kernel. One
+// instruction under a condition: left to itself the compiler branches around each of several loads
+// and selects every half of a word by an instruction of its own.
 template <int V, typename T>
 SEGDEFORM_HOST_DEVICE Vector<T, V> load_if(bool wanted, const T* from, uint64_t offset) {
+#if defined(__CUDA_ARCH__)
   if constexpr (sizeof(Vector<T, V>) == 16) {
-    struct alignas(16) Words {
-      uint32_t word[4];
-    } words{};
-    if (wanted) {
-      check_aligned<V>(from + offset);
-      words = *reinterpret_cast<const Words*>(from + offset);
-    }
+    unsigned words[4] = {0, 0, 0, 0};
+    asm("{\n\t.reg .pred wanted;\n\tsetp.ne.s32 wanted, %4, 0;\n\t"
+        "@wanted ld.global.v4.u32 {%0, %1, %2, %3}, [%5];\n\t}"
+        : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3])
+        : "r"(int(wanted)), "l"(__cvta_generic_to_global(from + offset)));
     Vector<T, V> vector;
-    memcpy(&vector, &words, sizeof words);
+    memcpy(&vector, words, sizeof words);
     return vector;
-  } else {
-    return wanted ? load<V>(from + offset) : Vector<T, V>{};
   }
+#endif
+  return wanted ? load<V>(from + offset) : Vector<T, V>{};
 }
 
 // In the compute type. Two bfloat16 in a word are the upper halves of two float32.
