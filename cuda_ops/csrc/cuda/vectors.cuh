@@ -72,10 +72,9 @@ SEGDEFORM_HOST_DEVICE void widen(const Vector<T, V>& vector, Real<T> (&values)[V
     memcpy(words, &vector, sizeof words);
     for (int k = 0; k < V; ++k)
       values[k] = __uint_as_float(k % 2 == 0 ? words[k / 2] << 16 : words[k / 2] & 0xffff0000u);
-    return;
-  }
+  } else
 #endif
-  for (int k = 0; k < V; ++k) values[k] = Real<T>(vector.value[k]);
+    for (int k = 0; k < V; ++k) values[k] = Real<T>(vector.value[k]);
 }
 
 // To memory of the device, not to a block's shared memory.
