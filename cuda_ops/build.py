@@ -7,7 +7,8 @@ ABI for torch >= 2.10 and no Python symbol, so one build serves every Python and
 
 Environment:
     SEGDEFORM_CUDA        1: build the CUDA half or fail; 0: never; unset: when a CUDA compiler of
-                          torch's major version is found (pip's, then CUDA_HOME's, then PATH's).
+                          torch's major version is found (pip's, then CUDA_HOME's, then PATH's,
+                          then that of /usr/local/cuda).
     SEGDEFORM_CUDA_ARCHS  compute capabilities, e.g. "80;90" (default: the GPU at hand or 80;90);
                           a release has "80;86;89;90;100;120+PTX". The newest comes with PTX at any
                           rate, for GPUs yet to come; "+PTX" asks for that of another one too.
@@ -35,6 +36,7 @@ from setuptools.command.build_ext import build_ext
 
 PACKAGE = Path(__file__).resolve().parent
 SOURCES = PACKAGE / "csrc"
+USUAL_TOOLKIT = Path("/usr/local/cuda")
 HOW_TO = "python -P -m cuda_ops.build"
 
 Command = Sequence[str | Path]
@@ -78,12 +80,13 @@ def pip_cuda_compiler() -> Path | None:
 
 
 def nvcc_candidates() -> list[Path]:
-    """Lists CUDA compilers: pip's, then CUDA_HOME's, then the one on PATH."""
+    """Lists CUDA compilers: pip's, CUDA_HOME's, the one on PATH, and the toolkit's usual one."""
     candidates = [nvcc] if (nvcc := pip_cuda_compiler()) else []
     if home := os.environ.get("CUDA_HOME"):
         candidates.append(Path(home) / "bin" / "nvcc")
     if on_path := shutil.which("nvcc"):
         candidates.append(Path(on_path))
+    candidates.append(USUAL_TOOLKIT / "bin" / "nvcc")
     return [path for path in candidates if path.exists()]
 
 

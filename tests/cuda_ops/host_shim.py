@@ -13,6 +13,15 @@ import torch
 from cuda_ops import build
 
 SEEDS = ("0", "1", "2")  # of the order in which threads and blocks run
+_wide_products = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+
+
+def _wide_product(
+    a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype, *, out: torch.Tensor
+) -> torch.Tensor:
+    """Multiplies as torch does on CUDA alone: half precision operands, float32 sums and result."""
+    assert a.dtype == b.dtype != out_dtype == out.dtype == torch.float32
+    return out.copy_(a.float() @ b.float())
 
 
 @pytest.fixture(scope="session")
@@ -28,4 +37,6 @@ def host_shim(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         flags = os.environ.get("SEGDEFORM_SHIM_FLAGS", "").split()
         path = build.build_host_shim(folder, Path(work), flags)
     torch.ops.load_library(str(path))
+    for product in ("mm", "bmm"):
+        _wide_products.impl(f"{product}.dtype_out", _wide_product, "CPU")
     return torch.ops.segdeform_host_shim

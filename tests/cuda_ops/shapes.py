@@ -94,5 +94,7 @@ EVERY = SHAPES | {
     "more_than_a_slice": replace(SAME, channels=272, outputs=2, groups=1, offset_groups=1,
                                  size=(4, 3), batch=1),
     "depthwise_vectors": replace(SAME, channels=32, outputs=32, groups=32, offset_groups=2),
+    "depthwise_pointwise": replace(SAME, channels=32, outputs=32, groups=32, offset_groups=2,
+                                   kernel=(1, 1), padding=(0, 0)),
     "depthwise_two_maps": replace(SAME, channels=6, outputs=12, groups=6, offset_groups=3),
 }  # fmt: skip

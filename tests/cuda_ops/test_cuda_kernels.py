@@ -186,7 +186,7 @@ def layouts(t: Tensor) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", ["vectors", "depthwise_vectors"])
+@pytest.mark.parametrize("name", ["vectors", "depthwise_vectors", "depthwise_pointwise"])
 def test_layout_changes_nothing(host_shim: Any, name: str) -> None:  # noqa: F811
     shape = replace(EVERY[name], batch=1)
     operands = shape.tensors(torch.float32)

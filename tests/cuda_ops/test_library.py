@@ -129,6 +129,9 @@ def test_rule_for_the_cuda_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     nvcc.parent.mkdir()
     nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 77.1, V77.1.99'\n")
     nvcc.chmod(0o755)
+    monkeypatch.setattr(build, "USUAL_TOOLKIT", tmp_path)
+    assert build.cuda_compiler() == nvcc
+    monkeypatch.setattr(build, "USUAL_TOOLKIT", tmp_path / "nothing")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     assert build.cuda_compiler() == nvcc
     monkeypatch.setattr(torch.version, "cuda", None)

@@ -158,8 +158,8 @@ class Backward {
     if (need_.samples()) {
       const auto run = need_.weight ? launch_sample_gradients<T, V, true, StoredGradient<T>>
                                     : launch_sample_gradients<T, V, false, StoredGradient<T>>;
-      run(g_, sampling_, rows, slice.first_channel, slice.channels, gradient, columns,
-          sample_gradients_, stream_);
+      run(g_, sampling_, rows, slice.first_channel, slice.channels, gradient, sample_gradients_,
+          stream_);
     } else if (need_.weight) {
       launch_gather<T, V>(g_, sampling_, rows, columns, stream_);
     }
@@ -185,7 +185,7 @@ class Backward {
     if (need_.weight) grad_weight = depthwise_weight(rows);
     if (g_.batch == 0) return;
     if (need_.samples())
-      launch_sample_gradients<T, V, false>(g_, sampling_, rows, 0, g_.channels, all, Columns<T>{},
+      launch_sample_gradients<T, V, false>(g_, sampling_, rows, 0, g_.channels, all,
                                            sample_gradients_, stream_);
     const int64_t images = need_.input ? images_to_sort<T>(g_) : g_.batch;
     for (int64_t first = 0; need_.input && first < g_.batch; first += images) {

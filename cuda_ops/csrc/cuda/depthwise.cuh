@@ -20,27 +20,27 @@ __global__ void depthwise_forward(Geometry g, Sampling<T> s, Rows rows, const T*
   if (vectors <= 0) return;
   const int64_t first_row = int64_t(blockIdx.x) * kTilePixels;
   const int pixels = int(least(kTilePixels, rows.count - first_row));
+  const ImagePixel first_pixel = pixel_of_row(g, rows.first + first_row);
 
   R sum[kItems][V] = {};
   for (int64_t tap = 0; tap < g.taps(); tap += kStagedTaps) {
     const int taps = int(least(kStagedTaps, g.taps() - tap));
-    stage_samples(g, s, rows.first + first_row, pixels, piece.offset_group, tap, taps, staged);
+    stage_samples<false>(g, s, first_pixel, pixels, piece.offset_group, tap, taps, staged);
 #pragma unroll
     for (int j = 0; j < kItems; ++j) {
       const int i = j * kThreads + int(threadIdx.x);
       if (i >= pixels * vectors) continue;
       const int m = i / vectors;
       const int64_t c = piece.first_channel + (first_vector + i % vectors) * V;
-      const int64_t image = (rows.first + first_row + m) / g.out_pixels();
+      const int64_t image = later(g, first_pixel, m).image;
       const T* input = s.input + image * g.in_pixels() * g.channels + c;
       for (int t = 0; t < taps; ++t) {
         const Sample<R>& sample = staged[t * kTilePixels + m];
-        Vector<T, V> corners[4];
-        load_corners<V>(input, g.channels, sample, corners);
-        R value[V];
-        interpolate<V>(corners, sample, value);
-        const Vector<T, V> w = load<V>(weight + (tap + t) * g.channels + c);
-        for (int k = 0; k < V; ++k) sum[j][k] += value[k] * R(w.value[k]);
+        const Vector<T, V> factors = load<V>(weight + (tap + t) * g.channels + c);
+        R value[V], factor[V];
+        load_sample<V>(input, uint32_t(g.channels), sample, value);
+        widen(factors, factor);
+        for (int k = 0; k < V; ++k) sum[j][k] += value[k] * factor[k];
       }
     }
   }
@@ -86,21 +86,19 @@ __global__ void depthwise_weight_gradient(Geometry g, Sampling<T> s, Rows rows, 
   for (int64_t first = begin; first < end; first += kThreads) {
     const int pixels = int(least(kThreads, end - first));
     __syncthreads();
-    if (int(threadIdx.x) < pixels) {
-      const int64_t row = first + threadIdx.x;
+    const ImagePixel first_pixel = pixel_of_row(g, first);
+    if (int(threadIdx.x) < pixels)
       staged[threadIdx.x] =
-          sample_of(g, s, row / g.out_pixels(), row % g.out_pixels(), piece.offset_group, tap);
-    }
+          sample_of<false>(g, s, later(g, first_pixel, int(threadIdx.x)), piece.offset_group, tap);
     __syncthreads();
     for (int m = mine < at_once ? mine : pixels; m < pixels; m += at_once) {
-      const int64_t image = (first + m) / g.out_pixels();
-      Vector<T, V> corners[4];
-      load_corners<V>(s.input + image * g.in_pixels() * g.channels + c, g.channels, staged[m],
-                      corners);
-      R value[V];
-      interpolate<V>(corners, staged[m], value);
-      const Vector<T, V> factor = load<V>(grad + (first + m) * g.channels + c);
-      for (int k = 0; k < V; ++k) sum[k] += R(factor.value[k]) * value[k];
+      const int64_t image = later(g, first_pixel, m).image;
+      const Vector<T, V> factors = load<V>(grad + (first + m) * g.channels + c);
+      R value[V], factor[V];
+      load_sample<V>(s.input + image * g.in_pixels() * g.channels + c, uint32_t(g.channels),
+                     staged[m], value);
+      widen(factors, factor);
+      for (int k = 0; k < V; ++k) sum[k] += factor[k] * value[k];
     }
   }
   R* sums = shared_memory<R>();  // [threads, V]

@@ -8,6 +8,11 @@
 
 #include "launch.h"
 
+#if !defined( \
+    STABLE_TORCH_ERROR_CODE_CHECK)  // torch < 2.13; the newer one tells torch's own message
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace segdeform::cuda {
 namespace {
 

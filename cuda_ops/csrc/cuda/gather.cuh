@@ -16,13 +16,15 @@ struct Columns {
   constexpr int64_t row_stride() const { return taps * group_channels; }
   constexpr T* at(int64_t channel, int64_t row) const {  // of the first tap; the next is
     const int64_t k = channel - first_channel;           // group_channels further
-    return data + (k / group_channels * rows + row) * row_stride() + k % group_channels;
+    const int64_t group = channels == group_channels ? 0 : k / group_channels;  // spares dividing
+    return data + (group * rows + row) * row_stride() + k - group * group_channels;
   }
 };
 
 // Grid: tiles of pixels, pieces of the slice, kSliceVectors vectors of a piece.
 template <typename T, int V>
-__global__ void gather_columns(Geometry g, Sampling<T> s, Rows rows, Columns<T> columns) {
+__global__ void __launch_bounds__(kThreads, 4)
+    gather_columns(Geometry g, Sampling<T> s, Rows rows, Columns<T> columns) {
   using R = Real<T>;
   Sample<R>* staged = shared_memory<Sample<R>>();
   const Piece piece = piece_of(g, columns.first_channel, columns.channels, blockIdx.y);
@@ -31,22 +33,21 @@ __global__ void gather_columns(Geometry g, Sampling<T> s, Rows rows, Columns<T> 
   if (vectors <= 0) return;  // another piece is wider
   const int64_t first_row = int64_t(blockIdx.x) * kTilePixels;
   const int pixels = int(least(kTilePixels, rows.count - first_row));
+  const ImagePixel first_pixel = pixel_of_row(g, rows.first + first_row);
 
   for (int64_t tap = 0; tap < columns.taps; tap += kStagedTaps) {
     const int taps = int(least(kStagedTaps, columns.taps - tap));
-    stage_samples(g, s, rows.first + first_row, pixels, piece.offset_group, tap, taps, staged);
+    stage_samples<false>(g, s, first_pixel, pixels, piece.offset_group, tap, taps, staged);
     for (int i = int(threadIdx.x); i < pixels * vectors; i += kThreads) {
       const int m = i / vectors;
       const int64_t c = piece.first_channel + (first_vector + i % vectors) * V;
-      const int64_t image = (rows.first + first_row + m) / g.out_pixels();
+      const int64_t image = later(g, first_pixel, m).image;
       const T* input = s.input + image * g.in_pixels() * g.channels + c;
       T* out = columns.at(c, first_row + m) + tap * columns.group_channels;
       for (int t = 0; t < taps; ++t) {
         const Sample<R>& sample = staged[t * kTilePixels + m];
-        Vector<T, V> corners[4];
-        load_corners<V>(input, g.channels, sample, corners);
         R value[V];
-        interpolate<V>(corners, sample, value);
+        load_sample<V>(input, uint32_t(g.channels), sample, value);
         store<V>(out + t * columns.group_channels, value);
       }
     }
@@ -77,7 +78,9 @@ template <typename R>
 __global__ void add_weight_gradient(const R* product, int64_t elements, int64_t channels,
                                     int64_t all_channels, R* sum) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < elements) sum[i / channels * all_channels + i % channels] += product[i];
+  if (i >= elements) return;
+  const int64_t to = channels == all_channels ? i : i / channels * all_channels + i % channels;
+  sum[to] += product[i];
 }
 
 }  // namespace segdeform::cuda

@@ -4,9 +4,10 @@
 // a shuffle. Which thread runs next, and which block, is drawn at random (SEGDEFORM_SHIM_SEED, read
 // at each launch): a result that needs an order which no barrier enforces differs between seeds.
 // Shared memory starts each block as NaN (all bits set). These throw: a barrier or shuffle that not
-// all threads named reach, a shuffle from a lane that takes no part, a write past shared memory.
-// What it cannot show: memory models weaker than the host's, alignment, speed, bounds of tensors
-// (address sanitizer can: scripts/sanitize.sh).
+// all threads named reach, a shuffle from a lane that takes no part, a write past shared memory, a
+// vector at an address that is not aligned (vectors.cuh).
+// What it cannot show: memory models weaker than the host's, speed, bounds of tensors (address
+// sanitizer can: scripts/sanitize.sh).
 #pragma once
 
 #include <setjmp.h>

@@ -57,6 +57,8 @@ struct Operands {
         offset(torch::stable::to(offset, type_of<Real<T>>())),
         weight(channels_last(weight, type_of<T>())) {
     if (mask) this->mask = torch::stable::to(*mask, type_of<Real<T>>());
+    STD_TORCH_CHECK(g.taps() * g.channels < int64_t(1) << 31,
+                    "deform_conv2d: 2^31 and more taps times channels are not supported");
   }
 
   Sampling<T> sampling() const {
@@ -69,12 +71,15 @@ struct Operands {
     return s;
   }
 
-  // The weight of a depthwise convolution as [T, C].
+  // The weight of a depthwise convolution as [T, C]. Even for T = 1 in memory of its own, which is
+  // aligned as vectors need it.
   Tensor taps_first() const {
     const int64_t sizes[2] = {g.taps(), g.channels}, strides[2] = {1, g.taps()};
-    return torch::stable::contiguous(
+    const Tensor view =
         torch::stable::from_blob(weight.data_ptr(), IntHeaderOnlyArrayRef(sizes, 2),
-                                 IntHeaderOnlyArrayRef(strides, 2), weight.device(), type_of<T>()));
+                                 IntHeaderOnlyArrayRef(strides, 2), weight.device(), type_of<T>());
+    Tensor result = torch::stable::new_empty(weight, IntHeaderOnlyArrayRef(sizes, 2));
+    return torch::stable::copy_(result, view);
   }
 };
 

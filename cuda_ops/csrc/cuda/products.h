@@ -7,6 +7,7 @@
 #include <array>
 
 #include "../tensors.h"
+#include "device.h"
 
 namespace segdeform::cuda {
 namespace {
@@ -51,12 +52,7 @@ inline void multiply_wide(const Tensor& like, ScalarType type, ScalarType wide, 
                           const Matrices& b, const Matrices& out) {
   if (type == wide) return multiply(like, type, a, b, out);
   const Tensor left = a.view(like, type), right = b.view(like, type), to = out.view(like, wide);
-#if defined(SEGDEFORM_HOST_SHIM)  // torch has this product on CUDA alone
-  call_product("out", torch::stable::to(left, wide), torch::stable::to(right, wide), std::nullopt,
-               to);
-#else
   call_product("dtype_out", left, right, wide, to);
-#endif
 }
 
 }  // namespace

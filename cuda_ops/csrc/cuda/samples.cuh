@@ -15,10 +15,10 @@ struct SampleGradients {
 // `adds`: channels of the offset group came before, in another slice.
 template <typename R>
 __device__ void write_sample_gradient(const Geometry& g, const SampleGradients<R>& out,
-                                      const Sample<R>& sample, const R (&s)[4], int64_t row,
+                                      const Sample<R>& sample, const R (&s)[4], ImagePixel at,
                                       int64_t group, int64_t tap, bool adds) {
-  const int64_t pixels = g.out_pixels(), image = row / pixels;
-  const int64_t channel = (image * g.offset_groups + group) * g.taps() + tap, p = row % pixels;
+  const int64_t pixels = g.out_pixels(), p = at.pixel;
+  const int64_t channel = (at.image * g.offset_groups + group) * g.taps() + tap;
   if (out.offset) {
     R* dy = out.offset + 2 * channel * pixels + p;
     R* dx = dy + pixels;
@@ -39,33 +39,37 @@ __device__ void write_sample_gradient(const Geometry& g, const SampleGradients<R
 template <int V, bool kColumns, typename T, typename Gradient>
 __device__ void corner_products(const Geometry& g, const Team& team, const T* image,
                                 const Piece& piece, const Sample<Real<T>>& sample,
-                                const Gradient& gradient, const Columns<T>& columns, int64_t row,
-                                int64_t tap, Real<T> (&products)[4]) {
+                                const Gradient& gradient, int64_t row, uint32_t tap,
+                                Real<T> (&products)[4]) {
   using R = Real<T>;
   for (int64_t c = int64_t(team.lane) * V; c < piece.channels; c += int64_t(team.width) * V) {
     const int64_t channel = piece.first_channel + c;
+    const typename Gradient::Cursor cursor = gradient.at(channel, row);
+    const auto loaded = cursor.template load<V>(gradient.place(0, tap));
     Vector<T, V> corners[4];
-    load_corners<V>(image + channel, g.channels, sample, corners);
-    R grad[V];
-    gradient.at(channel).template read<V>(row, tap, grad);
-    for (int i = 0; i < 4; ++i)
-      for (int k = 0; k < V; ++k) products[i] += grad[k] * R(corners[i].value[k]);
-    if (kColumns) {
+    load_corners<V>(image + channel, uint32_t(g.channels), sample, corners);
+    R grad[V], corner[4][V];
+    cursor.values(loaded, grad);
+    for (int i = 0; i < 4; ++i) {
+      widen(corners[i], corner[i]);
+      for (int k = 0; k < V; ++k) products[i] += grad[k] * corner[i][k];
+    }
+    if constexpr (kColumns) {
       R value[V];
-      interpolate<V>(corners, sample, value);
-      store<V>(columns.at(channel, row) + tap * columns.group_channels, value);
+      interpolate(corner, sample, value);
+      store<V>(cursor.from + gradient.place(0, tap), value);
     }
   }
-  for (int i = 0; i < 4; ++i) products[i] = team_sum(team, products[i]);
+  team_sums(team, products);
 }
 
 constexpr int kTapsOfBlock = 2;  // few: chunks of few pixels must fill the GPU too
 
 // Grid: tiles of pixels, pieces of the slice, kTapsOfBlock taps.
 template <typename T, int V, bool kColumns, typename Gradient>
-__global__ void sample_gradients(Geometry g, Sampling<T> s, Rows rows, int64_t first_channel,
-                                 int64_t channels, int width, Gradient gradient, Columns<T> columns,
-                                 SampleGradients<Real<T>> out) {
+__global__ void __launch_bounds__(kThreads, 2)
+    sample_gradients(Geometry g, Sampling<T> s, Rows rows, int64_t first_channel, int64_t channels,
+                     int width, Gradient gradient, SampleGradients<Real<T>> out) {
   using R = Real<T>;
   Sample<R>* staged = shared_memory<Sample<R>>();
   const Team team = team_of(width);
@@ -73,35 +77,35 @@ __global__ void sample_gradients(Geometry g, Sampling<T> s, Rows rows, int64_t f
   const bool adds = piece.first_channel > piece.offset_group * g.channels_per_offset_group();
   const int64_t first_row = int64_t(blockIdx.x) * kTilePixels;
   const int pixels = int(least(kTilePixels, rows.count - first_row));
+  const ImagePixel first_pixel = pixel_of_row(g, rows.first + first_row);
   const int64_t tap = int64_t(blockIdx.z) * kTapsOfBlock;
   const int taps = int(least(kTapsOfBlock, g.taps() - tap));
 
-  stage_samples(g, s, rows.first + first_row, pixels, piece.offset_group, tap, taps, staged);
+  stage_samples<true>(g, s, first_pixel, pixels, piece.offset_group, tap, taps, staged);
   for (int i = int(threadIdx.x) / width; i < pixels * taps; i += kThreads / width) {
     const int t = i / pixels, m = i % pixels;
     const Sample<R>& sample = staged[t * kTilePixels + m];
-    const int64_t row = first_row + m, image = (rows.first + row) / g.out_pixels();
+    const int64_t row = first_row + m;
+    const ImagePixel at = later(g, first_pixel, m);
     R products[4] = {};
-    corner_products<V, kColumns>(g, team, s.input + image * g.in_pixels() * g.channels, piece,
-                                 sample, gradient, columns, row, tap + t, products);
+    corner_products<V, kColumns>(g, team, s.input + at.image * g.in_pixels() * g.channels, piece,
+                                 sample, gradient, row, uint32_t(tap + t), products);
     if (team.lane == 0)
-      write_sample_gradient(g, out, sample, products, rows.first + row, piece.offset_group, tap + t,
-                            adds);
+      write_sample_gradient(g, out, sample, products, at, piece.offset_group, tap + t, adds);
   }
 }
 
 template <typename T, int V, bool kColumns, typename Gradient>
 void launch_sample_gradients(const Geometry& g, const Sampling<T>& s, Rows rows,
                              int64_t first_channel, int64_t channels, const Gradient& gradient,
-                             const Columns<T>& columns, const SampleGradients<Real<T>>& out,
-                             Stream stream) {
+                             const SampleGradients<Real<T>>& out, Stream stream) {
   const dim3 grid(blocks_for(rows.count, kTilePixels),
                   planes_for(count_pieces(g, first_channel, channels)),
                   planes_for((g.taps() + kTapsOfBlock - 1) / kTapsOfBlock));
   const int width = team_width(least(channels, g.channels_per_offset_group()) / V);
   launch(sample_gradients<T, V, kColumns, Gradient>, grid, kThreads,
          staged_bytes<Real<T>>(kTapsOfBlock), stream, g, s, rows, first_channel, channels, width,
-         gradient, columns, out);
+         gradient, out);
 }
 
 }  // namespace segdeform::cuda

@@ -11,7 +11,10 @@
 
 namespace segdeform::cuda {
 
-constexpr int kThreads = 256;      // of every block
+// Of every block. Kernels that wait for memory say how many blocks a multiprocessor shall hold:
+// left to itself the compiler spares registers and asks for a value only when the last one has
+// come.
+constexpr int kThreads = 256;
 constexpr int kTilePixels = 32;    // output pixels of a tile
 constexpr int kStagedTaps = 16;    // taps whose samples lie in shared memory at a time
 constexpr int kSliceVectors = 32;  // vectors of channels that a block gathers: a warp's worth
@@ -28,6 +31,25 @@ struct Sampling {
 struct Rows {
   int64_t first, count;
 };
+
+// An output pixel: row `image * P*Q + pixel`.
+struct ImagePixel {
+  int64_t image, pixel;
+};
+
+SEGDEFORM_HOST_DEVICE ImagePixel pixel_of_row(const Geometry& g, int64_t row) {
+  return {row / g.out_pixels(), row % g.out_pixels()};
+}
+
+// The pixel so many rows later; it takes no division as long as the image is the same.
+SEGDEFORM_HOST_DEVICE ImagePixel later(const Geometry& g, ImagePixel from, int rows) {
+  from.pixel += rows;
+  if (from.pixel >= g.out_pixels()) {
+    from.image += from.pixel / g.out_pixels();
+    from.pixel %= g.out_pixels();
+  }
+  return from;
+}
 
 // Consecutive channels that share offsets.
 struct Piece {
@@ -65,10 +87,11 @@ struct Position {
 // Where a tap samples for one output pixel of an image.
 template <typename T>
 SEGDEFORM_HOST_DEVICE Position<Real<T>> position_of(const Geometry& g, const Sampling<T>& s,
-                                                    int64_t image, int64_t pixel, int64_t group,
+                                                    ImagePixel at_pixel, int64_t group,
                                                     int64_t tap) {
   using R = Real<T>;
-  const int64_t p = pixel / g.out_width, q = pixel % g.out_width, channel = group * g.taps() + tap;
+  const int64_t image = at_pixel.image, channel = group * g.taps() + tap;
+  const int64_t p = at_pixel.pixel / g.out_width, q = at_pixel.pixel % g.out_width;
   const R* dy = s.offset + image * s.offset_stride[0] + 2 * channel * s.offset_stride[1] +
                 p * s.offset_stride[2] + q * s.offset_stride[3];
   Position<R> at;
@@ -81,16 +104,20 @@ SEGDEFORM_HOST_DEVICE Position<Real<T>> position_of(const Geometry& g, const Sam
   return at;
 }
 
-template <typename T>
+// One that is not asked for derivatives has no corners where its value is 0 by rule.
+template <bool kDerivatives, typename T>
 SEGDEFORM_HOST_DEVICE Sample<Real<T>> sample_of(const Geometry& g, const Sampling<T>& s,
-                                                int64_t image, int64_t pixel, int64_t group,
-                                                int64_t tap) {
+                                                ImagePixel pixel, int64_t group, int64_t tap) {
   using R = Real<T>;
-  const Position<R> at = position_of(g, s, image, pixel, group, tap);
+  const Position<R> at = position_of(g, s, pixel, group, tap);
   const Corners<OneSample<R>> c =
       corners_at<OneSample<R>>(at.y, at.x, int32_t(g.height), int32_t(g.width));
   Sample<R> sample;
-  for (int i = 0; i < 4; ++i) sample.index[i] = c.index[i], sample.weight[i] = c.weight[i];
+  const bool has_corners = kDerivatives || !c.value_is_zero;
+  for (int i = 0; i < 4; ++i) {
+    sample.index[i] = has_corners ? c.index[i] : -1;
+    sample.weight[i] = c.weight[i];
+  }
   sample.fraction_y = c.fraction_y, sample.fraction_x = c.fraction_x;
   sample.mask = at.mask, sample.value_is_zero = c.value_is_zero;
   return sample;
@@ -98,16 +125,15 @@ SEGDEFORM_HOST_DEVICE Sample<Real<T>> sample_of(const Geometry& g, const Samplin
 
 // The samples of the next taps for a tile of pixels, [taps, kTilePixels] in shared memory.
 // All threads of the block call it together, and again only after they have read what they need.
-template <typename T>
-__device__ void stage_samples(const Geometry& g, const Sampling<T>& s, int64_t first_pixel,
+template <bool kDerivatives, typename T>
+__device__ void stage_samples(const Geometry& g, const Sampling<T>& s, ImagePixel first_pixel,
                               int pixels, int64_t group, int64_t first_tap, int taps,
                               Sample<Real<T>>* staged) {
   __syncthreads();
   for (int i = int(threadIdx.x); i < taps * pixels; i += kThreads) {
     const int t = i / pixels, m = i % pixels;
-    const int64_t image = (first_pixel + m) / g.out_pixels();
     staged[t * kTilePixels + m] =
-        sample_of(g, s, image, (first_pixel + m) % g.out_pixels(), group, first_tap + t);
+        sample_of<kDerivatives>(g, s, later(g, first_pixel, m), group, first_tap + t);
   }
   __syncthreads();
 }
@@ -120,23 +146,38 @@ static_assert(staged_bytes<double>(kStagedTaps) <= kMaxSharedBytes);
 
 // The four corner values. One outside the image is skipped: it counts as 0, whatever its weight.
 template <int V, typename T, typename R>
-SEGDEFORM_HOST_DEVICE void load_corners(const T* image, int64_t channels, const Sample<R>& sample,
+SEGDEFORM_HOST_DEVICE void load_corners(const T* image, uint32_t channels, const Sample<R>& sample,
                                         Vector<T, V> (&corners)[4]) {
   for (int i = 0; i < 4; ++i)
     corners[i] =
-        sample.index[i] < 0 ? Vector<T, V>{} : load<V>(image + int64_t(sample.index[i]) * channels);
+        load_if<V>(sample.index[i] >= 0, image, uint64_t(uint32_t(sample.index[i])) * channels);
 }
 
 // The modulated sample. Where it is 0 by rule, no value of the image reaches it.
-template <int V, typename T, typename R>
-SEGDEFORM_HOST_DEVICE void interpolate(const Vector<T, V> (&corners)[4], const Sample<R>& sample,
+template <typename R, int V>
+SEGDEFORM_HOST_DEVICE void interpolate(const R (&corners)[4][V], const Sample<R>& sample,
                                        R (&value)[V]) {
-  R weight[4];
-  for (int i = 0; i < 4; ++i) weight[i] = sample.weight[i] * sample.mask;
+  R weight[4], zero = R(0);
+  for (int i = 0; i < 4; ++i) weight[i] = sample.weight[i] * sample.mask, zero += weight[i] * R(0);
   for (int k = 0; k < V; ++k) {
     value[k] = R(0);
-    for (int i = 0; i < 4; ++i)
-      value[k] += weight[i] * (sample.value_is_zero ? R(0) : R(corners[i].value[k]));
+    for (int i = 0; i < 4; ++i) value[k] += weight[i] * corners[i][k];
+    if (sample.value_is_zero) value[k] = zero;  // or NaN, if the mask is no number
+  }
+}
+
+// The same for a sample that has its corners for its value alone.
+template <int V, typename T, typename R>
+SEGDEFORM_HOST_DEVICE void load_sample(const T* image, uint32_t channels, const Sample<R>& sample,
+                                       R (&value)[V]) {
+  Vector<T, V> corners[4];
+  load_corners<V>(image, channels, sample, corners);
+  for (int k = 0; k < V; ++k) value[k] = R(0);
+  for (int i = 0; i < 4; ++i) {
+    R corner[V];
+    widen(corners[i], corner);
+    const R weight = sample.weight[i] * sample.mask;
+    for (int k = 0; k < V; ++k) value[k] += weight * corner[k];
   }
 }
 
@@ -162,11 +203,13 @@ SEGDEFORM_HOST_DEVICE Team team_of(int width) {
   return {width, lane - first, first, lanes << first};
 }
 
-template <typename R>
-__device__ R team_sum(const Team& team, R value) {
-  for (int step = team.width / 2; step > 0; step /= 2)
-    value += __shfl_xor_sync(team.mask, value, step);
-  return value;
+template <typename R, int N>
+__device__ void team_sums(const Team& team, R (&values)[N]) {
+  for (int step = team.width / 2; step > 0; step /= 2) {
+    R others[N];
+    for (int i = 0; i < N; ++i) others[i] = __shfl_xor_sync(team.mask, values[i], step);
+    for (int i = 0; i < N; ++i) values[i] += others[i];
+  }
 }
 
 }  // namespace segdeform::cuda

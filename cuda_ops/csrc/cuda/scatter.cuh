@@ -30,9 +30,8 @@ __global__ void find_lists(Geometry g, Sampling<T> s, int64_t first_image, int64
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= count) return;
   const int64_t of_group = g.taps() * g.out_pixels(), segment = i / of_group, id = i % of_group;
-  const int64_t image = first_image + segment / g.offset_groups;
-  const Position<R> at =
-      position_of(g, s, image, id % g.out_pixels(), segment % g.offset_groups, id / g.out_pixels());
+  const ImagePixel pixel{first_image + segment / g.offset_groups, id % g.out_pixels()};
+  const Position<R> at = position_of(g, s, pixel, segment % g.offset_groups, id / g.out_pixels());
   samples[i] = uint32_t(id);
   lists[i] = none;
   if (at.y > R(-1) && at.x > R(-1) && at.y < R(g.height) && at.x < R(g.width)) {  // so no NaN
@@ -97,33 +96,63 @@ SEGDEFORM_HOST_DEVICE PixelLists lists_of(const Geometry& g, const SampleLists& 
 // What a lane knows of one entry.
 template <typename R>
 struct Entry {
-  uint32_t pixel, tap;
-  R weight;  // bilinear times the mask
+  uint64_t place;  // of its row and tap in the gradient
+  R weight;        // bilinear times the mask
 };
 
-template <typename T>
+template <typename T, typename Gradient>
 __device__ Entry<Real<T>> entry_of(const Geometry& g, const Sampling<T>& s,
                                    const SampleLists& lists, const PixelLists& mine,
-                                   uint32_t number, int64_t image, int64_t group) {
+                                   const Gradient& gradient, uint32_t number, int64_t image,
+                                   int64_t group) {
   int corner = 0;
   const uint32_t id = lists.samples[mine.find(number, corner)];
   const uint32_t pixels = uint32_t(g.out_pixels()), pixel = id % pixels, tap = id / pixels;
   // The corner lies in the image and the sample in the open interval: find_lists saw to it. So
   // this is Corners::weight, spelled without an index into an array, which would be memory.
-  const Sample<Real<T>> sample = sample_of(g, s, image, pixel, group, tap);
+  const Sample<Real<T>> sample = sample_of<true>(g, s, {image, pixel}, group, tap);
   const Real<T> of_row = corner < 2 ? Real<T>(1) - sample.fraction_y : sample.fraction_y;
   const Real<T> of_column = corner % 2 == 0 ? Real<T>(1) - sample.fraction_x : sample.fraction_x;
-  return {pixel, tap, of_row * of_column * sample.mask};
+  return {gradient.place(pixel, tap), of_row * of_column * sample.mask};
+}
+
+// Adds E entries of a team, those from number `first` on of the ones that its lanes hold. All that
+// memory is asked for is under way before the first of it is used.
+template <int E, int V, typename R, typename Cursor>
+__device__ void add_entries(const Team& team, const Entry<R>& own, int first,
+                            const Cursor (&cursor)[kTeamVectors], R (&sum)[kTeamVectors][V]) {
+  uint64_t place[E];
+  R weight[E];
+#pragma unroll
+  for (int e = 0; e < E; ++e) {
+    const int lane = team.first + first + e;
+    place[e] = __shfl_sync(team.mask, own.place, lane);
+    weight[e] = __shfl_sync(team.mask, own.weight, lane);
+  }
+  decltype(cursor[0].template load<V>(0)) loaded[E][kTeamVectors];
+#pragma unroll
+  for (int e = 0; e < E; ++e)
+#pragma unroll
+    for (int j = 0; j < kTeamVectors; ++j) loaded[e][j] = cursor[j].template load<V>(place[e]);
+#pragma unroll
+  for (int e = 0; e < E; ++e)
+#pragma unroll
+    for (int j = 0; j < kTeamVectors; ++j) {
+      R grad[V];
+      cursor[j].values(loaded[e][j], grad);
+      for (int k = 0; k < V; ++k) sum[j][k] += weight[e] * grad[k];
+    }
 }
 
 // Grid: teams, one for each input pixel of the images; pieces of the slice; parts of a piece.
 // The lists begin at `first_listed`, the rows of the gradient at image `first_image`.
 template <typename T, int V, typename Gradient>
-__global__ void gather_input_gradient(Geometry g, Sampling<T> s, SampleLists lists,
-                                      int64_t first_listed, int64_t first_image, int64_t images,
-                                      int64_t first_channel, int64_t channels, int width,
-                                      Gradient gradient, T* grad_input) {
+__global__ void __launch_bounds__(kThreads, 2)
+    gather_input_gradient(Geometry g, Sampling<T> s, SampleLists lists, int64_t first_listed,
+                          int64_t first_image, int64_t images, int64_t first_channel,
+                          int64_t channels, int width, Gradient gradient, T* grad_input) {
   using R = Real<T>;
+  constexpr int kAtOnce = Gradient::kAtOnce;
   const Team team = team_of(width);
   const Piece piece = piece_of(g, first_channel, channels, blockIdx.y);
   const int64_t vectors = piece.channels / V;
@@ -141,26 +170,18 @@ __global__ void gather_input_gradient(Geometry g, Sampling<T> s, SampleLists lis
   for (int j = 0; j < kTeamVectors; ++j) {
     const int64_t vector = first_vector + j * width + team.lane;
     in_use[j] = vector < vectors;
-    cursor[j] = gradient.at(piece.first_channel + (in_use[j] ? vector : 0) * V);
+    cursor[j] = gradient.at(piece.first_channel + (in_use[j] ? vector : 0) * V,
+                            (image - first_image) * g.out_pixels());
   }
   for (uint32_t first = 0; first < mine.total; first += uint32_t(width)) {
     const uint32_t own = first + uint32_t(team.lane);
     Entry<R> entry{};
-    if (own < mine.total) entry = entry_of(g, s, lists, mine, own, image, piece.offset_group);
+    if (own < mine.total)
+      entry = entry_of(g, s, lists, mine, gradient, own, image, piece.offset_group);
     const int count = int(least(width, mine.total - first));
-    for (int i = 0; i < count; ++i) {
-      const uint32_t p = __shfl_sync(team.mask, entry.pixel, team.first + i);
-      const uint32_t tap = __shfl_sync(team.mask, entry.tap, team.first + i);
-      const R weight = __shfl_sync(team.mask, entry.weight, team.first + i);
-      const int64_t row = (image - first_image) * g.out_pixels() + p;
-#pragma unroll
-      for (int j = 0; j < kTeamVectors; ++j) {
-        if (!in_use[j]) continue;
-        R grad[V];
-        cursor[j].template read<V>(row, tap, grad);
-        for (int k = 0; k < V; ++k) sum[j][k] += weight * grad[k];
-      }
-    }
+    int i = 0;
+    for (; i + kAtOnce <= count; i += kAtOnce) add_entries<kAtOnce>(team, entry, i, cursor, sum);
+    for (; i < count; ++i) add_entries<1>(team, entry, i, cursor, sum);
   }
   T* out = grad_input + (image * g.in_pixels() + pixel) * g.channels + piece.first_channel;
 #pragma unroll
