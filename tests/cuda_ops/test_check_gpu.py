@@ -96,6 +96,8 @@ def test_gpu_tests_are_collected_with_torch_and_pytest_alone(tmp_path: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
     for file in files:
         assert f"{file.name}::" in done.stdout
+    done = with_torch_alone(tmp_path, *collect, "-o", "addopts=", "tests/cuda_ops")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # ---- the parts of the program ----
@@ -149,6 +151,20 @@ def test_a_failed_step_stops_no_other(
     assert check.main() == 0
 
 
+def ended(process: str, seconds: float = 30) -> bool:
+    """Whether a process is gone or waits for its parent to notice, after a while at the latest."""
+    state = Path(f"/proc/{process}/stat")
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if state.read_text().rpartition(")")[2].split()[0] in ("Z", "X"):
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def test_a_step_that_hangs_is_killed_with_what_it_started(
     check: ModuleType, tmp_path: Path
 ) -> None:
@@ -156,8 +172,7 @@ def test_a_step_that_hangs_is_killed_with_what_it_started(
     child = tmp_path / "child"
     result, _ = session.run("hangs", ["bash", "-c", f"sleep 600 & echo $! >{child}; wait"], 1)
     assert result.status == "timed out" and not check.passed([result])
-    state = Path(f"/proc/{child.read_text().strip()}/stat")
-    assert not state.exists() or state.read_text().split()[2] in ("Z", "X")  # ended, or not reaped
+    assert ended(child.read_text().strip())
 
 
 class Answers:
