@@ -4,7 +4,8 @@
 
 Each step is a process of its own with a time limit; one that fails or hangs does not stop the
 others. A library that cannot serve this GPU is built first. FOLDER/check.json and check.md are
-written anew after every step, check.log holds what the steps printed. Needs torch alone: pytest,
+written anew before and after every step, check.log holds what the steps print. Ended from outside
+(Ctrl-C, `timeout`), the step at work ends too and the report says so. Needs torch alone: pytest,
 torchvision, compute-sanitizer and segdeform's own needs are used where they are, and the report
 says where they are not. Exit code: 0 all passed, 8 a step failed, 2 there is no GPU or no torch.
 """
@@ -32,6 +33,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_GPU, PART_FAILED = 2, 8
+FAREWELL_SECONDS = 5  # for a step whose time is over to say what it found
 
 # Fails unless this GPU runs every operator natively; prints the libraries' facts.
 LIBRARY_PROBE = """
@@ -39,7 +41,7 @@ import json, sys, torch
 from cuda_ops import library
 halves = {h.file: {"loaded": h.loaded, "reason": h.reason, "build": h.build}
           for h in (library.cpu_library, library.cuda_library)}
-print(json.dumps(halves))
+print(json.dumps(halves), flush=True)  # before what stderr gets at the end
 lacking = [o for o in library.FALLBACKS if not library.has_kernel(o, "cuda")]
 if lacking:
     sys.exit("no CUDA kernel of " + ", ".join(lacking) + ": " + library.cuda_library.reason)
@@ -54,7 +56,7 @@ class Result:
     """How a step ended."""
 
     name: str
-    status: str = "passed"  # or failed, timed out, skipped
+    status: str = "passed"  # or failed, timed out, skipped, running, interrupted
     detail: str = ""
     seconds: float = 0
     data: Any = None
@@ -78,9 +80,11 @@ class Session:
         began = time.monotonic()
         seconds = max(min(limit, self.deadline - began), 0)
         result = Result(name)
-        log = self.work / f"{name}.log"
         paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
-        with log.open("wb") as sink:
+        with (self.output / "check.log").open("ab") as sink:
+            sink.write(f"==> {name}: {' '.join(map(str, command))}\n".encode())
+            sink.flush()
+            start = sink.tell()
             process = subprocess.Popen(
                 command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
                 start_new_session=True, env=os.environ | {"PYTHONPATH": paths} | environment,
@@ -89,6 +93,7 @@ class Session:
                 code = process.wait(seconds)
             except subprocess.TimeoutExpired:
                 result.status, result.detail = "timed out", f"after {seconds:.0f} s"
+                say_farewell(process)
             else:
                 if code:
                     result.status, result.detail = "failed", f"exit code {code}"
@@ -96,11 +101,9 @@ class Session:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        text = log.read_text(errors="replace")
+        text = (self.output / "check.log").read_bytes()[start:].decode(errors="replace")
         result.seconds = time.monotonic() - began
-        with (self.output / "check.log").open("a") as sink:
-            sink.write(f"==> {name}: {' '.join(map(str, command))}\n{text}\n")
-        if result.status == "failed":
+        if result.status != "passed":
             result.detail += f": {last_line(text)}"
         return result, text
 
@@ -109,10 +112,23 @@ class Session:
         self.results.append(result)
         line = f"{result.name}: {result.status}, {result.seconds:.0f} s"
         print(f"{line}  {result.detail}".rstrip(), flush=True)
-        report = {"facts": self.facts, "passed": passed(self.results)}
-        report["steps"] = [asdict(r) for r in self.results]
+        self.write()
+
+    def write(self, running: str = "") -> None:
+        """Writes the report, with the step that runs: all there is if this program is killed."""
+        results = [*self.results, *([Result(running, "running")] if running else [])]
+        report = {"facts": self.facts, "passed": passed(results)}
+        report["steps"] = [asdict(r) for r in results]
         (self.output / "check.json").write_text(json.dumps(report, indent=1) + "\n")
-        (self.output / "check.md").write_text(markdown(self.facts, self.results, self.tables))
+        (self.output / "check.md").write_text(markdown(self.facts, results, self.tables))
+
+
+def say_farewell(process: subprocess.Popen[bytes]) -> None:
+    """Interrupts a step as Ctrl-C does, and lets pytest and the like report so far."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(FAREWELL_SECONDS)
 
 
 def last_line(text: str) -> str:
@@ -155,8 +171,8 @@ def check_library(session: Session) -> Result:
         if result.status == "passed":
             result, text = session.run("library", probe, 60)
         result.detail = f"built in {built:.0f} s, since {why}; {result.detail}".rstrip("; ")
-    first = text.splitlines()[0] if text.startswith("{") else "{}"
-    result.data = json.loads(first)
+    halves = next((line for line in text.splitlines() if line.startswith('{"_C')), "null")
+    result.data = json.loads(halves)
     return result
 
 
@@ -309,11 +325,18 @@ def main() -> int:
     output = options.output.absolute()
     output.mkdir(parents=True, exist_ok=True)
     (output / "check.log").unlink(missing_ok=True)
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # the steps are to end, too
+        signal.signal(ending, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as work:
         session = Session(output, Path(work), deadline, facts)
-        for name, step in STEPS.items():
-            if name in options.only:
-                session.add(run_step(name, step, session))
+        for name in (name for name in STEPS if name in options.only):
+            began = time.monotonic()
+            session.write(running=name)
+            try:
+                session.add(run_step(name, STEPS[name], session))
+            except KeyboardInterrupt:
+                session.add(Result(name, "interrupted", "", time.monotonic() - began))
+                break
     print(f"report: {output / 'check.md'}")
     return 0 if passed(session.results) else PART_FAILED
 

@@ -175,6 +175,54 @@ def test_a_step_that_hangs_is_killed_with_what_it_started(
     assert ended(child.read_text().strip())
 
 
+def test_a_step_whose_time_is_over_says_what_it_found(check: ModuleType, tmp_path: Path) -> None:
+    session = check.Session(tmp_path, tmp_path, time.monotonic() + 600, {"device": "a GPU"})
+    begun = tmp_path / "begun"
+    code = f"""
+import pathlib, time
+try:
+    pathlib.Path({str(begun)!r}).touch()
+    time.sleep(600)
+finally:
+    print("3 failed, 20 passed")
+"""
+    result, text = session.run("tests", [sys.executable, "-I", "-c", code], 5)
+    assert begun.exists() and result.status == "timed out"
+    assert "3 failed, 20 passed" in text and result.detail.startswith("after 5 s: ")
+    assert "3 failed, 20 passed" in (tmp_path / "check.log").read_text()
+
+
+ENDED_FROM_OUTSIDE = """
+import sys, pathlib
+sys.path.insert(0, sys.argv.pop(1))
+import check_gpu
+def hangs(session):
+    command = ["bash", "-c", f"sleep 600 & echo $! >{session.output}/child; echo begun; wait"]
+    return session.run("parity", command, 500)[0]
+check_gpu.machine = lambda: {"device": "a GPU"}
+check_gpu.STEPS = {"library": lambda s: check_gpu.Result("library"), "parity": hangs,
+                   "tests": lambda s: check_gpu.Result("tests")}
+sys.exit(check_gpu.main())
+"""
+
+
+def test_ended_from_outside_it_ends_the_step_and_says_so(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", ENDED_FROM_OUTSIDE, str(SCRIPTS), "--output", str(tmp_path),
+               "--only", "library", "parity"]  # fmt: skip
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
+    log, child = tmp_path / "check.log", tmp_path / "child"
+    while process.poll() is None and not (log.exists() and "\nbegun" in log.read_text()):
+        time.sleep(0.05)
+    assert '"running"' in (tmp_path / "check.json").read_text()  # were it killed outright
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 8 and "parity: interrupted" in output
+    assert ended(child.read_text().strip())
+    report = json.loads((tmp_path / "check.json").read_text())
+    assert [s["status"] for s in report["steps"]] == ["passed", "interrupted"]
+    assert not report["passed"] and "FAILED" in (tmp_path / "check.md").read_text()
+
+
 class Answers:
     """A session whose processes end as told, in turn."""
 

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "../tensors.h"
 #include "launch.h"
 
 namespace segdeform::cuda {
