@@ -177,19 +177,11 @@ def test_a_step_that_hangs_is_killed_with_what_it_started(
 
 def test_a_step_whose_time_is_over_says_what_it_found(check: ModuleType, tmp_path: Path) -> None:
     session = check.Session(tmp_path, tmp_path, time.monotonic() + 600, {"device": "a GPU"})
-    begun = tmp_path / "begun"
-    code = f"""
-import pathlib, time
-try:
-    pathlib.Path({str(begun)!r}).touch()
-    time.sleep(600)
-finally:
-    print("3 failed, 20 passed")
-"""
-    result, text = session.run("tests", [sys.executable, "-I", "-c", code], 5)
-    assert begun.exists() and result.status == "timed out"
-    assert "3 failed, 20 passed" in text and result.detail.startswith("after 5 s: ")
-    assert "3 failed, 20 passed" in (tmp_path / "check.log").read_text()
+    code = "trap 'echo 3 failed, 20 passed; exit 2' INT; sleep 600 & wait"
+    result, text = session.run("tests", ["bash", "-c", code], 3)
+    assert result.status == "timed out" and result.detail == "after 3 s: 3 failed, 20 passed"
+    assert text == "3 failed, 20 passed\n"
+    assert (tmp_path / "check.log").read_text().endswith(f"{code}\n{text}")
 
 
 ENDED_FROM_OUTSIDE = """
@@ -237,7 +229,7 @@ class Answers:
 
 
 def test_a_library_that_does_not_serve_is_built_anew(check: ModuleType) -> None:
-    halves = '{"_C_cuda.so": {"loaded": true}}\n'
+    halves = '{"_C_cuda.so": {"loaded": true, "other_sources": false}}\n'
     good = Answers(check, ("passed", halves))
     assert check.check_library(good).data["_C_cuda.so"]["loaded"] and len(good.commands) == 1
     mended = Answers(check, ("failed", halves), ("passed", "_C_cuda.so"), ("passed", halves))
@@ -246,6 +238,14 @@ def test_a_library_that_does_not_serve_is_built_anew(check: ModuleType) -> None:
     assert mended.commands[1][1:] == ["-P", "-m", "cuda_ops.build"]
     hopeless = Answers(check, ("failed", "Traceback"), ("failed", "no compiler"))
     assert check.check_library(hopeless).status == "failed" and len(hopeless.commands) == 2
+    stale = "a warning of torch's\n" + halves.replace("false", "true")
+    renewed = Answers(check, ("passed", stale), ("passed", "_C_cuda.so"), ("passed", halves))
+    result = check.check_library(renewed)
+    assert result.status == "passed" and "since built from other sources" in result.detail
+    kept = Answers(check, ("passed", stale), ("failed", "no compiler"))
+    result = check.check_library(kept)
+    assert result.status == "passed" and result.data["_C_cuda.so"]["other_sources"]
+    assert "built from other sources than these, and not built anew" in result.detail
 
 
 def test_a_checker_of_memory_must_say_that_it_looked(

@@ -437,6 +437,17 @@ def test_a_roi_that_is_not_finite_is_seen_and_contained(
         torch.testing.assert_close(found[key], expected, equal_nan=True, msg=key)
 
 
+def test_parts_without_bins_get_no_gradient_whatever_the_roi_is() -> None:
+    case = CASES["ps_a_class_a_channel"]
+    operands = case.operands(torch.float64)
+    rois = operands["rois"]
+    assert rois is not None and case.part > case.pooled
+    rois[1, 3], rois[3, 2] = float("inf"), float("nan")
+    found, expected = ours(case, operands)["shifts"], defined(case, operands)["shifts"]
+    assert torch.equal(found.isnan(), expected.isnan()) and not expected[1].isnan().all()
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_nan_offset_is_seen_and_contained(axis: int) -> None:
     operands = Case().operands(torch.float64)
