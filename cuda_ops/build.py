@@ -191,13 +191,29 @@ def _link(command: Command, target: Path) -> None:
     temporary.replace(target)
 
 
-def _fingerprint(sources: Sequence[Path], command: Command) -> str:
+def cpu_sources() -> list[Path]:
+    """Lists what `_C.so` is compiled from, headers apart."""
+    return [SOURCES / "ops.cpp", *sorted((SOURCES / "cpu").glob("*.cpp"))]
+
+
+def cuda_sources() -> list[Path]:
+    """Lists what `_C_cuda.so` is compiled from, headers apart."""
+    return sorted((SOURCES / "cuda").glob("*.cu"))
+
+
+def source_digest(sources: Sequence[Path]) -> str:
+    """Returns a sum over sources and headers: the same on every machine."""
     folders = {SOURCES} | {source.parent for source in sources}  # neither half reads the other's
     headers = sorted(p for f in folders for p in f.glob("*") if p.suffix in (".h", ".inl", ".cuh"))
-    digest = hashlib.sha256(" ".join(map(str, command)).encode())
+    digest = hashlib.sha256()
     for path in [*sorted(sources), *headers]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _fingerprint(sources: Sequence[Path], command: Command) -> str:
+    text = " ".join(map(str, command)) + source_digest(sources)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _up_to_date(target: Path, fingerprint: str) -> bool:
@@ -208,10 +224,14 @@ def _up_to_date(target: Path, fingerprint: str) -> bool:
     return target.exists() and isinstance(note, dict) and note.get("fingerprint") == fingerprint
 
 
-def _finish(target: Path, fingerprint: str, **facts: object) -> None:
+def _finish(target: Path, fingerprint: str, sources: Sequence[Path], **facts: object) -> None:
     import torch
 
-    facts |= {"fingerprint": fingerprint, "torch": torch.__version__}
+    facts |= {
+        "fingerprint": fingerprint,
+        "sources": source_digest(sources),
+        "torch": torch.__version__,
+    }
     target.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
@@ -229,8 +249,7 @@ def build_cpu(
     more_sources: Sequence[Path] = (),
 ) -> Path:
     """Builds `folder/_C.so` unless it is up to date; returns its path."""
-    sources = [SOURCES / "ops.cpp", *sorted((SOURCES / "cpu").glob("*.cpp")), *more_sources]
-    return _build_for_host(folder / "_C.so", work, sources, more_flags)
+    return _build_for_host(folder / "_C.so", work, [*cpu_sources(), *more_sources], more_flags)
 
 
 def build_host_shim(folder: Path, work: Path, more_flags: Sequence[str] = ()) -> Path:
@@ -239,7 +258,7 @@ def build_host_shim(folder: Path, work: Path, more_flags: Sequence[str] = ()) ->
     Its operators are those of `segdeform` in the namespace `segdeform_host_shim`, for CPU tensors.
     csrc/cuda/launch.h says how one source serves both. Leaves alone what is up to date.
     """
-    sources = [SOURCES / "ops.cpp", *sorted((SOURCES / "cuda").glob("*.cu"))]
+    sources = [SOURCES / "ops.cpp", *cuda_sources()]
     names = ["-DSEGDEFORM_HOST_SHIM", "-DSEGDEFORM_LIBRARY=segdeform_host_shim"]
     # Jumps between stacks are what the fortified longjmp refuses. Most of the time is compiling.
     flags = [*names, "-U_FORTIFY_SOURCE", "-O1", *more_flags]
@@ -264,7 +283,7 @@ def _build_for_host(
     )
     link: Command = [cxx, "-shared", "-fopenmp", *more_flags, *objects, f"-L{lib}", "-ltorch_cpu"]
     _link(link, target)
-    _finish(target, fingerprint, compiler=cxx)
+    _finish(target, fingerprint, sources, compiler=cxx)
     return target
 
 
@@ -274,7 +293,7 @@ def build_cuda(folder: Path, work: Path, nvcc: Path) -> Path:
 
     include, lib = _torch_paths()
     target = folder / "_C_cuda.so"
-    sources = sorted((SOURCES / "cuda").glob("*.cu"))
+    sources = cuda_sources()
     architectures = cuda_architectures()
     compile_command: Command = [nvcc, *nvcc_flags(architectures), "-isystem", include]
     fingerprint = _fingerprint(sources, compile_command)
@@ -302,6 +321,7 @@ def build_cuda(folder: Path, work: Path, nvcc: Path) -> Path:
     _finish(
         target,
         fingerprint,
+        sources,
         cuda=torch.version.cuda,
         nvcc=nvcc_version(nvcc),
         architectures=[a.removesuffix("+PTX") for a in architectures],

@@ -31,7 +31,7 @@ import cuda_ops
 
 try:
     import torchvision
-except ImportError:
+except (ImportError, RuntimeError):  # the latter where it was made for another torch
     torchvision = None
 
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}

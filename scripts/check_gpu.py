@@ -4,7 +4,8 @@
 
 Each step is a process of its own with a time limit; one that fails or hangs does not stop the
 others. A library that cannot serve this GPU is built first. FOLDER/check.json and check.md are
-written anew after every step, check.log holds what the steps printed. Needs torch alone: pytest,
+written anew before and after every step, check.log holds what the steps print. Ended from outside
+(Ctrl-C, `timeout`), the step at work ends too and the report says so. Needs torch alone: pytest,
 torchvision, compute-sanitizer and segdeform's own needs are used where they are, and the report
 says where they are not. Exit code: 0 all passed, 8 a step failed, 2 there is no GPU or no torch.
 """
@@ -23,8 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,14 +33,24 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_GPU, PART_FAILED = 2, 8
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FAREWELL_SECONDS = 5  # for a step whose time is over to say what it found
 
 # Fails unless this GPU runs every operator natively; prints the libraries' facts.
 LIBRARY_PROBE = """
 import json, sys, torch
 from cuda_ops import library
-halves = {h.file: {"loaded": h.loaded, "reason": h.reason, "build": h.build}
+try:
+    from cuda_ops import build
+    here = {"_C.so": build.cpu_sources(), "_C_cuda.so": build.cuda_sources()}
+    here = {file: build.source_digest(sources) for file, sources in here.items()}
+except ModuleNotFoundError:  # without setuptools nothing can be built anyway
+    here = {}
+halves = {h.file: {"loaded": h.loaded, "reason": h.reason, "build": h.build,
+                   "other_sources": h.build.get("sources", here.get(h.file)) != here.get(h.file)
+                                    and h.file in here}
           for h in (library.cpu_library, library.cuda_library)}
-print(json.dumps(halves))
+print(json.dumps(halves), flush=True)  # before what stderr gets at the end
 lacking = [o for o in library.FALLBACKS if not library.has_kernel(o, "cuda")]
 if lacking:
     sys.exit("no CUDA kernel of " + ", ".join(lacking) + ": " + library.cuda_library.reason)
@@ -54,7 +65,7 @@ class Result:
     """How a step ended."""
 
     name: str
-    status: str = "passed"  # or failed, timed out, skipped
+    status: str = "passed"  # or failed, timed out, skipped, running, interrupted
     detail: str = ""
     seconds: float = 0
     data: Any = None
@@ -78,29 +89,32 @@ class Session:
         began = time.monotonic()
         seconds = max(min(limit, self.deadline - began), 0)
         result = Result(name)
-        log = self.work / f"{name}.log"
         paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
-        with log.open("wb") as sink:
-            process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-                start_new_session=True, env=os.environ | {"PYTHONPATH": paths} | environment,
-            )  # fmt: skip
+        with (self.output / "check.log").open("ab") as sink:
+            sink.write(f"==> {name}: {' '.join(map(str, command))}\n".encode())
+            sink.flush()
+            start = sink.tell()
+            process = None
             try:
-                code = process.wait(seconds)
+                with endings_held():  # a process that is not known yet cannot be ended
+                    process = subprocess.Popen(
+                        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+                        start_new_session=True,
+                        env=os.environ | {"PYTHONPATH": paths} | environment,
+                    )  # fmt: skip
+                if code := process.wait(seconds):
+                    result.status, result.detail = "failed", f"exit code {code}"
             except subprocess.TimeoutExpired:
                 result.status, result.detail = "timed out", f"after {seconds:.0f} s"
-            else:
-                if code:
-                    result.status, result.detail = "failed", f"exit code {code}"
+                say_farewell(process)
             finally:  # after Ctrl-C too; what a step started ends with it
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        text = log.read_text(errors="replace")
+                if process is not None:
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+        text = (self.output / "check.log").read_bytes()[start:].decode(errors="replace")
         result.seconds = time.monotonic() - began
-        with (self.output / "check.log").open("a") as sink:
-            sink.write(f"==> {name}: {' '.join(map(str, command))}\n{text}\n")
-        if result.status == "failed":
+        if result.status != "passed":
             result.detail += f": {last_line(text)}"
         return result, text
 
@@ -109,10 +123,37 @@ class Session:
         self.results.append(result)
         line = f"{result.name}: {result.status}, {result.seconds:.0f} s"
         print(f"{line}  {result.detail}".rstrip(), flush=True)
-        report = {"facts": self.facts, "passed": passed(self.results)}
-        report["steps"] = [asdict(r) for r in self.results]
+        self.write()
+
+    def write(self, running: str = "") -> None:
+        """Writes the report, with the step that runs: all there is if this program is killed."""
+        results = [*self.results, *([Result(running, "running")] if running else [])]
+        report = {"facts": self.facts, "passed": passed(results)}
+        report["steps"] = [asdict(r) for r in results]
         (self.output / "check.json").write_text(json.dumps(report, indent=1) + "\n")
-        (self.output / "check.md").write_text(markdown(self.facts, self.results, self.tables))
+        (self.output / "check.md").write_text(markdown(self.facts, results, self.tables))
+
+
+@contextmanager
+def endings_held() -> Iterator[None]:
+    """Puts off Ctrl-C and the like until the block is done; children do not inherit that."""
+    came: list[int] = []
+    before = {s: signal.signal(s, lambda number, frame: came.append(number)) for s in ENDINGS}
+    try:
+        yield
+    finally:
+        for ending, handler in before.items():
+            signal.signal(ending, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
+def say_farewell(process: subprocess.Popen[bytes]) -> None:
+    """Interrupts a step as Ctrl-C does, and lets pytest and the like report so far."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(FAREWELL_SECONDS)
 
 
 def last_line(text: str) -> str:
@@ -147,17 +188,31 @@ def check_library(session: Session) -> Result:
     """Loads the library that is there, or builds one for this GPU."""
     probe = [sys.executable, "-c", LIBRARY_PROBE]
     result, text = session.run("library", probe, 60)
-    if result.status != "passed":
-        why = result.detail
-        build = [sys.executable, "-P", "-m", "cuda_ops.build"]
-        result, _ = session.run("library", build, 240, SEGDEFORM_CUDA="1")
-        built = result.seconds
-        if result.status == "passed":
-            result, text = session.run("library", probe, 60)
-        result.detail = f"built in {built:.0f} s, since {why}; {result.detail}".rstrip("; ")
-    first = text.splitlines()[0] if text.startswith("{") else "{}"
-    result.data = json.loads(first)
+    result.data = halves_of(text)
+    why = result.detail
+    if result.status == "passed":
+        if not any(half["other_sources"] for half in result.data.values()):
+            return result
+        why = "built from other sources than these"
+    build = [sys.executable, "-P", "-m", "cuda_ops.build"]
+    built, _ = session.run("library", build, 240, SEGDEFORM_CUDA="1")
+    if built.status != "passed":
+        if result.status == "passed":  # what there is serves, and the report says what it is
+            result.detail = f"{why}, and not built anew: {built.detail}"
+            return result
+        built.detail, built.data = f"{why}; not built: {built.detail}", result.data
+        return built
+    result, text = session.run("library", probe, 60)
+    result.data = halves_of(text)
+    result.detail = f"built in {built.seconds:.0f} s, since {why}; {result.detail}".rstrip("; ")
     return result
+
+
+def halves_of(text: str) -> dict[str, Any]:
+    """Finds what LIBRARY_PROBE prints about the two libraries, among torch's warnings."""
+    line = next((line for line in text.splitlines() if line.startswith('{"_C')), "{}")
+    found: dict[str, Any] = json.loads(line)
+    return found
 
 
 def check_parity(session: Session) -> Result:
@@ -183,7 +238,7 @@ def check_tests(session: Session) -> Result:
     # Without the project's strict options: an older pytest may not know all settings.
     command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider",
                "-o", "addopts=-ra", *cuda_test_files()]  # fmt: skip
-    result, text = session.run("tests", command, 150)
+    result, text = session.run("tests", command, 200)
     if result.status == "passed" and not re.search(r"\b[1-9]\d* passed", last_line(text)):
         result.status = "failed"
     if result.status != "timed out":
@@ -309,11 +364,18 @@ def main() -> int:
     output = options.output.absolute()
     output.mkdir(parents=True, exist_ok=True)
     (output / "check.log").unlink(missing_ok=True)
+    for ending in ENDINGS:  # the steps are to end, too
+        signal.signal(ending, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as work:
         session = Session(output, Path(work), deadline, facts)
-        for name, step in STEPS.items():
-            if name in options.only:
-                session.add(run_step(name, step, session))
+        for name in (name for name in STEPS if name in options.only):
+            began = time.monotonic()
+            session.write(running=name)
+            try:
+                session.add(run_step(name, STEPS[name], session))
+            except KeyboardInterrupt:
+                session.add(Result(name, "interrupted", "", time.monotonic() - began))
+                break
     print(f"report: {output / 'check.md'}")
     return 0 if passed(session.results) else PART_FAILED
 

@@ -44,8 +44,8 @@ def main() -> int:
             verdict = "ok    " if row["passed"] else "FAILED"
             print(f"{verdict} {row['operator']}, {row['case']}, {row['dtype']} ({row['backend']}): "
                   f"{row['error']:.1e} in {row['where']}", flush=True)  # fmt: skip
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+            if options.json:  # now, for it may be cut short
+                options.json.write_text(json.dumps(rows, indent=1) + "\n")
     failed = sum(not row["passed"] for row in rows)
     print(f"{len(rows) - failed} of {len(rows)} comparisons passed")
     return 8 if failed else 0

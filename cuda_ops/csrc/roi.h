@@ -172,4 +172,11 @@ SEGDEFORM_HOST_DEVICE BinLines<T> bin_lines(const RoiGeometry& g, const T* shift
   return bin;
 }
 
+// From the derivative by a bin's shift in pixels to that by the shift itself; `size` is the RoI's.
+// A part of the shifts in which no bin lies gets 0, whatever the RoI is.
+template <typename T>
+SEGDEFORM_HOST_DEVICE T by_shift(const RoiGeometry& g, T by_pixels, T size) {
+  return by_pixels == T(0) ? T(0) : by_pixels * T(g.shift_scale) * size;
+}
+
 }  // namespace segdeform

@@ -7,6 +7,11 @@
 #include <array>
 #include <optional>
 
+#if !defined(STABLE_TORCH_ERROR_CODE_CHECK)  // older torch: the same without the error's own text
+#include <torch/headeronly/util/shim_utils.h>
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace segdeform {
 namespace {
 

@@ -172,7 +172,9 @@ def test_doctor_finds_this_installation_healthy(command: Command) -> None:
     ended = command("doctor", "--json")
     report = json.loads(ended.out)
     assert report["healthy"] and ended.code == 0
-    assert {"torch", "CPU kernels", "v2, uneven groups on cpu"} <= {check["name"] for check in report["checks"]}
+    assert {"torch", "CPU kernels", "v2, uneven groups on cpu"} <= {
+        check["name"] for check in report["checks"]
+    }
 
 
 def test_doctor_ends_with_8_when_a_check_fails(

@@ -31,6 +31,9 @@ def host_shim(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     Its operators have the schemas of `segdeform` and take CPU tensors. SEGDEFORM_SHIM_FLAGS holds
     more flags for the compiler, as scripts/sanitize.sh sets.
     """
+    # Every module that imports this has a fixture of its own, but torch takes the library once.
+    if torch._C._dispatch_has_kernel("segdeform_host_shim::sample_points"):
+        return torch.ops.segdeform_host_shim
     cache = getattr(request.config, "cache", None)  # not with -p no:cacheprovider
     folder = cache.mkdir("host_shim") if cache else tmp_path_factory.mktemp("host_shim")
     with tempfile.TemporaryDirectory() as work:

@@ -96,6 +96,8 @@ def test_gpu_tests_are_collected_with_torch_and_pytest_alone(tmp_path: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
     for file in files:
         assert f"{file.name}::" in done.stdout
+    done = with_torch_alone(tmp_path, *collect, "-o", "addopts=", "tests/cuda_ops")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # ---- the parts of the program ----
@@ -148,6 +150,20 @@ def test_a_failed_step_stops_no_other(
     assert check.main() == 0
 
 
+def ended(process: str, seconds: float = 30) -> bool:
+    """Whether a process is gone or waits for its parent to notice, after a while at the latest."""
+    state = Path(f"/proc/{process}/stat")
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if state.read_text().rpartition(")")[2].split()[0] in ("Z", "X"):
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def test_a_step_that_hangs_is_killed_with_what_it_started(
     check: ModuleType, tmp_path: Path
 ) -> None:
@@ -155,8 +171,47 @@ def test_a_step_that_hangs_is_killed_with_what_it_started(
     child = tmp_path / "child"
     result, _ = session.run("hangs", ["bash", "-c", f"sleep 600 & echo $! >{child}; wait"], 1)
     assert result.status == "timed out" and not check.passed([result])
-    state = Path(f"/proc/{child.read_text().strip()}/stat")
-    assert not state.exists() or state.read_text().split()[2] in ("Z", "X")  # ended, or not reaped
+    assert ended(child.read_text().strip())
+
+
+def test_a_step_whose_time_is_over_says_what_it_found(check: ModuleType, tmp_path: Path) -> None:
+    session = check.Session(tmp_path, tmp_path, time.monotonic() + 600, {"device": "a GPU"})
+    code = "trap 'echo 3 failed, 20 passed; exit 2' INT; sleep 600 & wait"
+    result, text = session.run("tests", ["bash", "-c", code], 3)
+    assert result.status == "timed out" and result.detail == "after 3 s: 3 failed, 20 passed"
+    assert text == "3 failed, 20 passed\n"
+    assert (tmp_path / "check.log").read_text().endswith(f"{code}\n{text}")
+
+
+ENDED_FROM_OUTSIDE = """
+import sys, pathlib
+sys.path.insert(0, sys.argv.pop(1))
+import check_gpu
+def hangs(session):
+    command = ["bash", "-c", f"sleep 600 & echo $! >{session.output}/child; echo begun; wait"]
+    return session.run("parity", command, 500)[0]
+check_gpu.machine = lambda: {"device": "a GPU"}
+check_gpu.STEPS = {"library": lambda s: check_gpu.Result("library"), "parity": hangs,
+                   "tests": lambda s: check_gpu.Result("tests")}
+sys.exit(check_gpu.main())
+"""
+
+
+def test_ended_from_outside_it_ends_the_step_and_says_so(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", ENDED_FROM_OUTSIDE, str(SCRIPTS), "--output", str(tmp_path),
+               "--only", "library", "parity"]  # fmt: skip
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
+    log, child = tmp_path / "check.log", tmp_path / "child"
+    while process.poll() is None and not (log.exists() and "\nbegun" in log.read_text()):
+        time.sleep(0.05)
+    assert '"running"' in (tmp_path / "check.json").read_text()  # were it killed outright
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 8 and "parity: interrupted" in output
+    assert ended(child.read_text().strip())
+    report = json.loads((tmp_path / "check.json").read_text())
+    assert [s["status"] for s in report["steps"]] == ["passed", "interrupted"]
+    assert not report["passed"] and "FAILED" in (tmp_path / "check.md").read_text()
 
 
 class Answers:
@@ -173,7 +228,7 @@ class Answers:
 
 
 def test_a_library_that_does_not_serve_is_built_anew(check: ModuleType) -> None:
-    halves = '{"_C_cuda.so": {"loaded": true}}\n'
+    halves = '{"_C_cuda.so": {"loaded": true, "other_sources": false}}\n'
     good = Answers(check, ("passed", halves))
     assert check.check_library(good).data["_C_cuda.so"]["loaded"] and len(good.commands) == 1
     mended = Answers(check, ("failed", halves), ("passed", "_C_cuda.so"), ("passed", halves))
@@ -182,6 +237,14 @@ def test_a_library_that_does_not_serve_is_built_anew(check: ModuleType) -> None:
     assert mended.commands[1][1:] == ["-P", "-m", "cuda_ops.build"]
     hopeless = Answers(check, ("failed", "Traceback"), ("failed", "no compiler"))
     assert check.check_library(hopeless).status == "failed" and len(hopeless.commands) == 2
+    stale = "a warning of torch's\n" + halves.replace("false", "true")
+    renewed = Answers(check, ("passed", stale), ("passed", "_C_cuda.so"), ("passed", halves))
+    result = check.check_library(renewed)
+    assert result.status == "passed" and "since built from other sources" in result.detail
+    kept = Answers(check, ("passed", stale), ("failed", "no compiler"))
+    result = check.check_library(kept)
+    assert result.status == "passed" and result.data["_C_cuda.so"]["other_sources"]
+    assert "built from other sources than these, and not built anew" in result.detail
 
 
 def test_a_checker_of_memory_must_say_that_it_looked(

@@ -111,7 +111,7 @@ def test_host_code_gives_the_same_bits_in_any_order(
             assert torch.equal(value, other[key]), key
 
 
-@pytest.mark.parametrize("name", ["adaptive", "ps"])
+@pytest.mark.parametrize("name", ["adaptive", "ps", "ps_a_class_a_channel"])
 def test_host_code_shows_lost_bins_and_contains_them(name: str, host_shim: Any) -> None:  # noqa: F811
     case = replace(HOST_CASES[name], batch=2, size=(6, 7))
     operands = case.operands(torch.float64)

@@ -185,7 +185,7 @@ def test_works_on_the_current_stream() -> None:
 
 
 def test_shows_lost_bins_and_contains_them() -> None:
-    for name in ("adaptive", "ps"):
+    for name in ("adaptive", "ps", "ps_a_class_a_channel"):
         case = CASES[name]
         operands = case.operands(torch.float32)
         rois, shifts = operands["rois"], operands["shifts"]

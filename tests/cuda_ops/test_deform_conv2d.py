@@ -11,6 +11,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+
+pytest.importorskip("hypothesis")
+pytest.importorskip("torchvision")
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st

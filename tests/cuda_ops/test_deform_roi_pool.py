@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
 import cuda_ops
 from cuda_ops import library, reference
@@ -160,13 +159,14 @@ def test_golden_case_by_hand() -> None:
 @pytest.mark.parametrize("sampling_ratio", [0, 1, 3])
 @pytest.mark.parametrize("channels", [1, 20, 129])
 def test_without_offset_is_roi_align(sampling_ratio: int, channels: int) -> None:
+    torchvision = pytest.importorskip("torchvision")
     case = Case(channels=channels, output_size=(7, 4), shifted=False, sampling_ratio=sampling_ratio)
     operands = case.operands(torch.float64)
     assert operands["rois"] is not None
     operands["rois"] = operands["rois"][[0, 1, 2, 3, 4, 6]]  # torchvision takes no reversed RoI
 
     def align(t: dict[str, Tensor | None]) -> Tensor:
-        result: Tensor = roi_align(
+        result: Tensor = torchvision.ops.roi_align(
             t["input"], t["rois"], case.output_size, case.scale, sampling_ratio, aligned=True
         )
         return result
@@ -437,6 +437,17 @@ def test_a_roi_that_is_not_finite_is_seen_and_contained(
         torch.testing.assert_close(found[key], expected, equal_nan=True, msg=key)
 
 
+def test_parts_without_bins_get_no_gradient_whatever_the_roi_is() -> None:
+    case = CASES["ps_a_class_a_channel"]
+    operands = case.operands(torch.float64)
+    rois = operands["rois"]
+    assert rois is not None and case.part > case.pooled
+    rois[1, 3], rois[3, 2] = float("inf"), float("nan")
+    found, expected = ours(case, operands)["shifts"], defined(case, operands)["shifts"]
+    assert torch.equal(found.isnan(), expected.isnan()) and not expected[1].isnan().all()
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_nan_offset_is_seen_and_contained(axis: int) -> None:
     operands = Case().operands(torch.float64)
@@ -663,9 +674,11 @@ def layer_and_features() -> tuple[DeformRoIPool, Tensor, Tensor]:
 
 
 def test_a_fresh_layer_is_plain_pooling() -> None:
+    torchvision = pytest.importorskip("torchvision")
     layer, features, rois = layer_and_features()
     assert layer.offsets(features, rois).abs().max() == 0
-    plain = roi_align(features, rois[[0, 1, 2, 3, 4, 6]], (3, 2), 0.25, aligned=True)
+    boxes = rois[[0, 1, 2, 3, 4, 6]]
+    plain = torchvision.ops.roi_align(features, boxes, (3, 2), 0.25, aligned=True)
     torch.testing.assert_close(layer(features, rois)[[0, 1, 2, 3, 4, 6]], plain)
     assert layer(features, rois[:0]).shape == (0, 6, 3, 2)
 

@@ -175,6 +175,21 @@ def test_an_up_to_date_library_is_not_built_again(
         build.build_cpu(tmp_path, tmp_path)
 
 
+@native
+def test_a_library_says_which_sources_it_was_built_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    noted = library.cpu_library.build["sources"]
+    assert noted == build.source_digest(build.cpu_sources()) != build.source_digest([])
+    copy = tmp_path / "csrc"
+    shutil.copytree(build.SOURCES, copy)
+    monkeypatch.setattr(build, "SOURCES", copy)
+    assert build.source_digest(build.cpu_sources()) == noted
+    with (copy / "cuda" / "launch.h").open("a") as header:
+        header.write("// changed\n")
+    assert build.source_digest(build.cpu_sources()) != noted
+
+
 WITHOUT_TORCH = """
 import importlib.util, sys
 sys.modules["torch"] = None

@@ -8,6 +8,8 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import Tensor, nn
+
+pytest.importorskip("torchvision")
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign, roi_align

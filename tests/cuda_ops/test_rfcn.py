@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+
+pytest.importorskip("torchvision")
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 
 from cuda_ops import AverageVote, PSDeformRoIPool, RFCNPool, RFCNPredictor, reference

@@ -211,8 +211,8 @@ void roi_backward_shifts(const RoiTask<T>& task, int64_t unit, T* scratch) {
                         task.grad + out * g.out_channels + group * channels, along);
       }
     T* to = task.grad_shifts + ((index * g.classes + group) * 2) * parts + part;
-    to[0] = along[0] * T(g.shift_scale) * roi.x.size;
-    to[parts] = along[1] * T(g.shift_scale) * roi.y.size;
+    to[0] = by_shift(g, along[0], roi.x.size);
+    to[parts] = by_shift(g, along[1], roi.y.size);
   }
 }
 

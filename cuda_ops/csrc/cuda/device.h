@@ -6,12 +6,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "../tensors.h"
 #include "launch.h"
-
-#if !defined( \
-    STABLE_TORCH_ERROR_CODE_CHECK)  // torch < 2.13; the newer one tells torch's own message
-#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
-#endif
 
 namespace segdeform::cuda {
 namespace {

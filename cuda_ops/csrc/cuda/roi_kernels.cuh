@@ -128,8 +128,8 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
   for (int axis = 0; axis < 2; ++axis) along[axis] = warp_sum(along[axis]);
   if (lane_of_warp() != 0) return;
   R* to = task.grad_shifts + (index * g.classes + group) * 2 * parts + part;
-  to[0] = along[0] * R(g.shift_scale) * roi.x.size;
-  to[parts] = along[1] * R(g.shift_scale) * roi.y.size;
+  to[0] = by_shift(g, along[0], roi.x.size);
+  to[parts] = by_shift(g, along[1], roi.y.size);
 }
 
 }  // namespace segdeform::cuda
