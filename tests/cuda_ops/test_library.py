@@ -185,9 +185,16 @@ def test_a_library_says_which_sources_it_was_built_from(
     shutil.copytree(build.SOURCES, copy)
     monkeypatch.setattr(build, "SOURCES", copy)
     assert build.source_digest(build.cpu_sources()) == noted
-    with (copy / "cuda" / "launch.h").open("a") as header:
-        header.write("// changed\n")
+    cuda = build.source_digest(build.cuda_sources())
+    change(copy / "cuda" / "launch.h")
+    assert build.source_digest(build.cpu_sources()) == noted
+    assert build.source_digest(build.cuda_sources()) != cuda
+    change(copy / "geometry.h")
     assert build.source_digest(build.cpu_sources()) != noted
+
+
+def change(path: Path) -> None:
+    path.write_text(path.read_text() + "// changed\n")
 
 
 WITHOUT_TORCH = """
