@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import sys
 import time
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import benchmark_cuda as benchmark
+import check_gpu
+import cuda_code
 import pytest
 import torch
+from gpu import steps
+from gpu.session import Result, Session, passed, run_step
 from torch import Tensor
 
 import cuda_ops
@@ -22,16 +25,6 @@ from cuda_ops import library, parity
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
-
-
-def script(name: str) -> ModuleType:
-    """Imports a program of scripts/, which is no package."""
-    spec = spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
@@ -89,7 +82,7 @@ def test_programs_start_with_torch_alone(name: str, tmp_path: Path) -> None:
 
 
 def test_gpu_tests_are_collected_with_torch_and_pytest_alone(tmp_path: Path) -> None:
-    files = script("check_gpu").cuda_test_files()
+    files = steps.cuda_test_files()
     assert files
     collect = ("-m", "pytest", "-q", "-m", "cuda", "--collect-only", "-p", "no:hypothesispytest")
     done = with_torch_alone(tmp_path, *collect, "-o", "addopts=", *files)
@@ -118,16 +111,7 @@ def test_a_wrong_kernel_fails_the_parity(monkeypatch: pytest.MonkeyPatch) -> Non
     assert parity.compare(case, torch.float64, "cpu").difference == float("inf")
 
 
-@pytest.fixture
-def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    module = script("check_gpu")
-    monkeypatch.setattr(module, "machine", lambda: {"device": "a GPU", "torch": "2.x"})
-    return module
-
-
-def test_a_failed_step_stops_no_other(
-    check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_failed_step_stops_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fails(session: Any) -> Any:
         return session.run("parity", [sys.executable, "-c", "print('a | b'); exit(3)"], 60)[0]
 
@@ -135,10 +119,11 @@ def test_a_failed_step_stops_no_other(
         session.tables.append("| speed |\n")
         return session.run("tests", [sys.executable, "-c", "print('fine')"], 60)[0]
 
-    steps = {"parity": fails, "tests": works, "memcheck": lambda s: check.Result("m", "skipped")}
-    monkeypatch.setattr(check, "STEPS", steps)
+    three = {"parity": fails, "tests": works, "memcheck": lambda s: Result("m", "skipped")}
+    monkeypatch.setattr(check_gpu, "STEPS", three)
+    monkeypatch.setattr(check_gpu, "machine", lambda: {"device": "a GPU", "torch": "2.x"})
     monkeypatch.setattr(sys, "argv", ["check_gpu", "--output", str(tmp_path)])
-    assert check.main() == 8
+    assert check_gpu.main() == 8
     report = json.loads((tmp_path / "check.json").read_text())
     assert [s["status"] for s in report["steps"]] == ["failed", "passed", "skipped"]
     assert not report["passed"] and report["facts"]["device"] == "a GPU"
@@ -147,7 +132,7 @@ def test_a_failed_step_stops_no_other(
     assert "fine" in (tmp_path / "check.log").read_text()
 
     monkeypatch.setattr(sys, "argv", ["check_gpu", "--output", str(tmp_path), "--only", "tests"])
-    assert check.main() == 0
+    assert check_gpu.main() == 0
 
 
 def ended(process: str, seconds: float = 30) -> bool:
@@ -164,18 +149,16 @@ def ended(process: str, seconds: float = 30) -> bool:
     return False
 
 
-def test_a_step_that_hangs_is_killed_with_what_it_started(
-    check: ModuleType, tmp_path: Path
-) -> None:
-    session = check.Session(tmp_path, tmp_path, time.monotonic() + 600, {"device": "a GPU"})
+def test_a_step_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
+    session = Session(tmp_path, tmp_path, time.monotonic() + 600, {"device": "a GPU"})
     child = tmp_path / "child"
     result, _ = session.run("hangs", ["bash", "-c", f"sleep 600 & echo $! >{child}; wait"], 1)
-    assert result.status == "timed out" and not check.passed([result])
+    assert result.status == "timed out" and not passed([result])
     assert ended(child.read_text().strip())
 
 
-def test_a_step_whose_time_is_over_says_what_it_found(check: ModuleType, tmp_path: Path) -> None:
-    session = check.Session(tmp_path, tmp_path, time.monotonic() + 600, {"device": "a GPU"})
+def test_a_step_whose_time_is_over_says_what_it_found(tmp_path: Path) -> None:
+    session = Session(tmp_path, tmp_path, time.monotonic() + 600, {"device": "a GPU"})
     code = "trap 'echo 3 failed, 20 passed; exit 2' INT; sleep 600 & wait"
     result, text = session.run("tests", ["bash", "-c", code], 3)
     assert result.status == "timed out" and result.detail == "after 3 s: 3 failed, 20 passed"
@@ -217,61 +200,58 @@ def test_ended_from_outside_it_ends_the_step_and_says_so(tmp_path: Path) -> None
 class Answers:
     """A session whose processes end as told, in turn."""
 
-    def __init__(self, check: ModuleType, *answers: tuple[str, str]) -> None:
-        self.check, self.answers = check, list(answers)
+    def __init__(self, *answers: tuple[str, str]) -> None:
+        self.answers = list(answers)
         self.commands: list[list[str]] = []
 
     def run(self, name: str, command: Any, limit: float, **environment: str) -> tuple[Any, str]:
         self.commands.append([str(c) for c in command])
         status, text = self.answers.pop(0)
-        return self.check.Result(name, status, "no GPU code" if status == "failed" else ""), text
+        return Result(name, status, "no GPU code" if status == "failed" else ""), text
 
 
-def test_a_library_that_does_not_serve_is_built_anew(check: ModuleType) -> None:
+def test_a_library_that_does_not_serve_is_built_anew() -> None:
     halves = '{"_C_cuda.so": {"loaded": true, "other_sources": false}}\n'
-    good = Answers(check, ("passed", halves))
-    assert check.check_library(good).data["_C_cuda.so"]["loaded"] and len(good.commands) == 1
-    mended = Answers(check, ("failed", halves), ("passed", "_C_cuda.so"), ("passed", halves))
-    result = check.check_library(mended)
+    good = Answers(("passed", halves))
+    assert steps.check_library(good).data["_C_cuda.so"]["loaded"] and len(good.commands) == 1
+    mended = Answers(("failed", halves), ("passed", "_C_cuda.so"), ("passed", halves))
+    result = steps.check_library(mended)
     assert result.status == "passed" and "built in 0 s, since no GPU code" in result.detail
     assert mended.commands[1][1:] == ["-P", "-m", "cuda_ops.build"]
-    hopeless = Answers(check, ("failed", "Traceback"), ("failed", "no compiler"))
-    assert check.check_library(hopeless).status == "failed" and len(hopeless.commands) == 2
+    hopeless = Answers(("failed", "Traceback"), ("failed", "no compiler"))
+    assert steps.check_library(hopeless).status == "failed" and len(hopeless.commands) == 2
     stale = "a warning of torch's\n" + halves.replace("false", "true")
-    renewed = Answers(check, ("passed", stale), ("passed", "_C_cuda.so"), ("passed", halves))
-    result = check.check_library(renewed)
+    renewed = Answers(("passed", stale), ("passed", "_C_cuda.so"), ("passed", halves))
+    result = steps.check_library(renewed)
     assert result.status == "passed" and "since built from other sources" in result.detail
-    kept = Answers(check, ("passed", stale), ("failed", "no compiler"))
-    result = check.check_library(kept)
+    kept = Answers(("passed", stale), ("failed", "no compiler"))
+    result = steps.check_library(kept)
     assert result.status == "passed" and result.data["_C_cuda.so"]["other_sources"]
     assert "built from other sources than these, and not built anew" in result.detail
 
 
-def test_a_checker_of_memory_must_say_that_it_looked(
-    check: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = check.check_with("racecheck")
-    monkeypatch.setattr(check, "sanitizer", lambda: None)
-    assert step(Answers(check)).status == "skipped"
-    monkeypatch.setattr(check, "sanitizer", lambda: "compute-sanitizer")
+def test_a_checker_of_memory_must_say_that_it_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = steps.check_with("racecheck")
+    monkeypatch.setattr(steps, "sanitizer", lambda: None)
+    assert step(Answers()).status == "skipped"
+    monkeypatch.setattr(steps, "sanitizer", lambda: "compute-sanitizer")
     summary = "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
-    looked = Answers(check, ("passed", summary))
+    looked = Answers(("passed", summary))
     assert step(looked).status == "passed" and "racecheck" in looked.commands[0]
-    assert step(Answers(check, ("passed", "32 of 32 passed\n"))).status == "failed"
-    assert step(Answers(check, ("failed", summary))).status == "failed"
+    assert step(Answers(("passed", "32 of 32 passed\n"))).status == "failed"
+    assert step(Answers(("failed", summary))).status == "failed"
     refused = ("failed", "========= Error: Device not supported\n")
-    assert step(Answers(check, refused)).status == "skipped"
+    assert step(Answers(refused)).status == "skipped"
 
 
-def test_without_time_or_library_no_step_starts(check: ModuleType, tmp_path: Path) -> None:
-    session = check.Session(tmp_path, tmp_path, time.monotonic() - 1, {"device": "a GPU"})
-    assert check.run_step("tests", pytest.fail, session).status == "timed out"
-    session.results.append(check.Result("library", "failed"))
-    assert check.run_step("tests", pytest.fail, session).status == "skipped"
+def test_without_time_or_library_no_step_starts(tmp_path: Path) -> None:
+    session = Session(tmp_path, tmp_path, time.monotonic() - 1, {"device": "a GPU"})
+    assert run_step("tests", pytest.fail, session).status == "timed out"
+    session.results.append(Result("library", "failed"))
+    assert run_step("tests", pytest.fail, session).status == "skipped"
 
 
 def test_benchmark_compares_all_contestants(monkeypatch: pytest.MonkeyPatch) -> None:
-    benchmark = script("benchmark_cuda")
     times = iter(range(1, 10_000))
     called = []
 
@@ -323,7 +303,6 @@ needs_cuda_half = pytest.mark.skipif(
 @needs_cuda_half
 @pytest.mark.skipif(cuobjdump() is None, reason="cuobjdump is not installed")
 def test_gpu_code_is_what_cuobjdump_lists() -> None:
-    cuda_code = script("cuda_code")
     half = ROOT / "cuda_ops" / "_C_cuda.so"
     program = str(cuobjdump())
     for kind, option, ending in (
@@ -338,7 +317,6 @@ def test_gpu_code_is_what_cuobjdump_lists() -> None:
 
 @needs_cuda_half
 def test_missing_gpu_code_is_named(tmp_path: Path) -> None:
-    cuda_code = script("cuda_code")
     half = ROOT / "cuda_ops" / "_C_cuda.so"
     found = cuda_code.read_code(half)
     newest = max(c.architecture for c in found if c.kind == cuda_code.PTX)
