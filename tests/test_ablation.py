@@ -13,6 +13,7 @@ import pytest
 
 from segdeform.ablation import Arm, ArmResult, Interval, make_arms, verdict
 from segdeform.cli import main
+from segdeform.lock import run_lock
 from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
 
@@ -113,6 +114,7 @@ def test_runs_are_compared_and_not_repeated(
 def test_a_failed_run_is_named_and_tried_again(
     tiny: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "logs").mkdir()
     (tmp_path / "layers0-seed0").write_text("in the way")
     assert main(words(tiny, tmp_path, "--layers", "0", "--seeds", "1")) == 8
     err = capsys.readouterr().err
@@ -121,9 +123,33 @@ def test_a_failed_run_is_named_and_tried_again(
     assert main(words(tiny, tmp_path, "--layers", "0", "--seeds", "1")) == 0
 
 
-@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_a_folder_of_something_else_is_refused(
+    tiny: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tiny[1].rglob("*"))
+    assert main(words(tiny, tiny[1])) == 2
+    assert "holds something else than an ablation" in capsys.readouterr().err
+    assert sorted(tiny[1].rglob("*")) == before
+    (tmp_path / "logs").mkdir()
+    with run_lock(tmp_path):
+        assert main(words(tiny, tmp_path)) == 10
+
+
+def test_other_settings_are_refused_before_a_run_starts(
+    tiny: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = words(tiny, tmp_path, "--layers", "0", "--seeds", "1")
+    assert main(given) == 0
+    capsys.readouterr()
+    assert main([*given, "--set", "train.steps=3"]) == 2
+    err = capsys.readouterr().err
+    assert "was begun with train.steps 2, and now it is 3: choose another --output" in err
+    assert "overwrite" not in err
+
+
+@pytest.mark.parametrize(("which", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_an_interruption_saves_the_runs(
-    tiny: tuple[Path, Path], tmp_path: Path, which: signal.Signals
+    tiny: tuple[Path, Path], tmp_path: Path, which: signal.Signals, code: int
 ) -> None:
     endless = ("--set", "train.steps=100000", "--set", "train.log_every=1")
     given = words(tiny, tmp_path, "--layers", "0", "--seeds", "1", *endless)
@@ -134,7 +160,7 @@ def test_an_interruption_saves_the_runs(
         time.sleep(0.1)
     process.send_signal(which)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and b"the same command goes on" in err
+    assert process.returncode == code and b"the same command goes on" in err
     assert list((run / "checkpoints").glob("step-*"))
     inode = (run / ".lock").stat().st_ino
     assert f":{inode} " not in Path("/proc/locks").read_text()  # nobody trains on

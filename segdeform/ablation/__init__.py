@@ -7,12 +7,19 @@ it was, and its runs are models like any other.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from segdeform.ablation.comparison import ArmResult, Interval, compare_arms, verdict
 from segdeform.ablation.plan import Arm, Plan, Variant, make_arms
 from segdeform.ablation.runner import Runner
 from segdeform.atomic import write_error, write_json
+from segdeform.config_io import load_config
+from segdeform.errors import UsageError
+from segdeform.lock import run_lock
+from segdeform.manifest import read_json
+
+_SETTINGS = "settings.json"
 
 __all__ = [
     "Arm",
@@ -31,13 +38,51 @@ def run_ablation(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     """Trains what is not trained yet, writes OUTPUT/ablation.json and returns its content.
 
     Raises:
+        UsageError: OUTPUT holds something else, or an ablation with other settings.
+        RunLockedError: another process works in OUTPUT.
         PartialFailureError: a run failed; the others are kept, and the next call tries it again.
         InterruptedByUserError, StoppedError: a run was stopped; call it again.
     """
+    _refuse_foreign(plan.output)
+    with run_lock(plan.output):
+        _settle(plan)
+        return _run(plan, say)
+
+
+def _refuse_foreign(output: Path) -> None:
     try:
-        (plan.output / "logs").mkdir(parents=True, exist_ok=True)
+        holds = {path.name for path in output.iterdir()} if output.exists() else set()
+    except OSError as error:
+        raise UsageError(f"{output}: {error.strerror}; choose another --output") from error
+    if holds and not holds & {_SETTINGS, "logs", ".lock"}:
+        raise UsageError(
+            f"{output}: holds something else than an ablation; choose another --output"
+        )
+
+
+def _settle(plan: Plan) -> None:
+    """Notes what all runs share, or compares it with what an earlier call noted."""
+    config = load_config(plan.config, plan.overrides).model_dump(mode="json")
+    shared = {
+        f"{name}.{key}": value for name, part in config.items() for key, value in part.items()
+    }
+    shared["--data"] = None if plan.data is None else str(plan.data.resolve())
+    path = plan.output / _SETTINGS
+    begun = read_json(path) if path.exists() else shared
+    for key, value in shared.items():
+        if begun.get(key) != value:
+            raise UsageError(
+                f"{plan.output}: was begun with {key} {begun.get(key)}, and now it is {value}: "
+                "choose another --output"
+            )
+    try:
+        (plan.output / "logs").mkdir(exist_ok=True)
     except OSError as error:
         raise write_error(plan.output, error) from error
+    write_json(path, shared)
+
+
+def _run(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     finished = Runner(plan, say).run()
     results = [ArmResult(arm) for arm in plan.arms]
     for result in results:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from segdeform.ablation.plan import Arm, Plan
@@ -32,14 +33,16 @@ class Runner:
     def run(self) -> dict[tuple[Arm, int], dict[str, Any]]:
         for job in self.plan.runs():
             self._waiting.put(job)
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        before = signal.signal(signal.SIGTERM, _end)
         with ThreadPoolExecutor(len(self.plan.devices)) as pool:
             workers = [pool.submit(self._work, device) for device in self.plan.devices]
             try:
                 wait(workers)
-            except KeyboardInterrupt as error:
+            except (KeyboardInterrupt, StoppedError) as error:
                 self._stop()
                 wait(workers)
+                if isinstance(error, StoppedError):
+                    raise
                 raise InterruptedByUserError("interrupted; the same command goes on") from error
             finally:
                 signal.signal(signal.SIGTERM, before)
@@ -106,6 +109,10 @@ class Runner:
             f"{len(self.failed)} of {count} runs failed, the first: {text} (see "
             f"{self.plan.output / 'logs'}; the same command tries again)"
         )
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise StoppedError("stopped; the same command goes on")
 
 
 def _parameters(run: Path) -> int:

@@ -83,11 +83,13 @@ def _dataset(
 
 
 def _find_data_yaml(root: Path) -> Path | None:
-    described = [
-        path
-        for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
-        if "names" in _read_mapping(path)
-    ]
+    files = {path: _read_mapping(path) for path in [*root.glob("*.yaml"), *root.glob("*.yml")]}
+    described = sorted(path for path, content in files.items() if "names" in content)
+    if not described:  # one that lacks its names, or misspells them, is to be refused, not ignored
+        ours = ("data.yaml", "data.yml")
+        described = sorted(
+            path for path, found in files.items() if path.name in ours or _YAML_KEYS & found.keys()
+        )
     if len(described) > 1:
         names = ", ".join(path.name for path in described)
         raise DataError(f"{root}: holds several data YAMLs ({names}); give the path of one")
@@ -101,12 +103,14 @@ def _read_mapping(path: Path) -> dict[Any, Any]:
 
 def _load_yaml(root: Path, description: Path, split: str) -> Dataset:
     content = _read_mapping(description)
-    if "names" not in content:
-        raise DataError(f"{description}: a data YAML needs names: a list of the class names")
     for key in content:
         if key not in _YAML_KEYS | _UNUSED_KEYS:
             raise DataError(f"{description}: unknown key '{key}'.{nearest(str(key), _YAML_KEYS)}")
-    if split not in _SPLIT_KEYS or not isinstance(content.get(split), str):
+    if "names" not in content:
+        raise DataError(f"{description}: a data YAML needs names: a list of the class names")
+    if split not in _SPLIT_KEYS:
+        raise MissingSplitError(f"{description}: no split '{split}'.{nearest(split, _SPLIT_KEYS)}")
+    if not isinstance(content.get(split), str):
         raise MissingSplitError(f"{description}: needs {split}: images/{split}, or another folder")
     base = description.parent / _text(content, "path", "", description)
     images = base / content[split]

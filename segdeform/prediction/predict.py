@@ -220,6 +220,8 @@ def _refuse_foreign(output: Path) -> None:
     for folder in (place, *place.parents):
         if os.path.lexists(folder / DESCRIPTION):
             raise UsageError(f"{folder}: is a model; choose another --output")
+    if os.path.lexists(output / "checkpoints") or os.path.lexists(output / "model" / DESCRIPTION):
+        raise UsageError(f"{output}: is a run; choose another --output")
     present = [name for name in _OUTPUTS if os.path.lexists(output / name)]
     if not present:
         return

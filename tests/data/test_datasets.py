@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from segdeform.data import DATASETS, IGNORE, Dataset, Sample, load_dataset, read_pair
-from segdeform.data.dataset import colour_map
+from segdeform.data.dataset import MissingSplitError, colour_map
 from segdeform.errors import DataError, UsageError
 from tests.conftest import external_data
 
@@ -162,6 +162,7 @@ def test_a_data_yaml_maps_values(root: Path) -> None:
         ("names: [a, b]\ntrain: [train/images]", "needs train"),
         ("names: [a, b]\ntrain: train/images\npath: 3", "path is the name of a folder"),
         ("train: train/images", "needs names"),
+        ("nams: [a, b]\ntrain: train/images", "unknown key 'nams'. Did you mean 'names'"),
     ],
 )
 def test_a_wrong_data_yaml_is_told_in_one_line(root: Path, text: str, message: str) -> None:
@@ -169,6 +170,33 @@ def test_a_wrong_data_yaml_is_told_in_one_line(root: Path, text: str, message: s
     with pytest.raises(DataError, match=message) as caught:
         load_dataset("folder", root / "my.yaml", "train")
     assert str(root) in one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("data.yaml", "", "needs names"),
+        ("data.yml", "nams: [a, b]", "Did you mean 'names'"),
+        ("mine.yaml", "label_mapping: {0: 1}", "needs names"),
+    ],
+)
+def test_a_data_yaml_without_names_is_not_ignored(
+    root: Path, name: str, text: str, message: str
+) -> None:
+    (root / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_dataset("folder", root, "train")
+
+
+def test_somebody_elses_yaml_is(root: Path) -> None:
+    (root / "camera.yaml").write_text("lens: 35")
+    assert len(load_dataset("folder", root, "train"))
+
+
+def test_an_unknown_split_is_named(root: Path) -> None:
+    (root / "data.yaml").write_text("names: [a, b]\ntrain: train/images")
+    with pytest.raises(MissingSplitError, match="no split 'tran'"):
+        load_dataset("folder", root, "tran")
 
 
 @pytest.mark.parametrize(

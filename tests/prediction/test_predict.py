@@ -200,6 +200,8 @@ def test_nothing_is_written_into_a_model(segmenter: Any, tmp_path: Path, output:
     with pytest.raises(UsageError, match=r"run/model: is a model; choose another --output"):
         predict(segmenter, [tmp_path / "in"], tmp_path / output)
     assert tree(tmp_path) == before
+    with pytest.raises(UsageError, match=r"run: is a run; choose another --output"):
+        predict(segmenter, [tmp_path / "in"], tmp_path / "run")
     assert predict(segmenter, [tmp_path / "in"], tmp_path / "run" / "predictions").done
 
 
