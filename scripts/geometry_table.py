@@ -213,7 +213,10 @@ def geometry_table(
     output: Annotated[Path, typer.Option(help="Folder of the runs and the table.")],
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder of the pictures.", show_default="SEGDEFORM_TEST_DATA"),
+        typer.Option(
+            help="Folder of torchvision's data sets, or with data/mnist/*.npz, data/cifar10/*.zip.",
+            show_default="SEGDEFORM_TEST_DATA",
+        ),
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch them into --data.")] = False,
     sets: Annotated[str, typer.Option(metavar="A,B,...", help="Rows.")] = ",".join(SETS),

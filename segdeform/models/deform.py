@@ -52,6 +52,8 @@ def deformify(
     """
     if isinstance(module, nn.Conv2d | DeformConv2d):
         raise ConfigError("deformify replaces layers inside a network; this is a single layer")
+    if not isinstance(layers, int):
+        raise ConfigError(f"layers is a number of convolutions, not {layers!r}")
     found = conv3x3_layers(module)
     if not 0 <= layers <= len(found):
         raise ConfigError(f"deform.layers is {layers}; the network has {len(found)} 3x3 convs")

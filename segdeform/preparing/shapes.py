@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from segdeform.atomic import write_error
 from segdeform.data.image_io import UInt8, write_image, write_index_png
-from segdeform.errors import ResourceError, UsageError
+from segdeform.errors import UsageError
 from segdeform.preparing.shapes_drawing import draw_picture
 from segdeform.preparing.shapes_outlines import OUTLINES
 
@@ -51,7 +52,8 @@ def write_shapes(
     and shear. Picture i of a split is the same whatever the number of pictures. ROOT appears when
     all is written; what an interrupted run left beside it is replaced.
     `progress` hears (done, all).
-    Raises UsageError when ROOT holds something else, ResourceError when the disk is full.
+    Raises UsageError when ROOT holds something else or cannot be written, ResourceError when the
+    disk is full.
     """
     facts: dict[str, object] = {"version": _VERSION, "seed": seed, "train": train, "val": val}
     facts["size"] = size
@@ -84,7 +86,7 @@ def write_shapes(
         (partial / "classes.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
         partial.replace(root)
     except OSError as error:
-        raise ResourceError(f"{root}: cannot be written: {error.strerror}") from error
+        raise write_error(root, error) from error
     return True
 
 
@@ -97,8 +99,7 @@ def _holds(root: Path, description: dict[str, object]) -> bool:
         found = None
     if found != description:
         raise UsageError(
-            f"{root}: already holds something else than these shapes; remove it or name another "
-            "folder"
+            f"{root}: already holds something else than these shapes; choose another --output"
         )
     return True
 
