@@ -9,7 +9,6 @@ added to what is there. FOLDER then holds table.md, table.json and bins.png.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import os
 import platform
@@ -18,13 +17,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does
 
 import torch
 import torchvision
 import typer
+from benchmark_ops import machine
 from detection.comparison import (
     Comparison,
     check_settings,
@@ -95,7 +95,8 @@ def main(
         return car_scenes(data, split, count)
 
     run_all(comparison, lambda: (scenes("train"), scenes("val")), _say)
-    found = facts(comparison, _about())
+    about = {"command": shlex.join(["python", *sys.argv]), "python": platform.python_version()}
+    found = facts(comparison, about | machine(threads))
     write_json(output / "table.json", found)
     write_text(output / "table.md", markdown(found))
     print(markdown(found))
@@ -113,20 +114,6 @@ def _digest(weights: Path) -> str:
         return hashlib.sha256(weights.read_bytes()).hexdigest()
     except OSError as error:
         raise UsageError(f"--weights {weights}: cannot be read: {error.strerror}") from error
-
-
-def _about() -> dict[str, Any]:
-    """Says how and on what the numbers were made."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-    }
 
 
 if __name__ == "__main__":

@@ -19,16 +19,7 @@ def resolve_device(name: str) -> torch.device:
 
     Raises:
         UsageError: the name is none of these, or this machine has no such device.
-        SegdeformError: the convolution's kernels for this GPU compute something else than they
-            should; nothing that they give could be trusted.
     """
-    device = _find_device(name)
-    if device.type == "cuda":
-        require_right_kernels(str(device))
-    return device
-
-
-def _find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
@@ -41,13 +32,20 @@ def _find_device(name: str) -> torch.device:
     return torch.device(kind, int(index)) if index else torch.device(kind)
 
 
-@cache
-def require_right_kernels(device: str) -> None:
-    """Compares the convolution's native kernels with the definition on tiny cases, once a process.
+def require_right_kernels(device: torch.device) -> None:
+    """Compares the convolution's native kernels for a GPU with the definition, once a process.
 
     Raises:
-        SegdeformError: they differ by more than rounding, or do not run.
+        SegdeformError: they differ by more than rounding, or do not run; nothing that they give
+            could be trusted.
     """
+    if device.type == "cuda":
+        compare_kernels(str(device))
+
+
+@cache
+def compare_kernels(device: str) -> None:
+    """Does what `require_right_kernels` says, on any device: forward and backward of tiny cases."""
     if library.backend(device) != "native":
         return
     for case in CASES:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from segdeform.atomic import write_json
 from segdeform.config import DeformConfig, EvalConfig, ModelConfig
-from segdeform.device import resolve_device
+from segdeform.device import require_right_kernels, resolve_device
 from segdeform.errors import ConfigError, DataError, ModelError
 from segdeform.manifest import MANIFEST, read_json, replacing_folder, verify_manifest
 from segdeform.models import build_model
@@ -156,6 +156,7 @@ def load(path: str | Path, device: str = "auto") -> Segmenter:
         UsageError: no such device.
     """
     where = resolve_device(device)
+    require_right_kernels(where)
     try:
         folder, digests = _find_model(Path(path))
     except OSError as error:

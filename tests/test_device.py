@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,11 @@ import torch
 from torch import Tensor
 
 from cuda_ops import library, parity
-from segdeform.device import require_right_kernels, resolve_device
-from segdeform.errors import SegdeformError, UsageError
+from segdeform import segmenter
+from segdeform.config_io import load_config
+from segdeform.device import compare_kernels, require_right_kernels, resolve_device
+from segdeform.errors import ModelError, SegdeformError, UsageError
+from segdeform.training.loop import train
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:1:2", "", "mps"])
@@ -33,13 +37,13 @@ def test_a_missing_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def forget() -> None:
-    require_right_kernels.cache_clear()
+    compare_kernels.cache_clear()
 
 
 @pytest.mark.skipif(not library.cpu_library.loaded, reason="the native library is set aside")
 def test_wrong_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    require_right_kernels("cpu")
-    require_right_kernels.cache_clear()
+    compare_kernels("cpu")
+    compare_kernels.cache_clear()
     right = parity.OPERATORS["deform_conv2d"]
 
     def wrong(input: Tensor, **rest: Any) -> Tensor:
@@ -47,14 +51,24 @@ def test_wrong_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(parity.OPERATORS, "deform_conv2d", wrong)
     with pytest.raises(SegdeformError, match=r"wrong on cpu .* off by .* goes on without"):
-        require_right_kernels("cpu")
+        compare_kernels("cpu")
+    require_right_kernels(torch.device("cpu"))  # tests see to these
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_gpu_that_cannot_run_the_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_cannot_run_the_kernels_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Before a model is read or a data set is looked for."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(library, "backend", lambda device, operator="deform_conv2d": "native")
-    with pytest.raises(SegdeformError, match="SEGDEFORM_OPS=torchvision goes on without them"):
-        resolve_device("cuda")
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(SegdeformError, match=r"wrong on cuda .* goes on without them"):
+        segmenter.load(nowhere, "cuda")
+    with pytest.raises(SegdeformError, match=r"wrong on cuda:0 .* goes on without them"):
+        train(load_config("shapes"), nowhere, tmp_path / "run", device="cuda")
     monkeypatch.setattr(library, "backend", lambda device, operator="deform_conv2d": "torchvision")
-    assert resolve_device("cuda") == torch.device("cuda")
+    compare_kernels.cache_clear()
+    with pytest.raises(ModelError):
+        segmenter.load(nowhere, "cuda")

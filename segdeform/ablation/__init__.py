@@ -69,6 +69,8 @@ def _settle(plan: Plan) -> None:
     shared["--data"] = None if plan.data is None else str(plan.data.resolve())
     path = plan.output / _SETTINGS
     begun = read_json(path) if path.exists() else shared
+    if not isinstance(begun, dict):
+        raise UsageError(f"{path}: is not an ablation's; choose another --output")
     for key, value in shared.items():
         if begun.get(key) != value:
             raise UsageError(

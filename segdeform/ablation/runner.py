@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,8 +35,9 @@ class Runner:
             self._waiting.put(job)
         before = signal.signal(signal.SIGTERM, _end)
         with ThreadPoolExecutor(len(self.plan.devices)) as pool:
-            workers = [pool.submit(self._work, device) for device in self.plan.devices]
+            workers: list[Future[None]] = []
             try:
+                workers += [pool.submit(self._work, device) for device in self.plan.devices]
                 wait(workers)
             except (KeyboardInterrupt, StoppedError) as error:
                 self._stop()
@@ -89,9 +90,7 @@ class Runner:
             reason = lines[-1].removeprefix("segdeform: ") if lines else "it said nothing"
             self.failed.append((f"{folder.name}: {reason}", child.returncode))
             if child.returncode in (StoppedError.exit_code, InterruptedByUserError.exit_code):
-                self._stopped = (
-                    True  # somebody stopped it from outside: the others wait for a rerun
-                )
+                self._stopped = True  # from outside: the others wait for a rerun
             return
         result = json.loads(out)
         self.finished[arm, seed] = result | {"parameters": _parameters(folder)}

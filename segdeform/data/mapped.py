@@ -90,6 +90,7 @@ def open_cache(folder: Path, count: int) -> Cache:
 
 
 def pair_sha256(image: UInt8, labels: UInt8, digest: str) -> str:
+    """Returns the sum of a picture's bytes, its labels' and its digest."""
     total = hashlib.sha256(image.data)
     total.update(labels.data)
     total.update(digest.encode())
@@ -97,6 +98,7 @@ def pair_sha256(image: UInt8, labels: UInt8, digest: str) -> str:
 
 
 def is_sound(pair: Stored) -> bool:
+    """Says whether a pair that was read from a file is one: sides and sums of the right types."""
     sides = (pair.height, pair.width)
     texts = all(isinstance(text, str) for text in (pair.digest, pair.sha256))
     return all(type(side) is int and side > 0 for side in sides) and texts

@@ -24,7 +24,7 @@ from segdeform.data import load_dataset
 from segdeform.data.cache import with_cache
 from segdeform.data.dataset import IGNORE
 from segdeform.data.loader import train_loader
-from segdeform.device import keep_freed_memory, resolve_device
+from segdeform.device import keep_freed_memory, require_right_kernels, resolve_device
 from segdeform.errors import InterruptedByUserError, NotFiniteError, ResourceError
 from segdeform.lock import run_lock
 from segdeform.processes import own_device, processes
@@ -90,6 +90,7 @@ def train(
         ResourceError: disk or memory ended; the last checkpoint stays as it is.
     """
     own = own_device(resolve_device(device))
+    require_right_kernels(own)
     if own.type == "cpu":
         keep_freed_memory()
     train_set = load_dataset(config.data.name, data, config.data.train_split)
