@@ -27,7 +27,6 @@ import typer
 from benchmark_ops import machine
 from detection.comparison import (
     Comparison,
-    check_settings,
     draw,
     facts,
     markdown,
@@ -41,6 +40,7 @@ import cuda_ops
 from segdeform.atomic import write_json, write_text
 from segdeform.device import keep_freed_memory
 from segdeform.errors import SegdeformError, UsageError
+from segdeform.settings import keep_settings
 
 app = typer.Typer(add_completion=False)
 
@@ -86,7 +86,7 @@ def main(
     }
     names = class_names(cars=data is not None)
     comparison = Comparison(chosen, seeds, names, size, recipe, weights, output, settings)
-    check_settings(comparison)
+    keep_settings(output, settings)
 
     def scenes(split: str) -> Sequence[Scene]:
         count = train if split == "train" else val

@@ -145,6 +145,10 @@ def test_other_settings_are_refused_before_a_run_starts(
     err = capsys.readouterr().err
     assert "was begun with train.steps 2, and now it is 3: choose another --output" in err
     assert "overwrite" not in err
+    for damage in ("[]", "{"):
+        (tmp_path / "settings.json").write_text(damage)
+        assert main(given) == 2
+        assert "settings.json: is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("which", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])

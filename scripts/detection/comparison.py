@@ -57,27 +57,6 @@ class Comparison:
         return build_detector(arm, len(self.names), self.size, seed, self.weights)
 
 
-def check_settings(comparison: Comparison) -> None:
-    """Writes the settings into the output folder, or compares them with what is there.
-
-    Raises UsageError when the folder holds results of other settings.
-    """
-    path = comparison.output / "settings.json"
-    wanted = json.loads(json.dumps(comparison.settings))
-    if not path.exists():
-        write_json(path, wanted)
-        return
-    found = _read(path)
-    if different := sorted(
-        key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)
-    ):
-        key = different[0]
-        raise UsageError(
-            f"{comparison.output}: holds results of other settings ({key}: {found.get(key)!r}, "
-            f"now {wanted.get(key)!r}); choose another --output"
-        )
-
-
 def run_all(
     comparison: Comparison,
     scenes: Callable[[], tuple[Sequence[Scene], Sequence[Scene]]],

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from segdeform import settings
 from segdeform.ablation.comparison import ArmResult, Interval, compare_arms, verdict
 from segdeform.ablation.plan import Arm, Plan, Variant, make_arms
 from segdeform.ablation.runner import Runner
@@ -17,9 +18,7 @@ from segdeform.atomic import write_error, write_json
 from segdeform.config_io import load_config
 from segdeform.errors import UsageError
 from segdeform.lock import run_lock
-from segdeform.manifest import read_json
-
-_SETTINGS = "settings.json"
+from segdeform.settings import keep_settings
 
 __all__ = [
     "Arm",
@@ -54,7 +53,7 @@ def _refuse_foreign(output: Path) -> None:
         holds = {path.name for path in output.iterdir()} if output.exists() else set()
     except OSError as error:
         raise UsageError(f"{output}: {error.strerror}; choose another --output") from error
-    if holds and not holds & {_SETTINGS, "logs", ".lock"}:
+    if holds and not holds & {settings.FILE, "logs", ".lock"}:
         raise UsageError(
             f"{output}: holds something else than an ablation; choose another --output"
         )
@@ -67,21 +66,11 @@ def _settle(plan: Plan) -> None:
         f"{name}.{key}": value for name, part in config.items() for key, value in part.items()
     }
     shared["--data"] = None if plan.data is None else str(plan.data.resolve())
-    path = plan.output / _SETTINGS
-    begun = read_json(path) if path.exists() else shared
-    if not isinstance(begun, dict):
-        raise UsageError(f"{path}: is not an ablation's; choose another --output")
-    for key, value in shared.items():
-        if begun.get(key) != value:
-            raise UsageError(
-                f"{plan.output}: was begun with {key} {begun.get(key)}, and now it is {value}: "
-                "choose another --output"
-            )
+    keep_settings(plan.output, shared)
     try:
         (plan.output / "logs").mkdir(exist_ok=True)
     except OSError as error:
         raise write_error(plan.output, error) from error
-    write_json(path, shared)
 
 
 def _run(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
