@@ -9,7 +9,7 @@ import argparse
 import time
 from pathlib import Path
 
-from segdeform.config_io import load_config
+from segdeform.config.loading import load_config
 from segdeform.data import load_dataset
 from segdeform.data.cache import with_cache
 from segdeform.data.dataset import Dataset

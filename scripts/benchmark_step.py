@@ -20,9 +20,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does
 
 import torch
 
-from segdeform.config import Config
-from segdeform.config_io import load_config
-from segdeform.device import keep_freed_memory
+from segdeform.config.loading import load_config
+from segdeform.config.schema import Config
+from segdeform.machine.device import keep_freed_memory
 from segdeform.models import build_model, freeze_batch_norm
 from segdeform.training.losses import segmentation_loss
 from segdeform.training.optim import build_optimizer

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segdeform.config import EvalConfig
+from segdeform.config.schema import EvalConfig
 from segdeform.errors import NotFiniteError, ResourceError
 
 WHOLE_LIMIT = 2**24  # pixels; a larger picture is tiled even where options.tile is 0

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from segdeform.atomic import write_json
-from segdeform.config import DeformConfig, EvalConfig, ModelConfig
-from segdeform.device import require_right_kernels, resolve_device
+from segdeform.config.schema import DeformConfig, EvalConfig, ModelConfig
 from segdeform.errors import ConfigError, DataError, ModelError
-from segdeform.manifest import MANIFEST, read_json, replacing_folder, verify_manifest
+from segdeform.files.atomic import write_json
+from segdeform.files.manifest import MANIFEST, read_json, replacing_folder, verify_manifest
+from segdeform.files.tensors import check_fit, read_tensors, write_tensors
+from segdeform.machine.device import require_right_kernels, resolve_device
 from segdeform.models import build_model
 from segdeform.models.deeplab import IMAGENET_MEAN, IMAGENET_STD, DeepLab
-from segdeform.tensors import check_fit, read_tensors, write_tensors
 from segdeform.version import __version__
 
 FORMAT_VERSION: Final = 1

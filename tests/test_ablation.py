@@ -13,7 +13,7 @@ import pytest
 
 from segdeform.ablation import Arm, ArmResult, Interval, make_arms, verdict
 from segdeform.cli import main
-from segdeform.lock import run_lock
+from segdeform.files.lock import run_lock
 from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segdeform import inference
-from segdeform.config import EvalConfig
+from segdeform.config.schema import EvalConfig
 from segdeform.errors import NotFiniteError, ResourceError
 from segdeform.inference import logits, predict_labels
 

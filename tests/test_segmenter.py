@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import segdeform
-from segdeform.config import DeformConfig, EvalConfig, ModelConfig
+from segdeform.config.schema import DeformConfig, EvalConfig, ModelConfig
 from segdeform.errors import DataError, ModelError, SegdeformError, UsageError
-from segdeform.manifest import MANIFEST, replacing_folder, write_manifest
+from segdeform.files.manifest import MANIFEST, replacing_folder, write_manifest
+from segdeform.files.tensors import write_tensors
 from segdeform.models import build_model
 from segdeform.models.deeplab import DeepLab
 from segdeform.segmenter import ModelDescription, load, save_model, write_description
-from segdeform.tensors import write_tensors
 
 FILES = ("model.safetensors", "model.json", MANIFEST)
 

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from segdeform import settings
 from segdeform.ablation.comparison import ArmResult, Interval, compare_arms, verdict
 from segdeform.ablation.plan import Arm, Plan, Variant, make_arms
 from segdeform.ablation.runner import Runner
-from segdeform.atomic import write_error, write_json
-from segdeform.config_io import load_config
+from segdeform.config.loading import load_config
 from segdeform.errors import UsageError
-from segdeform.lock import run_lock
-from segdeform.settings import keep_settings
+from segdeform.files import kept_settings
+from segdeform.files.atomic import write_error, write_json
+from segdeform.files.kept_settings import keep_settings
+from segdeform.files.lock import run_lock
 
 __all__ = [
     "Arm",
@@ -53,7 +53,7 @@ def _refuse_foreign(output: Path) -> None:
         holds = {path.name for path in output.iterdir()} if output.exists() else set()
     except OSError as error:
         raise UsageError(f"{output}: {error.strerror}; choose another --output") from error
-    if holds and not holds & {settings.FILE, "logs", ".lock"}:
+    if holds and not holds & {kept_settings.FILE, "logs", ".lock"}:
         raise UsageError(
             f"{output}: holds something else than an ablation; choose another --output"
         )

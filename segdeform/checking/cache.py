@@ -17,10 +17,10 @@ from pathlib import Path
 import PIL
 from pydantic import TypeAdapter, ValidationError
 
-from segdeform.atomic import write_bytes
 from segdeform.checking.facts import Facts
 from segdeform.errors import SegdeformError
-from segdeform.manifest import sha256
+from segdeform.files.atomic import write_bytes
+from segdeform.files.manifest import sha256
 from segdeform.version import __version__
 
 _FORMAT = 1  # another number where Facts means something else

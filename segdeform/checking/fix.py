@@ -12,7 +12,6 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from segdeform.atomic import write_error, write_json, write_text
 from segdeform.checking.check import check, list_splits
 from segdeform.checking.facts import Facts, mask_facts
 from segdeform.checking.judge import class_of_colour, foreign_index
@@ -30,6 +29,7 @@ from segdeform.data.image_io import (
     write_index_png,
 )
 from segdeform.errors import DataError, UnsafeInputError, UsageError
+from segdeform.files.atomic import write_error, write_json, write_text
 
 LISTING = "left-out.json"
 _SPLITS = ("train", "val", "test")  # the keys of a data YAML

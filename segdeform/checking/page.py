@@ -13,12 +13,12 @@ import jinja2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segdeform.atomic import write_text
 from segdeform.checking.finding import KINDS, Finding
 from segdeform.checking.report import Report
 from segdeform.data.dataset import IGNORE, Dataset
 from segdeform.data.image_io import opened, read_image
 from segdeform.errors import SegdeformError
+from segdeform.files.atomic import write_text
 
 _PICTURED = 6  # findings of a kind that are shown with their pictures
 _LISTED = 60  # findings of a kind that are listed at all; the JSON has every one

@@ -16,7 +16,6 @@ from typing import Annotated
 
 import typer
 
-from segdeform import interrupts
 from segdeform.cli.ablate import ablate
 from segdeform.cli.check import check
 from segdeform.cli.compare import compare
@@ -28,6 +27,7 @@ from segdeform.cli.predict import predict
 from segdeform.cli.prepare import prepare
 from segdeform.cli.train import train
 from segdeform.errors import InterruptedByUserError, ResourceError, SegdeformError
+from segdeform.machine import interrupts
 from segdeform.version import __version__
 
 _RESOURCES = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE}

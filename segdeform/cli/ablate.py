@@ -54,7 +54,7 @@ def ablate(
     Every run is a folder of its own; the same command goes on after any interruption.
     """
     from segdeform.ablation import Plan, make_arms, run_ablation
-    from segdeform.config_io import load_config
+    from segdeform.config.loading import load_config
 
     variants = [word.strip() for word in variant.split(",")]
     if unknown := [word for word in variants if word not in ("v1", "v2")]:

@@ -12,7 +12,7 @@ _MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "failed": "[red]faile
 
 def doctor(json_output: Json = False) -> None:
     """Check versions, devices and kernels; name the command that mends what is wrong."""
-    from segdeform.doctor import examine
+    from segdeform.machine.doctor import examine
 
     checks = list(examine())
     failed = sum(check.state == "failed" for check in checks)

@@ -73,9 +73,9 @@ def evaluate(
     """
     from segdeform.checking import check_sound
     from segdeform.data import data_root, load_dataset
-    from segdeform.device import available_cores, resolve_device
     from segdeform.evaluation.run import Wanted, check_wanted, run_evaluation
-    from segdeform.processes import own_device, processes
+    from segdeform.machine.device import available_cores, resolve_device
+    from segdeform.machine.processes import own_device, processes
 
     # Labels depend on the threads in the last bit. torchrun would set one a process: the count must
     # not depend on how many processes there are.

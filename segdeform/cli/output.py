@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from segdeform import interrupts
 from segdeform.errors import UsageError
+from segdeform.machine import interrupts
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -75,7 +75,7 @@ def load_segmenter(
     """Loads a model; what is given replaces the model's own inference options."""
     import torch
 
-    from segdeform.config import EvalConfig
+    from segdeform.config.schema import EvalConfig
     from segdeform.segmenter import load
 
     if threads is not None:

@@ -43,7 +43,7 @@ def train(
     json_output: Json = False,
 ) -> None:
     """Train a network; Ctrl-C saves, --resume goes on with the same bits."""
-    from segdeform.config_io import load_config
+    from segdeform.config.loading import load_config
     from segdeform.data import data_root
 
     settings = load_config(config, overrides or [])  # before torch's seconds of import

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from segdeform.config.strict_yaml import read_yaml
 from segdeform.data.class_list import ClassList, find_class_list, parse_class_list
 from segdeform.data.dataset import (
     IGNORE,
@@ -21,7 +22,6 @@ from segdeform.data.dataset import (
 from segdeform.data.image_io import MASK_SUFFIXES, read_mask
 from segdeform.data.layout import files_by_name, pair_folders
 from segdeform.errors import DataError, UnsafeInputError, nearest
-from segdeform.yaml_io import read_yaml
 
 LAYOUT = (
     "ROOT/{train,val}/{images,masks} or ROOT/{images,masks}/{train,val}, "

@@ -28,8 +28,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from segdeform.atomic import atomic_path
 from segdeform.errors import DataError, ResourceError, SegdeformError, UnsafeInputError
+from segdeform.files.atomic import atomic_path
 
 UInt8 = npt.NDArray[np.uint8]
 

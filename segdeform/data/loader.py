@@ -17,7 +17,7 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from segdeform.config import DataConfig
+from segdeform.config.schema import DataConfig
 from segdeform.data.dataset import Dataset, read_pair
 from segdeform.data.image_io import UInt8
 from segdeform.data.sampler import batch_indices

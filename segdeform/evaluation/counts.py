@@ -18,7 +18,7 @@ from segdeform.evaluation.boundary import boundary_counts
 from segdeform.evaluation.confusion import confusion_matrix
 
 if TYPE_CHECKING:
-    from segdeform.processes import Processes
+    from segdeform.machine.processes import Processes
 
 Rows = NDArray[np.int64]  # [R, 7]: one row for each class that occurs in a picture
 Floats = NDArray[np.float64]

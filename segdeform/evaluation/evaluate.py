@@ -41,7 +41,7 @@ from segdeform.evaluation.counts import (
     ratio,
 )
 from segdeform.inference import AUTOMATIC_TILE, WHOLE_LIMIT, predict_labels
-from segdeform.processes import Processes
+from segdeform.machine.processes import Processes
 from segdeform.segmenter import Segmenter
 from segdeform.version import __version__
 

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segdeform.atomic import write_error, write_json, write_text
 from segdeform.errors import DataError, ModelError, UsageError
 from segdeform.evaluation.confusion import number
 from segdeform.evaluation.counts import Column, Rows
-from segdeform.manifest import MANIFEST, replacing_folder, verify_manifest
+from segdeform.files.atomic import write_error, write_json, write_text
+from segdeform.files.manifest import MANIFEST, replacing_folder, verify_manifest
 
 if TYPE_CHECKING:
     from segdeform.evaluation.evaluate import Evaluation

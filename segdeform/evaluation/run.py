@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from segdeform.atomic import write_error
 from segdeform.data.dataset import Dataset
 from segdeform.data.image_io import read_image
 from segdeform.errors import DataError, UsageError
@@ -29,7 +28,8 @@ from segdeform.evaluation.examples import choose_examples
 from segdeform.evaluation.report import render_report
 from segdeform.evaluation.result import check_output, write_result
 from segdeform.evaluation.submission import label_map_path, label_map_writer, write_zip
-from segdeform.processes import Processes
+from segdeform.files.atomic import write_error
+from segdeform.machine.processes import Processes
 from segdeform.segmenter import Segmenter
 
 Progress = Callable[[int, int], None]

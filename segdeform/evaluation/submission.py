@@ -10,11 +10,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeform.atomic import atomic_path
 from segdeform.data.cityscapes import train_ids_to_label_ids
 from segdeform.data.dataset import Dataset, Sample
 from segdeform.data.image_io import write_image, write_index_png
 from segdeform.errors import InterruptedByUserError, UsageError
+from segdeform.files.atomic import atomic_path
 
 # comp6: trained on any pictures but the test set's; comp5 would be VOC's own alone.
 _VOC_FOLDER: Final = "results/VOC2012/Segmentation/comp6_test_cls"

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeform.atomic import atomic_path, write_error, write_json, write_text
 from segdeform.data.image_io import read_image
 from segdeform.errors import UsageError
 from segdeform.explaining.drawing import draw_offsets, draw_points, point_colours
@@ -17,6 +16,7 @@ from segdeform.explaining.page import render_page
 from segdeform.explaining.regions import region_centres
 from segdeform.explaining.sampling import LayerSampling, follow, place_of, record
 from segdeform.explaining.statistics import LayerStatistics
+from segdeform.files.atomic import atomic_path, write_error, write_json, write_text
 from segdeform.segmenter import Segmenter
 
 _REGIONS = 6  # looked at where no point is given

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from segdeform.config import DeformConfig, ModelConfig
+from segdeform.config.schema import DeformConfig, ModelConfig
 from segdeform.models.backbones import Backbone, build_backbone, set_dilation
 from segdeform.models.deeplab import IMAGENET_MEAN, IMAGENET_STD, DeepLab, Output
 from segdeform.models.deform import deformify

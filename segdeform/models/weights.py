@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
-from segdeform.download import Checksum, download
 from segdeform.errors import ConfigError, DownloadError, ModelError
-from segdeform.tensors import check_fit, read_tensors
+from segdeform.files.download import Checksum, download
+from segdeform.files.tensors import check_fit, read_tensors
 
 # Version 1 is what torchvision's own dense predictors and the papers start from.
 IMAGENET = {

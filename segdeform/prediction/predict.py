@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeform.atomic import write_error, write_json
 from segdeform.data.image_io import read_image, write_image, write_index_png
 from segdeform.errors import (
     DataError,
@@ -31,6 +30,7 @@ from segdeform.errors import (
     SegdeformError,
     UsageError,
 )
+from segdeform.files.atomic import write_error, write_json
 from segdeform.inference import predict_labels
 from segdeform.prediction.inputs import find_images
 from segdeform.prediction.outputs import Picture, legend, overlay, overview, thumbnail

@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, cast
 
-from segdeform.atomic import write_error
-from segdeform.disk import require_space
 from segdeform.errors import DataError, ResourceError, UnsafeInputError, UsageError
+from segdeform.files.atomic import write_error
+from segdeform.files.space import require_space
 
 _BLOCK = 1 << 20  # bytes read at once, and the largest header of a tar
 _MAX_NAME, _MAX_PATH, _MAX_DEPTH = 255, 1024, 32  # bytes, bytes, folders

@@ -14,7 +14,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from segdeform.atomic import write_error, write_json
 from segdeform.checking.cache import FactCache, cache_path
 from segdeform.checking.facts import picture_facts
 from segdeform.data.cache import VERSION, cache_folder
@@ -29,9 +28,10 @@ from segdeform.data.mapped import (
     open_cache,
     pair_sha256,
 )
-from segdeform.disk import require_space
 from segdeform.errors import DataError
-from segdeform.lock import run_lock
+from segdeform.files.atomic import write_error, write_json
+from segdeform.files.lock import run_lock
+from segdeform.files.space import require_space
 
 _JOURNAL = "written.jsonl"  # the pairs that the arrays hold so far
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path, PurePosixPath
 
-from segdeform.atomic import write_error
 from segdeform.data import cityscapes
-from segdeform.disk import require_space
 from segdeform.errors import DataError, DownloadError
+from segdeform.files.atomic import write_error
+from segdeform.files.space import require_space
 from segdeform.preparing.archives import open_archive
 from segdeform.preparing.staging import ARCHIVES, Progress, publish, staging_folder, unpack_lacking
 

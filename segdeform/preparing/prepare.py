@@ -11,8 +11,8 @@ from typing import Any
 from segdeform.checking import check_sound
 from segdeform.data import DATASETS, camvid, folder, load_dataset
 from segdeform.data.dataset import Dataset, MissingSplitError
-from segdeform.disk import size_text
 from segdeform.errors import DataError, InterruptedByUserError, UsageError, nearest
+from segdeform.files.space import size_text
 from segdeform.preparing.cache import write_cache
 from segdeform.preparing.cityscapes import prepare_cityscapes
 from segdeform.preparing.shapes import write_shapes

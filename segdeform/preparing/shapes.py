@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from segdeform.atomic import write_error
 from segdeform.data.image_io import UInt8, write_image, write_index_png
 from segdeform.errors import UsageError
+from segdeform.files.atomic import write_error
 from segdeform.preparing.shapes_drawing import draw_picture
 from segdeform.preparing.shapes_outlines import OUTLINES
 

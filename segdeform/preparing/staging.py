@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from segdeform.atomic import write_error
 from segdeform.errors import UsageError
-from segdeform.lock import run_lock
+from segdeform.files.atomic import write_error
+from segdeform.files.lock import run_lock
 from segdeform.preparing.archives import Entry, unpack
 
 ARCHIVES = "archives"  # below the data set's root: what was downloaded

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from segdeform.atomic import write_text
 from segdeform.data import voc
 from segdeform.data.dataset import colour_map
 from segdeform.data.image_io import write_index_png
 from segdeform.data.layout import read_names
-from segdeform.disk import require_space
-from segdeform.download import Checksum, download
 from segdeform.errors import DataError, DownloadError
+from segdeform.files.atomic import write_text
+from segdeform.files.download import Checksum, download
+from segdeform.files.space import require_space
 from segdeform.preparing.archives import Entry, open_archive
 from segdeform.preparing.sbd_mask import read_sbd_mask
 from segdeform.preparing.staging import ARCHIVES, Progress, publish, staging_folder, unpack_lacking

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from segdeform.errors import ModelError
-from segdeform.manifest import (
+from segdeform.files.manifest import (
     MANIFEST,
     fsync_folder,
     read_json,
@@ -29,9 +29,9 @@ from segdeform.manifest import (
     verify_manifest,
     write_json,
 )
+from segdeform.files.tensors import check_fit, read_tensors, write_tensors
 from segdeform.models.deeplab import DeepLab
 from segdeform.segmenter import ModelDescription, write_description
-from segdeform.tensors import check_fit, read_tensors, write_tensors
 
 FORMAT = 1
 KEEP = 2  # checkpoints that stay: the newest and one to fall back to

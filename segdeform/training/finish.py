@@ -10,7 +10,7 @@ from typing import Any
 from segdeform.errors import InterruptedByUserError
 from segdeform.evaluation.evaluate import Evaluation, evaluate
 from segdeform.evaluation.result import write_metrics
-from segdeform.manifest import MANIFEST, verify_manifest
+from segdeform.files.manifest import MANIFEST, verify_manifest
 from segdeform.segmenter import ModelDescription, Segmenter, load, read_description, save_model
 from segdeform.training import checkpoint
 from segdeform.training.checkpoint import Checkpoint, TrainState

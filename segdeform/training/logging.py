@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 from torch import Tensor
 
-from segdeform.atomic import write_error, write_text
+from segdeform.files.atomic import write_error, write_text
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,16 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from segdeform.config import Config
+from segdeform.config.schema import Config
 from segdeform.data import load_dataset
 from segdeform.data.cache import with_cache
 from segdeform.data.dataset import IGNORE
 from segdeform.data.loader import train_loader
-from segdeform.device import keep_freed_memory, require_right_kernels, resolve_device
 from segdeform.errors import InterruptedByUserError, NotFiniteError, ResourceError
-from segdeform.lock import run_lock
-from segdeform.processes import own_device, processes
+from segdeform.files.lock import run_lock
+from segdeform.machine.device import keep_freed_memory, require_right_kernels, resolve_device
+from segdeform.machine.processes import own_device, processes
+from segdeform.machine.signals import StopSignals
 from segdeform.training import checkpoint
 from segdeform.training.checkpoint import TrainState
 from segdeform.training.ema import ema_decay, update_ema
@@ -52,7 +53,6 @@ from segdeform.training.setup import (
     class_weights,
     find_checkpoint,
 )
-from segdeform.training.signals import StopSignals
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segdeform.config import TrainConfig
+from segdeform.config.schema import TrainConfig
 from segdeform.data.dataset import IGNORE
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
-from segdeform.config import TrainConfig
+from segdeform.config.schema import TrainConfig
 
 _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 import cuda_ops
-from segdeform.config import Config
+from segdeform.config.schema import Config
 from segdeform.data.dataset import Dataset
-from segdeform.device import available_cores
 from segdeform.errors import ConfigError, DataError
-from segdeform.processes import Processes
+from segdeform.machine.device import available_cores
+from segdeform.machine.processes import Processes
+from segdeform.machine.signals import StopSignals
 from segdeform.training.logging import Reporter
-from segdeform.training.signals import StopSignals
 
 # Keys that change no weight: a resumed run may have others.
 FREE_KEYS = frozenset({"train.save_every", "train.eval_every", "train.log_every"})

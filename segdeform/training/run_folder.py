@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from segdeform.errors import UsageError
-from segdeform.manifest import MANIFEST
+from segdeform.files.manifest import MANIFEST
 from segdeform.training.checkpoint import checkpoint_folders, remove_leftovers
 
 FILES = ("config.yaml", "log.jsonl", "metrics.json", "timing.json")

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from segdeform.atomic import write_text
 from segdeform.checking import check_sound
-from segdeform.config_io import dump_config
-from segdeform.manifest import sha256
+from segdeform.config.loading import dump_config
+from segdeform.files.atomic import write_text
+from segdeform.files.manifest import sha256
 from segdeform.models import build_model, freeze_batch_norm
 from segdeform.models.deeplab import DeepLab
 from segdeform.training import checkpoint

@@ -21,7 +21,7 @@ from PIL import Image
 from segdeform.checking import KINDS, check_sound
 from segdeform.checking.facts import Facts
 from segdeform.cli import main
-from segdeform.config_io import load_config
+from segdeform.config.loading import load_config
 from segdeform.data import Sample, list_dataset
 from segdeform.errors import DataError, ResourceError
 from tests.checking.conftest import Check

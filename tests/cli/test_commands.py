@@ -180,7 +180,7 @@ def test_doctor_finds_this_installation_healthy(command: Command) -> None:
 def test_doctor_ends_with_8_when_a_check_fails(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segdeform.doctor._PACKAGES", ("segdeform-does-not-need-this",))
+    monkeypatch.setattr("segdeform.machine.doctor._PACKAGES", ("segdeform-does-not-need-this",))
     ended = command("doctor")
     assert ended.code == 8
     assert "pip install" in " ".join(ended.out.split())

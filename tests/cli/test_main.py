@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from segdeform import errors
-from segdeform.config_io import shipped_configs
+from segdeform.config.loading import shipped_configs
 from tests.cli.conftest import Command
 
 COMMANDS = ("prepare", "train", "eval", "compare", "predict", "info", "doctor")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from segdeform.config import DataConfig
+from segdeform.config.schema import DataConfig
 from segdeform.data import Dataset, load_dataset, read_pair
 from segdeform.data.loader import train_loader
 from segdeform.data.sampler import batch_indices

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from segdeform.config import EvalConfig
+from segdeform.config.schema import EvalConfig
 from segdeform.data.dataset import Dataset, Sample
 
 CLASSES = ("dark", "light", "never")

@@ -11,7 +11,7 @@ from segdeform.evaluation import bootstrap
 from segdeform.evaluation.bootstrap import interval, mean_ious, resampled_ious
 from segdeform.evaluation.confusion import confusion_matrix, scores
 from segdeform.evaluation.counts import Tally
-from segdeform.processes import Processes
+from segdeform.machine.processes import Processes
 from tests.evaluation.test_confusion import random_pair
 
 PAIRS = [random_pair(seed, (6, 9), 1 + seed, void=0.1) for seed in range(5)]

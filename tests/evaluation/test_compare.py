@@ -13,7 +13,7 @@ from segdeform.evaluation.bootstrap import interval, mean_ious, resampled_ious
 from segdeform.evaluation.compare import compare
 from segdeform.evaluation.counts import Tally
 from segdeform.evaluation.result import Result
-from segdeform.processes import Processes
+from segdeform.machine.processes import Processes
 
 CLASSES = ("ground", "thing", "never")
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from segdeform.evaluation.confusion import scores
 from segdeform.evaluation.counts import Column, Counts, Tally, class_sums, picture_scores, union
-from segdeform.processes import Processes
+from segdeform.machine.processes import Processes
 from tests.evaluation.test_confusion import random_pair
 
 PAIRS = [random_pair(seed, (7 + seed, 11), 6) for seed in range(5)]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from segdeform.config import DeformConfig, ModelConfig
+from segdeform.config.schema import DeformConfig, ModelConfig
 from segdeform.data import load_dataset
 from segdeform.models import build_model
 from segdeform.preparing.shapes import write_shapes

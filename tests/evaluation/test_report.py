@@ -19,7 +19,7 @@ from segdeform.evaluation.counts import Tally
 from segdeform.evaluation.evaluate import Evaluation, evaluate
 from segdeform.evaluation.examples import choose_examples
 from segdeform.evaluation.report import render_report
-from segdeform.processes import Processes
+from segdeform.machine.processes import Processes
 from tests.evaluation.conftest import segmenter
 
 HOSTILE = "<script>document.title='owned'</script>\"'&\n\u202e\udcff"

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from segdeform.config import EvalConfig
+from segdeform.config.schema import EvalConfig
 from segdeform.data import load_dataset
 from segdeform.data.dataset import Dataset, read_pair
 from segdeform.errors import DataError, InterruptedByUserError, UsageError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from segdeform.config import DeformConfig, ModelConfig
+from segdeform.config.schema import DeformConfig, ModelConfig
 from segdeform.data.dataset import colour_map
 from segdeform.models import build_model
 from segdeform.segmenter import ModelDescription, Segmenter, load, save_model

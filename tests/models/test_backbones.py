@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
-from segdeform.config import BackboneName
+from segdeform.config.schema import BackboneName
 from segdeform.errors import ConfigError
 from segdeform.models.backbones import (
     BACKBONES,

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cuda_ops import DeformConv2d
-from segdeform.config import DeformConfig, ModelConfig
+from segdeform.config.schema import DeformConfig, ModelConfig
 from segdeform.errors import ConfigError
 from segdeform.models import build_model
 from segdeform.models.backbones import Backbone, Features

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from segdeform.config import EvalConfig
+from segdeform.config.schema import EvalConfig
 from segdeform.errors import DataError, InterruptedByUserError, ResourceError, UsageError
 from segdeform.prediction import predict as module
 from segdeform.prediction.predict import Summary, predict

@@ -399,7 +399,7 @@ def test_what_lies_in_the_target_is_not_overwritten(kind: str, tmp_path: Path) -
 
 def test_the_disk_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = write(tmp_path / "good.tar", [("a", b"1" * 100_000)], "tar")
-    monkeypatch.setattr("segdeform.disk.shutil.disk_usage", lambda path: FreeSpace())
+    monkeypatch.setattr("segdeform.files.space.shutil.disk_usage", lambda path: FreeSpace())
     with pytest.raises(ResourceError, match=r"needs 104 kB of disk, 70 kB are free"):
         unpack_all(archive, tmp_path / "target")
     assert not (tmp_path / "target").exists()

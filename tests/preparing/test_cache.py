@@ -14,7 +14,7 @@ import torch
 from PIL import Image, features
 
 from segdeform.checking import check_sound
-from segdeform.config import DataConfig
+from segdeform.config.schema import DataConfig
 from segdeform.data import Dataset, load_dataset, read_pair
 from segdeform.data.cache import cache_folder, with_cache
 from segdeform.data.loader import train_loader
@@ -278,7 +278,7 @@ def test_the_disk_is_looked_at_first(dataset: Dataset, monkeypatch: pytest.Monke
     class Full:
         free = 0
 
-    monkeypatch.setattr("segdeform.disk.shutil.disk_usage", lambda path: Full)
+    monkeypatch.setattr("segdeform.files.space.shutil.disk_usage", lambda path: Full)
     with pytest.raises(ResourceError, match="61 kB of disk"):
         write_cache(dataset)
     assert not cache_folder(dataset).exists()

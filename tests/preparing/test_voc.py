@@ -15,8 +15,8 @@ from scipy.io import savemat
 
 from segdeform.data import load_dataset, read_pair
 from segdeform.data.image_io import UInt8
-from segdeform.download import Checksum
 from segdeform.errors import DataError, SegdeformError
+from segdeform.files.download import Checksum
 from segdeform.preparing import voc as prepare_voc
 from segdeform.preparing.prepare import prepare
 from segdeform.preparing.voc import trainaug_names

@@ -1,4 +1,4 @@
-"""Makes the modules in scripts/ importable, as they are for each other."""
+"""Makes the modules in scripts/ and scripts/experiments/ importable, as they are for each other."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ import sys
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
+sys.path[:0] = [str(SCRIPTS / "experiments"), str(SCRIPTS)]

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from cuda_ops import deform_roi_pool
 from segdeform.errors import UsageError
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "detection_table.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "experiments" / "detection_table.py"
 TINY = ["--steps", "3", "--batch", "2", "--train", "4", "--val", "2", "--size", "64"]
 
 

@@ -311,7 +311,7 @@ def test_end_to_end_resumed_and_the_same(
     write_data(tmp_path / "in")
     out = tmp_path / "out"
     words = ["--data", str(tmp_path / "in"), "--output", str(out), *TINY, *ROWS]
-    script = [sys.executable, str(SCRIPTS / "geometry_table.py"), *words]
+    script = [sys.executable, str(SCRIPTS / "experiments" / "geometry_table.py"), *words]
     first = subprocess.run(script, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr
     assert "| mnist-rotated-translated | MNIST |" in first.stdout

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from segdeform.config import Config
+from segdeform.config.schema import Config
 from segdeform.preparing.shapes import write_shapes
 from segdeform.training.logging import Reporter
 

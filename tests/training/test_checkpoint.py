@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from segdeform.config import DeformConfig, ModelConfig
+from segdeform.config.schema import DeformConfig, ModelConfig
 from segdeform.errors import ModelError, ResourceError, UsageError
 from segdeform.models.deeplab import DeepLab
 from segdeform.segmenter import ModelDescription

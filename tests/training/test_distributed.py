@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from segdeform.config import Config
-from segdeform.config_io import dump_config
+from segdeform.config.loading import dump_config
+from segdeform.config.schema import Config
 from segdeform.errors import ConfigError
-from segdeform.processes import Processes
+from segdeform.machine.processes import Processes
 from segdeform.training import loop
 from segdeform.training.checkpoint import checkpoint_folders
 from segdeform.training.loop import step_seed, train
@@ -23,9 +23,9 @@ TRAIN = """
 import sys
 from pathlib import Path
 import torch
-from segdeform.config_io import load_config
+from segdeform.config.loading import load_config
 from segdeform.errors import SegdeformError
-from segdeform.processes import Processes
+from segdeform.machine.processes import Processes
 from segdeform.training.loop import train
 torch.set_num_threads(1)
 config, data, run = sys.argv[1:4]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from segdeform.config import Config
-from segdeform.config_io import load_config
+from segdeform.config.loading import load_config
+from segdeform.config.schema import Config
 from segdeform.data import load_dataset
 from segdeform.errors import (
     ConfigError,
@@ -22,12 +22,12 @@ from segdeform.errors import (
     UsageError,
 )
 from segdeform.evaluation.evaluate import evaluate
-from segdeform.lock import run_lock
-from segdeform.manifest import sha256
+from segdeform.files.lock import run_lock
+from segdeform.files.manifest import sha256
+from segdeform.files.tensors import read_tensors
 from segdeform.models import build_model
 from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
-from segdeform.tensors import read_tensors
 from segdeform.training.checkpoint import checkpoint_folders, newest
 from segdeform.training.finish import TrainResult
 from segdeform.training.loop import train

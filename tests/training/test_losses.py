@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segdeform.config import TrainConfig
+from segdeform.config.schema import TrainConfig
 from segdeform.training.losses import cross_entropy, ohem, segmentation_loss
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, PolynomialLR
 
-from segdeform.config import TrainConfig
+from segdeform.config.schema import TrainConfig
 from segdeform.models import build_model, freeze_batch_norm
 from segdeform.training.optim import (
     build_optimizer,

@@ -1,6 +1,6 @@
 """Plain against deformable convolution in a small classifier, on moved digits and photographs.
 
-    python scripts/geometry_table.py --data DIR --output DIR
+    python scripts/experiments/geometry_table.py --data DIR --output DIR
 
 Six sets: MNIST upright, rotated, translated, both, and CIFAR-10 upright and rotated. Networks are
 trained AND tested on pictures moved the same way: angles uniform in [-180, 180) degrees, shifts
@@ -34,6 +34,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmark_ops describes the machine
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
 
 import torch
@@ -53,12 +54,12 @@ from geometry.training import (
 )
 from PIL import Image
 
-from segdeform.atomic import atomic_path, write_json, write_text
-from segdeform.device import keep_freed_memory
 from segdeform.errors import InterruptedByUserError, ModelError, SegdeformError, UsageError, nearest
-from segdeform.lock import run_lock
-from segdeform.manifest import read_json, sha256
-from segdeform.tensors import check_fit, read_tensors, write_tensors
+from segdeform.files.atomic import atomic_path, write_json, write_text
+from segdeform.files.lock import run_lock
+from segdeform.files.manifest import read_json, sha256
+from segdeform.files.tensors import check_fit, read_tensors, write_tensors
+from segdeform.machine.device import keep_freed_memory
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -250,8 +251,8 @@ def geometry_table(
         parts = found.train.subset(train_size), found.test.subset(test_size)
         pictures[source] = Pictures(found.name, *parts)
     command = (
-        f"python scripts/geometry_table.py --data DIR --output DIR --sets {','.join(names)} "
-        f"--seeds {seeds} --steps {steps} --batch {batch} --pool {pool}"
+        "python scripts/experiments/geometry_table.py --data DIR --output DIR "
+        f"--sets {','.join(names)} --seeds {seeds} --steps {steps} --batch {batch} --pool {pool}"
     )
     command += "" if train_size is None else f" --train-size {train_size}"
     command += "" if test_size is None else f" --test-size {test_size}"

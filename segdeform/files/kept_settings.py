@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segdeform.atomic import write_json
 from segdeform.errors import UsageError
+from segdeform.files.atomic import write_json
 
 FILE = "settings.json"
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from segdeform.config import Config
-from segdeform.config_io import dump_config, load_config, shipped_configs
+from segdeform.config.loading import dump_config, load_config, shipped_configs
+from segdeform.config.schema import Config
 from segdeform.data import DATASETS
 from segdeform.errors import ConfigError
 from segdeform.models import build_model

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segdeform.errors import RunLockedError, UsageError
-from segdeform.lock import run_lock
+from segdeform.files.lock import run_lock
 
 
 def test_second_one_is_refused_and_told_who(tmp_path: Path) -> None:

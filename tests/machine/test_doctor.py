@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision import ops
 
 from cuda_ops import library, parity, reference
-from segdeform import doctor
+from segdeform.machine import doctor
 
 Operator = Callable[..., Tensor]
 SMALL = [case for case in parity.CASES if not case.large]

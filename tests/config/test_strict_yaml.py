@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from segdeform.config.strict_yaml import parse_yaml, read_yaml
 from segdeform.errors import ConfigError, DataError
-from segdeform.yaml_io import parse_yaml, read_yaml
 
 
 def test_a_number_with_an_exponent_is_a_float() -> None:

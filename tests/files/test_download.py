@@ -20,9 +20,9 @@ from typing import ClassVar
 
 import pytest
 
-from segdeform import download as download_module
-from segdeform.download import Checksum, download
 from segdeform.errors import DownloadError, SegdeformError, UsageError
+from segdeform.files import download as download_module
+from segdeform.files.download import Checksum, download
 
 CONTENT = bytes(range(256)) * 4000
 HALF = len(CONTENT) // 2
@@ -326,7 +326,7 @@ def test_a_full_disk_is_foreseen(url: str, tmp_path: Path, monkeypatch: pytest.M
     class Full:
         free = 1000
 
-    monkeypatch.setattr("segdeform.disk.shutil.disk_usage", lambda path: Full)
+    monkeypatch.setattr("segdeform.files.space.shutil.disk_usage", lambda path: Full)
     with pytest.raises(SegdeformError, match=r"needs 1\.0 MB of disk") as caught:
         download(url, tmp_path / "file.tar", SUM)
     assert caught.value.exit_code == 7
@@ -336,7 +336,7 @@ def test_a_full_disk_is_foreseen(url: str, tmp_path: Path, monkeypatch: pytest.M
 def child(url: str, path: Path, before: str) -> subprocess.Popen[str]:
     script = (
         f"import resource, sys\n{before}\n"
-        "from pathlib import Path\nfrom segdeform.download import Checksum, download\n"
+        "from pathlib import Path\nfrom segdeform.files.download import Checksum, download\n"
         "from segdeform.errors import SegdeformError\n"
         "def tell(done, total): print(done, flush=True)\n"
         f"try: download({url!r}, Path({str(path)!r}), Checksum(*{tuple(SUM)!r}), progress=tell)\n"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from segdeform.atomic import atomic_path, write_bytes, write_json, write_text
 from segdeform.errors import ResourceError, UsageError
+from segdeform.files.atomic import atomic_path, write_bytes, write_json, write_text
 
 FULL_DISK = Path("/dev/full")
 
@@ -92,7 +92,7 @@ def test_a_file_where_a_folder_should_be_is_a_usage_error(tmp_path: Path) -> Non
 def test_a_kill_at_any_moment_leaves_one_whole_file(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     code = (
-        "import sys, pathlib; from segdeform.atomic import write_text\n"
+        "import sys, pathlib; from segdeform.files.atomic import write_text\n"
         "path = pathlib.Path(sys.argv[1]); print('go', flush=True)\n"
         "while True:\n"
         "    for letter in 'ab': write_text(path, letter * 300_000)\n"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from segdeform import manifest
 from segdeform.errors import ModelError, ResourceError, UsageError
-from segdeform.manifest import MANIFEST, replacing_folder, verify_manifest, write_manifest
+from segdeform.files import manifest
+from segdeform.files.manifest import MANIFEST, replacing_folder, verify_manifest, write_manifest
 
 
 @pytest.fixture

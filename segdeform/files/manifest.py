@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from segdeform.atomic import write_error
-from segdeform.atomic import write_json as write_json
 from segdeform.errors import ModelError, UsageError
+from segdeform.files.atomic import write_error
+from segdeform.files.atomic import write_json as write_json
 
 MANIFEST = "manifest.json"
 

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from segdeform.errors import InterruptedByUserError, StoppedError
-from segdeform.training.signals import StopSignals
+from segdeform.machine.signals import StopSignals
 
 
 def test_first_is_noted_second_ends_and_handlers_come_back() -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cuda_ops import library, parity
 from segdeform import segmenter
-from segdeform.config_io import load_config
-from segdeform.device import compare_kernels, require_right_kernels, resolve_device
+from segdeform.config.loading import load_config
 from segdeform.errors import ModelError, SegdeformError, UsageError
+from segdeform.machine.device import compare_kernels, require_right_kernels, resolve_device
 from segdeform.training.loop import train
 
 

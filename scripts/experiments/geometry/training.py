@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cuda_ops import DeformConv2d
 from geometry.data import GeometrySet, Motion, Split, move
-from segdeform.config import TrainConfig
+from segdeform.config.schema import TrainConfig
 from segdeform.errors import NotFiniteError
 from segdeform.training.optim import build_optimizer, set_learning_rate
 

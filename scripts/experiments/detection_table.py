@@ -1,6 +1,6 @@
 """Does deformable RoI pooling pay in a detector? Trains the same detector with and without it.
 
-    python scripts/detection_table.py --weights FILE --output FOLDER
+    python scripts/experiments/detection_table.py --weights FILE --output FOLDER
 
 Boxes come from the generated data set `shapes`, or are CamVid's cars (--data). Every run is kept as
 soon as it is done: the same command goes on after an interruption, and more --seeds or --arms are
@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmark_ops describes the machine
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does
 
 import torch
@@ -37,10 +38,10 @@ from detection.scenes import Scene, car_scenes, class_names, shapes_scenes
 from detection.training import Recipe
 
 import cuda_ops
-from segdeform.atomic import write_json, write_text
-from segdeform.device import keep_freed_memory
 from segdeform.errors import SegdeformError, UsageError
-from segdeform.settings import keep_settings
+from segdeform.files.atomic import write_json, write_text
+from segdeform.files.kept_settings import keep_settings
+from segdeform.machine.device import keep_freed_memory
 
 app = typer.Typer(add_completion=False)
 

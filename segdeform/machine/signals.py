@@ -6,8 +6,8 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-from segdeform import interrupts
 from segdeform.errors import InterruptedByUserError, SegdeformError, StoppedError
+from segdeform.machine import interrupts
 
 
 class StopSignals:

@@ -16,9 +16,9 @@ from detection.drawing import draw_detector
 from detection.scenes import Scene
 from detection.training import Recipe, score, train
 from segdeform.ablation import Interval
-from segdeform.atomic import atomic_path, write_json
 from segdeform.errors import NotFiniteError, UsageError
-from segdeform.tensors import check_fit, read_tensors, write_tensors
+from segdeform.files.atomic import atomic_path, write_json
+from segdeform.files.tensors import check_fit, read_tensors, write_tensors
 
 TITLES: dict[Arm, str] = {
     "plain": "RoIAlign",

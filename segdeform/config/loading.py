@@ -15,12 +15,12 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from segdeform.config import Config
+from segdeform.config.schema import Config
+from segdeform.config.strict_yaml import parse_yaml, read_yaml
 from segdeform.errors import ConfigError, nearest
-from segdeform.yaml_io import parse_yaml, read_yaml
 
 # In a wheel the configs lie inside the package, in the repository beside it.
-_CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
+_CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
 _SECTIONS = tuple(Config.model_fields)
 _KEYS = tuple(
     f"{section}.{key}"

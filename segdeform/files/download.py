@@ -16,9 +16,9 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from segdeform.atomic import write_error
-from segdeform.disk import require_space
 from segdeform.errors import DownloadError
+from segdeform.files.atomic import write_error
+from segdeform.files.space import require_space
 from segdeform.version import __version__
 
 TIMEOUT = 30.0  # seconds without a byte

@@ -7,10 +7,10 @@ import signal
 
 import pytest
 
-from segdeform import interrupts
 from segdeform.cli.output import stop_on_interrupt
 from segdeform.errors import InterruptedByUserError
-from segdeform.training.signals import StopSignals
+from segdeform.machine import interrupts
+from segdeform.machine.signals import StopSignals
 
 
 @pytest.mark.parametrize("waits", [StopSignals, stop_on_interrupt])

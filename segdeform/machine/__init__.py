@@ -1,0 +1,1 @@
+"""The machine a command runs on: devices, peer processes, signals, and the doctor's checks."""
