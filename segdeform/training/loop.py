@@ -9,50 +9,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Generator
+from contextlib import ExitStack, closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from segdeform.config.schema import Config
-from segdeform.data import load_dataset
-from segdeform.data.cache import with_cache
 from segdeform.data.dataset import IGNORE
 from segdeform.data.loader import train_loader
-from segdeform.errors import InterruptedByUserError, NotFiniteError, ResourceError
-from segdeform.files.lock import run_lock
-from segdeform.machine.device import keep_freed_memory, require_right_kernels, resolve_device
-from segdeform.machine.processes import own_device, processes
-from segdeform.machine.signals import StopSignals
+from segdeform.errors import InterruptedByUserError, NotFiniteError
 from segdeform.training import checkpoint
 from segdeform.training.checkpoint import TrainState
 from segdeform.training.ema import ema_decay, update_ema
-from segdeform.training.finish import (
-    TrainResult,
-    describe,
-    evaluate_now,
-    finish,
-    finished_result,
-    read_result,
-    show_scores,
-)
 from segdeform.training.logging import Meter, Reporter, RunLog
 from segdeform.training.losses import segmentation_loss
 from segdeform.training.optim import set_learning_rate
-from segdeform.training.plan import Plan, check_config, check_same_classes, default_workers
-from segdeform.training.run_folder import refuse_run
-from segdeform.training.setup import (
-    begin_run,
-    build_state,
-    check_pictures,
-    class_weights,
-    find_checkpoint,
-)
+from segdeform.training.plan import Plan
+from segdeform.training.result import TrainResult, describe, read_result, write_result
+from segdeform.training.scoring import score_last_checkpoint, score_now, show_scores
+from segdeform.training.setup import class_weights, open_run
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -89,38 +68,21 @@ def train(
         InterruptedByUserError, StoppedError: SIGINT, SIGTERM; the state is saved.
         ResourceError: disk or memory ended; the last checkpoint stays as it is.
     """
-    own = own_device(resolve_device(device))
-    require_right_kernels(own)
-    if own.type == "cpu":
-        keep_freed_memory()
-    train_set = load_dataset(config.data.name, data, config.data.train_split)
-    val_set = load_dataset(config.data.name, data, config.data.val_split)
-    check_same_classes(train_set, val_set)
-    with ExitStack() as stack:
-        stop = stack.enter_context(StopSignals())
-        stack.enter_context(_memory_errors())
-        peers = stack.enter_context(processes(own))
-        check_config(config, train_set, own, peers)
-        reporter = (reporter or Reporter()) if peers.first else Reporter(Console(quiet=True))
-        train_set = with_cache(train_set, reporter.message)
-        val_set = with_cache(val_set, reporter.message)
-        if workers is None:
-            workers = default_workers(own)
-        plan = Plan(config, train_set, val_set, output, own, workers, peers, stop, reporter)
-        peers.on_first(lambda: stack.enter_context(run_lock(output)))
-        peers.on_first(lambda: refuse_run(output, resume=resume, overwrite=overwrite))
-        found = find_checkpoint(plan, resume)
-        result = finished_result(plan, found)
-        if result is not None:
-            reporter.message(f"{output} is finished: {result.steps} steps")
-            return result
-        state = build_state(plan, found)
-        peers.on_first(lambda: check_pictures(plan))
-        peers.on_first(lambda: begin_run(plan, overwrite))
-        log = stack.enter_context(RunLog(output, state.step)) if peers.first else None
-        stop.deferred = True
-        _train_steps(plan, state, log)
-        peers.on_first(lambda: finish(plan, state, log))
+    with open_run(
+        config,
+        data,
+        output,
+        device=device,
+        workers=workers,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=reporter,
+    ) as (plan, state):
+        if state is not None:
+            with RunLog(output, state.step) if plan.peers.first else nullcontext() as log:
+                plan.stop.deferred = True
+                _train_steps(plan, state, log)
+                plan.peers.on_first(partial(_finish, plan, state, log))
         return read_result(output)
 
 
@@ -236,7 +198,13 @@ def _log(plan: Plan, meter: Meter, log: RunLog, step: int, rate: float) -> None:
 
 def _evaluate(plan: Plan, state: TrainState, log: RunLog | None, meter: Meter) -> None:
     with meter.paused(), suppress(InterruptedByUserError):  # the loop sees the flag next
-        show_scores(plan, log, state.step, evaluate_now(plan, state))
+        show_scores(plan, log, state.step, score_now(plan, state))
+
+
+def _finish(plan: Plan, state: TrainState, log: RunLog | None) -> None:
+    evaluation = score_last_checkpoint(plan)
+    show_scores(plan, log, state.step, evaluation)
+    write_result(plan, state, evaluation)
 
 
 def _save(plan: Plan, state: TrainState, meter: Meter) -> None:
@@ -259,19 +227,3 @@ def _refuse_not_finite(what: str, value: float, step: int) -> None:
             f"{what} is {value} at step {step}; the last checkpoint is untouched: try a lower "
             "train.lr, train.clip_grad_norm=1 or a longer train.warmup_steps"
         )
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Turns the ends of memory that torch and Python know into ResourceError."""
-    advice = "lower train.batch_size or data.crop"
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(f"the GPU's memory ended: {advice}, or use bf16") from error
-    except MemoryError as error:
-        raise ResourceError(f"memory ended: {advice}") from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise ResourceError(f"memory ended: {advice}") from error

@@ -3,25 +3,97 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from segdeform.checking import check_sound
 from segdeform.config.loading import dump_config
+from segdeform.config.schema import Config
+from segdeform.data import load_dataset
+from segdeform.data.cache import with_cache
+from segdeform.errors import ResourceError
 from segdeform.files.atomic import write_text
+from segdeform.files.lock import run_lock
 from segdeform.files.manifest import sha256
+from segdeform.machine.device import keep_freed_memory, require_right_kernels, resolve_device
+from segdeform.machine.processes import own_device, processes
+from segdeform.machine.signals import StopSignals
 from segdeform.models import build_model, freeze_batch_norm
 from segdeform.models.deeplab import DeepLab
 from segdeform.training import checkpoint
 from segdeform.training.checkpoint import Checkpoint, TrainState
+from segdeform.training.logging import Reporter
 from segdeform.training.optim import build_optimizer
-from segdeform.training.plan import Plan, check_resumable
-from segdeform.training.run_folder import remove_run
+from segdeform.training.plan import (
+    Plan,
+    check_config,
+    check_resumable,
+    check_same_classes,
+    default_workers,
+)
+from segdeform.training.result import finished_result
+from segdeform.training.run_folder import refuse_run, remove_run
 
 _CHECK_NEWS = 10.0  # seconds between lines while a large data set is checked for the first time
+
+
+@contextmanager
+def open_run(
+    config: Config,
+    data: Path,
+    run: Path,
+    *,
+    device: str,
+    workers: int | None,
+    resume: bool,
+    overwrite: bool,
+    reporter: Reporter | None,
+) -> Iterator[tuple[Plan, TrainState | None]]:
+    """Yields what to do and the state to begin with, None where the run is finished already.
+
+    Until the block ends the run folder is locked, the processes are joined and signals are caught.
+    Arguments and errors are those of `training.loop.train`.
+    """
+    own = own_device(resolve_device(device))
+    require_right_kernels(own)
+    if own.type == "cpu":
+        keep_freed_memory()
+    train_set = load_dataset(config.data.name, data, config.data.train_split)
+    val_set = load_dataset(config.data.name, data, config.data.val_split)
+    check_same_classes(train_set, val_set)
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopSignals())
+        stack.enter_context(_memory_errors())
+        peers = stack.enter_context(processes(own))
+        check_config(config, train_set, own, peers)
+        reporter = (reporter or Reporter()) if peers.first else Reporter(Console(quiet=True))
+        train_set = with_cache(train_set, reporter.message)
+        val_set = with_cache(val_set, reporter.message)
+        if workers is None:
+            workers = default_workers(own)
+        plan = Plan(config, train_set, val_set, run, own, workers, peers, stop, reporter)
+        peers.on_first(lambda: stack.enter_context(run_lock(run)))
+        peers.on_first(lambda: refuse_run(run, resume=resume, overwrite=overwrite))
+        yield plan, _first_state(plan, resume, overwrite)
+
+
+def _first_state(plan: Plan, resume: bool, overwrite: bool) -> TrainState | None:
+    """Returns the state to go on from or to begin with; None where nothing is left to do."""
+    found = find_checkpoint(plan, resume)
+    result = finished_result(plan, found)
+    if result is not None:
+        plan.reporter.message(f"{plan.run} is finished: {result.steps} steps")
+        return None
+    state = build_state(plan, found)
+    plan.peers.on_first(lambda: check_pictures(plan))
+    plan.peers.on_first(lambda: begin_run(plan, overwrite))
+    return state
 
 
 def find_checkpoint(plan: Plan, resume: bool) -> Checkpoint | None:
@@ -97,3 +169,19 @@ def class_weights(plan: Plan) -> Tensor | None:
 def _build_network(plan: Plan, pretrained: bool) -> DeepLab:
     config, classes = plan.config, len(plan.train_set.classes)
     return build_model(config.model, config.deform, classes, pretrained=pretrained)
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turns the ends of memory that torch and Python know into ResourceError."""
+    advice = "lower train.batch_size or data.crop"
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(f"the GPU's memory ended: {advice}, or use bf16") from error
+    except MemoryError as error:
+        raise ResourceError(f"memory ended: {advice}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise ResourceError(f"memory ended: {advice}") from error

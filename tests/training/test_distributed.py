@@ -14,7 +14,7 @@ from segdeform.config.loading import dump_config
 from segdeform.config.schema import Config
 from segdeform.errors import ConfigError
 from segdeform.machine.processes import Processes
-from segdeform.training import loop
+from segdeform.training import setup
 from segdeform.training.checkpoint import checkpoint_folders
 from segdeform.training.loop import step_seed, train
 from tests.training.conftest import ReporterThat, tiny_config
@@ -67,7 +67,7 @@ def test_two_processes_train_one_model(shapes: Path, tmp_path: Path) -> None:
 def test_batch_that_cannot_be_shared(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "processes", lambda device: nullcontext(Processes(0, 3)))
+    monkeypatch.setattr(setup, "processes", lambda device: nullcontext(Processes(0, 3)))
     with pytest.raises(ConfigError, match=r"train\.batch_size = 2 cannot be shared equally by 3"):
         train(tiny_config(), shapes, tmp_path, device="cpu", workers=0, reporter=ReporterThat())
 

@@ -29,8 +29,8 @@ from segdeform.models import build_model
 from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
 from segdeform.training.checkpoint import checkpoint_folders, newest
-from segdeform.training.finish import TrainResult
 from segdeform.training.loop import train
+from segdeform.training.result import TrainResult
 from tests.training.conftest import ReporterThat, send, tiny_config
 
 

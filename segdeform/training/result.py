@@ -1,4 +1,4 @@
-"""What a trained state becomes: scores on the validation split, and the model folder."""
+"""What a finished run is: a model folder that tells of its training, and metrics.json."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from segdeform.errors import InterruptedByUserError
-from segdeform.evaluation.evaluate import Evaluation, evaluate
+from segdeform.evaluation.evaluate import Evaluation
 from segdeform.evaluation.result import write_metrics
 from segdeform.files.manifest import MANIFEST, verify_manifest
-from segdeform.segmenter import ModelDescription, Segmenter, load, read_description, save_model
-from segdeform.training import checkpoint
+from segdeform.segmenter import ModelDescription, read_description, save_model
 from segdeform.training.checkpoint import Checkpoint, TrainState
-from segdeform.training.logging import RunLog, peak_memory
+from segdeform.training.logging import peak_memory
 from segdeform.training.plan import Plan, environment
 
 
@@ -42,38 +40,8 @@ def describe(plan: Plan, training: dict[str, Any]) -> ModelDescription:
     )
 
 
-def evaluate_now(plan: Plan, state: TrainState) -> Evaluation:
-    """Scores the state's best network on the validation split, as the `eval` command does.
-
-    Raises:
-        InterruptedByUserError: a stop was asked for.
-    """
-    segmenter = Segmenter(
-        model=state.best_model.eval(),
-        classes=plan.train_set.classes,
-        palette=plan.train_set.palette,
-        options=plan.config.eval,
-        device=plan.device,
-        info={"sha256": None},
-    )
-    try:
-        return _evaluate(plan, segmenter)
-    finally:
-        state.model.train()
-
-
-def finish(plan: Plan, state: TrainState, log: RunLog | None) -> None:
-    """Scores the last checkpoint and writes RUN/model, then RUN/metrics.json as the last file.
-
-    Raises:
-        InterruptedByUserError, StoppedError: a stop was asked for; the training itself is saved.
-    """
-    segmenter = load(checkpoint.checkpoint_folders(plan.run)[0], str(plan.device))
-    try:
-        evaluation = _evaluate(plan, segmenter)
-    except InterruptedByUserError as error:
-        raise plan.stop.error("trained and saved, but not yet evaluated") from error
-    show_scores(plan, log, state.step, evaluation)
+def write_result(plan: Plan, state: TrainState, evaluation: Evaluation) -> None:
+    """Writes RUN/model, then timing.json and, as the last file of a run, metrics.json."""
     result = TrainResult(
         model=plan.run / "model",
         steps=state.step,
@@ -85,14 +53,6 @@ def finish(plan: Plan, state: TrainState, log: RunLog | None) -> None:
     summary = _summary(plan, result, state.weights_sha256)
     save_model(result.model, state.best_model, describe(plan, summary))
     write_metrics(plan.run, evaluation)
-
-
-def show_scores(plan: Plan, log: RunLog | None, step: int, evaluation: Evaluation) -> None:
-    """Reports the scores and, where there is a log, writes them into it."""
-    scores = evaluation.scores
-    plan.reporter.message(f"step {step}: val mIoU {scores.miou:.4f}")
-    if log is not None:
-        log.evaluation(step, scores.miou, scores.accuracy)
 
 
 def finished_result(plan: Plan, found: Checkpoint | None) -> TrainResult | None:
@@ -124,10 +84,6 @@ def read_result(run: Path) -> TrainResult:
         images_per_second=training["images_per_second"],
         peak_memory_bytes=training["peak_memory_bytes"],
     )
-
-
-def _evaluate(plan: Plan, segmenter: Segmenter) -> Evaluation:
-    return evaluate(segmenter, plan.val_set, progress=plan.reporter.evaluating, stop=plan.stop)
 
 
 def _summary(plan: Plan, result: TrainResult, weights_sha256: str | None) -> dict[str, Any]:
