@@ -24,11 +24,11 @@ from segdeform.config.loading import load_config
 from segdeform.config.schema import Config
 from segdeform.machine.device import keep_freed_memory
 from segdeform.models import build_model, freeze_batch_norm
+from segdeform.training.loop import PRECISIONS
 from segdeform.training.losses import segmentation_loss
 from segdeform.training.optim import build_optimizer
 
 CLASSES = 11
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def make_step(config: Config, device: torch.device) -> Callable[[], None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segdeform.ablation.comparison import ArmResult, Interval, compare_arms, verdict
-from segdeform.ablation.plan import Arm, Plan, Variant, make_arms
+from segdeform.ablation.plan import Ablation, Arm, Variant, make_arms
 from segdeform.ablation.runner import Runner
 from segdeform.config.loading import load_config
 from segdeform.errors import UsageError
@@ -21,10 +21,10 @@ from segdeform.files.kept_settings import keep_settings
 from segdeform.files.lock import run_lock
 
 __all__ = [
+    "Ablation",
     "Arm",
     "ArmResult",
     "Interval",
-    "Plan",
     "Variant",
     "compare_arms",
     "make_arms",
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-def run_ablation(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
+def run_ablation(plan: Ablation, say: Callable[[str], None]) -> dict[str, Any]:
     """Trains what is not trained yet, writes OUTPUT/ablation.json and returns its content.
 
     Raises:
@@ -59,7 +59,7 @@ def _refuse_foreign(output: Path) -> None:
         )
 
 
-def _settle(plan: Plan) -> None:
+def _settle(plan: Ablation) -> None:
     """Notes what all runs share, or compares it with what an earlier call noted."""
     config = load_config(plan.config, plan.overrides).model_dump(mode="json")
     shared = {
@@ -73,7 +73,7 @@ def _settle(plan: Plan) -> None:
         raise write_error(plan.output, error) from error
 
 
-def _run(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
+def _run(plan: Ablation, say: Callable[[str], None]) -> dict[str, Any]:
     finished = Runner(plan, say).run()
     results = [ArmResult(arm) for arm in plan.arms]
     for result in results:

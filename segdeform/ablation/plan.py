@@ -53,7 +53,7 @@ def make_arms(
 
 
 @dataclass(frozen=True)
-class Plan:
+class Ablation:
     """An ablation: what is trained, on what, where."""
 
     config: str

@@ -14,14 +14,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from segdeform.ablation.plan import Arm, Plan
+from segdeform.ablation.plan import Ablation, Arm
 from segdeform.errors import InterruptedByUserError, PartialFailureError, StoppedError
 
 
 class Runner:
     """Works the runs off, one at a time on each device."""
 
-    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
+    def __init__(self, plan: Ablation, say: Callable[[str], None]) -> None:
         self.plan, self.say = plan, say
         self.finished: dict[tuple[Arm, int], dict[str, Any]] = {}
         self.failed: list[tuple[str, int]] = []  # what it said, exit code

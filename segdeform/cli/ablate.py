@@ -53,7 +53,7 @@ def ablate(
 
     Every run is a folder of its own; the same command goes on after any interruption.
     """
-    from segdeform.ablation import Plan, make_arms, run_ablation
+    from segdeform.ablation import Ablation, make_arms, run_ablation
     from segdeform.config.loading import load_config
 
     variants = [word.strip() for word in variant.split(",")]
@@ -68,12 +68,12 @@ def ablate(
     given = overrides or []
     for arm in arms:  # before the first run, not after hours
         load_config(config, [*given, *arm.overrides()])
-    plan = Plan(config, data, output, arms, seeds, given, devices.split(","), threads)
+    ablation = Ablation(config, data, output, arms, seeds, given, devices.split(","), threads)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)
 
-    facts = run_ablation(plan, say)
+    facts = run_ablation(ablation, say)
     if json_output:
         print_json(facts)
         return

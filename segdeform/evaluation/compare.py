@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from segdeform.errors import DataError
 from segdeform.evaluation import bootstrap
 from segdeform.evaluation.bootstrap import Interval
-from segdeform.evaluation.confusion import number
 from segdeform.evaluation.counts import picture_scores
 from segdeform.evaluation.result import Result
+from segdeform.files.atomic import json_number
 
 # What a comparison is about to find out, or what cannot change a score by itself.
 _EXPECTED_TO_DIFFER = {"model_sha256", "root"}
@@ -42,9 +42,9 @@ class Difference:
         """Returns the fields as JSON values."""
         return {
             "name": self.name,
-            "a": number(self.first),
-            "b": number(self.second),
-            "change": number(self.change),
+            "a": json_number(self.first),
+            "b": json_number(self.second),
+            "change": json_number(self.change),
             "interval": None if self.interval is None else list(self.interval),
             "clear": self.clear,
         }
@@ -67,8 +67,8 @@ class Comparison:
             "miou": self.miou.to_json(),
             "classes": [difference.to_json() for difference in self.classes],
             "images": [
-                {"name": image.name, "a": number(image.first), "b": number(image.second)}
-                | {"change": number(image.change)}
+                {"name": image.name, "a": json_number(image.first), "b": json_number(image.second)}
+                | {"change": json_number(image.change)}
                 for image in self.images
             ],
             "protocol": {key: list(values) for key, values in self.protocol.items()},

@@ -110,8 +110,3 @@ def mean(values: Sequence[float]) -> float:
     """Returns the mean of the values that are not NaN; NaN where there is none."""
     present = [value for value in values if not math.isnan(value)]
     return math.fsum(present) / len(present) if present else math.nan
-
-
-def number(value: float) -> float | None:
-    """Returns the value as JSON has it: None for NaN."""
-    return None if math.isnan(value) else float(value)

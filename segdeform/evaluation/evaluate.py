@@ -30,7 +30,7 @@ from segdeform.errors import (
 from segdeform.evaluation import bootstrap
 from segdeform.evaluation.bootstrap import Interval
 from segdeform.evaluation.boundary import BOUNDARY_WIDTH
-from segdeform.evaluation.confusion import Scores, mean, number, scores
+from segdeform.evaluation.confusion import Scores, mean, scores
 from segdeform.evaluation.counts import (
     Column,
     Counts,
@@ -40,6 +40,7 @@ from segdeform.evaluation.counts import (
     picture_scores,
     ratio,
 )
+from segdeform.files.atomic import json_number
 from segdeform.inference import AUTOMATIC_TILE, WHOLE_LIMIT, predict_labels
 from segdeform.machine.processes import Processes
 from segdeform.segmenter import Segmenter
@@ -102,22 +103,22 @@ class Evaluation:
         rows = [
             {
                 "name": name,
-                "iou": number(self.scores.iou[k]),
+                "iou": json_number(self.scores.iou[k]),
                 "iou_interval": _listed(of_classes[k]),
-                "boundary_iou": number(self.boundary_iou[k]),
-                "accuracy": number(self.scores.class_accuracy[k]),
+                "boundary_iou": json_number(self.boundary_iou[k]),
+                "accuracy": json_number(self.scores.class_accuracy[k]),
                 "truth_pixels": int(truth[k]),
                 "predicted_pixels": int(predicted[k]),
             }
             for k, name in enumerate(self.classes)
         ]
         value = {
-            "miou": number(self.scores.miou),
+            "miou": json_number(self.scores.miou),
             "miou_interval": _listed(of_miou),
-            "accuracy": number(self.scores.accuracy),
-            "mean_accuracy": number(self.scores.mean_accuracy),
-            "fw_iou": number(self.scores.fw_iou),
-            "boundary_iou": number(mean(self.boundary_iou)),
+            "accuracy": json_number(self.scores.accuracy),
+            "mean_accuracy": json_number(self.scores.mean_accuracy),
+            "fw_iou": json_number(self.scores.fw_iou),
+            "boundary_iou": json_number(mean(self.boundary_iou)),
             "classes": rows,
             "confusion_matrix": self.matrix.tolist(),
             "protocol": self.protocol,

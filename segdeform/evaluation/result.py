@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segdeform.errors import DataError, ModelError, UsageError
-from segdeform.evaluation.confusion import number
 from segdeform.evaluation.counts import Column, Rows
-from segdeform.files.atomic import write_error, write_json, write_text
+from segdeform.files.atomic import json_number, write_error, write_json, write_text
 from segdeform.files.manifest import MANIFEST, replacing_folder, verify_manifest
 
 if TYPE_CHECKING:
@@ -161,7 +160,7 @@ def _image_rows(evaluation: Evaluation) -> Iterable[Sequence[Any]]:
     for index, name in enumerate(evaluation.pictures):
         height, width = (int(side) for side in counts.sizes[index])
         void = int(counts.void[index])
-        values = [number(float(column[index])) for column in columns]
+        values = [json_number(float(column[index])) for column in columns]
         yield name, *values, height, width, height * width - void, void
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -62,6 +63,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as indented JSON atomically; NaN and infinities raise ValueError."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def json_number(value: float) -> float | None:
+    """Returns a number as JSON has it: None for NaN and infinities."""
+    return float(value) if math.isfinite(value) else None
 
 
 def write_error(path: Path, error: OSError) -> SegdeformError:

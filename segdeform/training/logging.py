@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 from torch import Tensor
 
-from segdeform.files.atomic import write_error, write_text
+from segdeform.files.atomic import json_number, write_error, write_text
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class RunLog:
         self._write(step, {"val/miou": miou, "val/accuracy": accuracy})
 
     def _write(self, step: int, values: dict[str, float]) -> None:
-        plain = {name.partition("/")[2]: _finite(value) for name, value in values.items()}
+        plain = {name.partition("/")[2]: json_number(value) for name, value in values.items()}
         kind = next(iter(values)).partition("/")[0]
         try:
             self._file.write(json.dumps({"step": step, "kind": kind, **plain}) + "\n")
@@ -209,10 +209,6 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _finite(value: float) -> float | None:
-    return value if value - value == 0 else None  # JSON has no NaN
 
 
 def _lines_until(path: Path, step: int) -> list[str]:
