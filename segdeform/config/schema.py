@@ -87,7 +87,7 @@ class TrainConfig(_Section):
     schedule: Literal["poly", "cosine", "constant"] = "poly"
     poly_power: Positive = 0.9
     min_lr_factor: Fraction = Field(0.01, description="final rate / lr")
-    warmup_steps: int = Field(0, ge=0, description="linear warm-up from 0")
+    warmup_steps: int = Field(0, ge=0, description="linear warm-up from 0; fewer than steps")
     backbone_lr_factor: float = Field(1.0, ge=0, description="backbone's rate / lr")
     offset_lr_factor: float = Field(0.1, ge=0, description="offset branches' rate / their layer's")
     freeze_bn: bool = Field(
@@ -100,13 +100,25 @@ class TrainConfig(_Section):
     loss: Literal["cross_entropy", "ohem"] = "cross_entropy"
     ohem_keep: Fraction = Field(0.25, description="least share of the hardest pixels kept")
     ohem_threshold: Fraction = Field(0.7, description="pixels with p(truth) below this are kept")
-    class_weights: tuple[float, ...] | None = Field(None, description="one a class, in order")
+    class_weights: tuple[float, ...] | None = Field(
+        None,
+        description="one a class, in order, 0 or more and not all 0; the loss is divided by them",
+    )
     label_smoothing: Fraction = 0.0
     auxiliary_weight: float = Field(0.4, ge=0, description="weight of the auxiliary loss")
     seed: int = Field(0, ge=0, lt=2**31)
     save_every: int = Field(1000, ge=1, description="steps between checkpoints")
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: only at the end")
     log_every: int = Field(20, ge=1, description="steps between log lines")
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> TrainConfig:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"train.warmup_steps = {self.warmup_steps} leaves nothing of train.steps = "
+                f"{self.steps}: make it smaller, or 0"
+            )
+        return self
 
 
 class EvalConfig(_Section):

@@ -16,7 +16,11 @@ def cross_entropy(
     class_weights: Tensor | None = None,  # [K] float32
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Averages the cross entropy over labelled pixels, each weighted by its class."""
+    """Averages the cross entropy over labelled pixels, each class of the target by its weight.
+
+    With smoothing e the target of label y is (1 - e) for y plus e / K for every class (Szegedy et
+    al. 2016), so that a pixel weighs (1 - e) w[y] + e mean(w).
+    """
     total = F.cross_entropy(
         logits,
         labels,
@@ -25,7 +29,7 @@ def cross_entropy(
         reduction="sum",
         label_smoothing=label_smoothing,
     )
-    return _divide(total, _pixel_weights(labels, class_weights).sum())
+    return _divide(total, _pixel_weights(labels, class_weights, label_smoothing).sum())
 
 
 def ohem(
@@ -79,11 +83,12 @@ def segmentation_loss(
     return loss + train.auxiliary_weight * side
 
 
-def _pixel_weights(labels: Tensor, class_weights: Tensor | None) -> Tensor:
+def _pixel_weights(labels: Tensor, class_weights: Tensor | None, smoothing: float) -> Tensor:
     labelled = labels != IGNORE
     if class_weights is None:
         return labelled
-    return torch.where(labelled, class_weights[torch.where(labelled, labels, 0)], 0.0)
+    of_label = (1 - smoothing) * class_weights + smoothing * class_weights.mean()  # [K]
+    return torch.where(labelled, of_label[torch.where(labelled, labels, 0)], 0.0)
 
 
 def _divide(total: Tensor, weight: Tensor) -> Tensor:

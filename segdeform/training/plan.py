@@ -64,6 +64,8 @@ def check_config(
             )
         if min(train.class_weights) < 0:
             raise ConfigError("train.class_weights holds a negative number: use 0 or more")
+        if max(train.class_weights) == 0:
+            raise ConfigError("train.class_weights are all 0: nothing would be learned from")
     if train.precision == "fp16" and device.type != "cuda":
         raise ConfigError("train.precision = fp16 needs a CUDA device: use bf16 or fp32")
     if train.batch_size % peers.size:

@@ -157,7 +157,9 @@ def test_a_copy_can_be_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[
     (source / "val").symlink_to(source / "train")
     with (source / "data.yaml").open("a") as file:
         file.write("val: val/images\n")
-    words = ["--set", "train.steps=1", "--set", "model.weights=none", "--set", "data.crop=[64,64]"]
+    keys = ("steps=1", "warmup_steps=0")
+    settings = [f"train.{key}" for key in keys] + ["model.weights=none", "data.crop=[64,64]"]
+    words = [word for setting in settings for word in ("--set", setting)]
     words += ["--set", "model.backbone=mobilenet_v2", "--set", "train.batch_size=2"]
     words += ["--set", "model.head_channels=8", "--workers", "0", "--device", "cpu"]
     train = ["train", "folder", "--output", str(tmp_path / "run"), *words]

@@ -105,6 +105,11 @@ def test_a_folder_does_not_hide_a_shipped_config(
         ),
         ("data: {crop: [9]}", "my.yaml: data.crop = [9]: too few values"),
         ("data: {scale: [2, 1]}", "my.yaml: data: data.scale is [low, high] with low <= high"),
+        (
+            "train: {steps: 20, warmup_steps: 20}",
+            "my.yaml: train: train.warmup_steps = 20 leaves nothing of train.steps = 20: make it "
+            "smaller, or 0",
+        ),
         ("model: {head: unet}", "my.yaml: model.head = \"unet\": input should be 'deeplab', "),
         ("train: {lr: &a [*a]}", "my.yaml: a value is no number, text"),
         ("train: {lr: 1, lr: 2}", "my.yaml, line 1, column 16: not valid YAML: the key 'lr' is"),

@@ -185,6 +185,7 @@ def test_frozen_batch_norm_stays_as_it_was(shapes: Path, tmp_path: Path) -> None
     ("changes", "message"),
     [
         ({"train": {"class_weights": [1, 2]}}, "train.class_weights"),
+        ({"train": {"class_weights": [0] * 7}}, "train.class_weights are all 0"),
         ({"train": {"precision": "fp16"}}, "train.precision"),
         ({"deform": {"layers": 99}}, "deform.layers"),
     ],

@@ -20,12 +20,43 @@ def _case(seed: int, ignored: float = 0.2) -> tuple[Tensor, Tensor]:
     return logits, labels.where(torch.rand(2, 4, 5, generator=generator) >= ignored, 255)
 
 
-@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 2.0, 1.0])])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("weights", "smoothing"), [(None, 0.0), (None, 0.1), (torch.tensor([0.5, 2.0, 1.0]), 0.0)]
+)
 def test_cross_entropy_is_torchs_mean(weights: Tensor | None, smoothing: float) -> None:
     logits, labels = _case(0)
     expected = F.cross_entropy(logits, labels, weights, ignore_index=255, label_smoothing=smoothing)
     torch.testing.assert_close(cross_entropy(logits, labels, weights, smoothing), expected)
+
+
+@pytest.mark.parametrize("weights", [(0.5, 2.0, 1.0), (0.0, 1.0, 3.0)])
+@pytest.mark.parametrize("smoothing", [0.1, 0.7])
+def test_weights_and_smoothing_are_a_weighted_mean(
+    weights: tuple[float, ...], smoothing: float
+) -> None:
+    """Every pixel and class is a term of its own: -log p with the weight w[k] target[k]."""
+    logits, labels = _case(0)
+    terms, total = [], 0.0
+    for n, y, x in zip(*torch.nonzero(labels != 255, as_tuple=True), strict=True):
+        log_p = logits[n, :, y, x].double().log_softmax(0).tolist()
+        for k, weight in enumerate(weights):
+            share = smoothing / 3 + (1 - smoothing) * float(k == labels[n, y, x])
+            terms.append(-log_p[k] * share * weight)
+            total += share * weight
+    found = cross_entropy(logits, labels, torch.tensor(weights), smoothing).item()
+    assert found == pytest.approx(math.fsum(terms) / total, rel=1e-5)
+    # A mean of -log p lies between the extremes of what it is a mean of.
+    assert -logits.log_softmax(1).max() <= found <= -logits.log_softmax(1).min()
+
+
+def test_a_pixel_of_a_class_without_weight_counts_as_much_as_its_target() -> None:
+    logits = torch.tensor([[[[5.0, 0.0]], [[0.0, 1.0]], [[-1.0, 0.5]]]])  # [1, 3, 1, 2]
+    labels = torch.tensor([[[0, 0]]])
+    weights = torch.tensor([0.0, 1.0, 2.0])
+    # Its target holds e / K of each class, so the mean is that of the weighted other classes.
+    log_p = logits.log_softmax(1)[0, :, 0]
+    expected = -(log_p[1].sum() * 1 + log_p[2].sum() * 2) / (2 * 3)
+    torch.testing.assert_close(cross_entropy(logits, labels, weights, 0.1), expected)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "ohem"])

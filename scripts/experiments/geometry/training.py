@@ -114,7 +114,7 @@ def _training(budget: Budget, seed: int) -> TrainConfig:
         batch_size=budget.batch,
         lr=0.05,
         schedule="cosine",
-        warmup_steps=min(50, budget.steps),
+        warmup_steps=min(50, budget.steps - 1),
         seed=seed,
     )
 
