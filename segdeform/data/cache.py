@@ -1,6 +1,6 @@
-"""A split as decoded bytes on disk, which training maps into memory: crops without decoding.
+"""A split as decoded bytes on disk, which training reads instead: crops without decoding.
 
-ROOT/.segdeform-cache/SPLIT-FINGERPRINT/ holds them (see `mapped.py`; `segdeform.preparing.cache`
+ROOT/.segdeform-cache/SPLIT-FINGERPRINT/ holds them (see `decoded.py`; `segdeform.preparing.cache`
 writes them). They are the very arrays that `read_pair` gives, so training has the same bits with
 the cache and without it. The fingerprint is of paths, sizes and times of all files, and of what
 decodes them: after any change the cache is not used any more.
@@ -19,7 +19,7 @@ import PIL
 from PIL import features
 
 from segdeform.data.dataset import Dataset
-from segdeform.data.mapped import open_cache
+from segdeform.data.decoded import open_cache
 from segdeform.errors import DataError
 from segdeform.version import __version__
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from segdeform.data.decoded import Cache
 from segdeform.data.image_io import UInt8, read_image, read_mask
-from segdeform.data.mapped import Cache
 from segdeform.errors import DataError
 
 Mask = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -90,10 +90,11 @@ class Dataset:
 def read_pair(dataset: Dataset, index: int) -> tuple[UInt8, UInt8]:
     """Reads a picture, uint8 [H, W, 3] RGB, and its labels, uint8 [H, W], classes or IGNORE.
 
-    Raises DataError naming the file (and value and position of a label outside the classes).
+    Raises DataError naming the file (and value and position of a label outside the classes), or
+    the cache that is read instead.
     """
     if dataset.cache is not None:
-        return dataset.cache.read(index)
+        return _cached_pair(dataset, dataset.cache, index)
     sample = dataset.samples[index]
     if sample.mask is None:
         raise DataError(f"{sample.image}: has no mask")
@@ -105,6 +106,14 @@ def read_pair(dataset: Dataset, index: int) -> tuple[UInt8, UInt8]:
             f"{sample.mask}: is {rows}x{columns} (HxW), its picture {sample.image} "
             f"is {height}x{width}"
         )
+    return image, labels
+
+
+def _cached_pair(dataset: Dataset, cache: Cache, index: int) -> tuple[UInt8, UInt8]:
+    image, labels = cache.read(index)
+    # IGNORE, 255, wraps to 0: one comparison tells every byte that is no label.
+    if (labels + np.uint8(1)).max() > len(dataset.classes):
+        raise cache.damaged(index)
     return image, labels
 
 

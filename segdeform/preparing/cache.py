@@ -1,4 +1,4 @@
-"""Writes a split as decoded bytes, for training to map into memory; see `segdeform.data.cache`."""
+"""Writes a split as decoded bytes, for training to read; see `segdeform.data.cache`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from segdeform.checking.cache import FactCache, cache_path
 from segdeform.checking.facts import picture_facts
 from segdeform.data.cache import VERSION, cache_folder
 from segdeform.data.dataset import Dataset, read_pair
-from segdeform.data.image_io import UInt8, image_size
-from segdeform.data.mapped import (
+from segdeform.data.decoded import (
     IMAGES,
     INDEX,
     LABELS,
@@ -28,6 +27,7 @@ from segdeform.data.mapped import (
     open_cache,
     pair_sha256,
 )
+from segdeform.data.image_io import UInt8, image_size
 from segdeform.errors import DataError
 from segdeform.files.atomic import write_error, write_json
 from segdeform.files.lock import run_lock
@@ -73,7 +73,7 @@ def _is_intact(folder: Path, count: int, progress: Callable[[int, int], None]) -
     try:
         cache = open_cache(folder, count)
         for index in range(count):
-            cache.check(index)
+            cache.read_checked(index)
             progress(index + 1, count)
     except DataError:
         return False
@@ -141,17 +141,19 @@ def _written(partial: Path) -> list[Stored]:
 
 def _count_whole(partial: Path, pairs: Sequence[Stored]) -> int:
     """Counts the pairs before the first one that the arrays do not hold as it was written."""
-    try:
-        images, labels = (np.memmap(partial / name, np.uint8, "r") for name in (IMAGES, LABELS))
-    except (FileNotFoundError, ValueError):  # an empty file cannot be mapped
-        return 0
-    start = count = 0
-    for pair in takewhile(is_sound, pairs):
-        end = start + pair.height * pair.width
-        image, truth = images[3 * start : 3 * end], labels[start:end]
-        if pair_sha256(image, truth, pair.digest) != pair.sha256:
-            break
-        start, count = end, count + 1
+    count = 0
+    with (
+        suppress(FileNotFoundError),
+        (partial / IMAGES).open("rb") as images,
+        (partial / LABELS).open("rb") as labels,
+    ):
+        for pair in takewhile(is_sound, pairs):
+            pixels = pair.height * pair.width
+            image = np.fromfile(images, np.uint8, 3 * pixels)
+            truth = np.fromfile(labels, np.uint8, pixels)
+            if pair_sha256(image, truth, pair.digest) != pair.sha256:
+                break
+            count += 1
     return count
 
 

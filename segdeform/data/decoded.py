@@ -1,4 +1,4 @@
-"""Decoded pairs in one folder, mapped into memory: what a cache of a split consists of.
+"""Decoded pairs in one folder: what a cache of a split consists of.
 
 images.u8 holds all pictures, [H, W, 3] each, one after the other; labels.u8 their classes, [H, W];
 index.json says which is which.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
+from io import FileIO
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +36,10 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class Cache:
-    """The arrays of one split, mapped when first read, in every process for itself."""
+    """The arrays of one split, opened when first read, in every process for itself.
+
+    They are read, not mapped: a file that is cut short while it is mapped ends the process.
+    """
 
     folder: Path
     pairs: tuple[Stored, ...]
@@ -45,32 +50,49 @@ class Cache:
         return [0, *accumulate(pair.height * pair.width for pair in self.pairs)]
 
     @cached_property
-    def _arrays(self) -> tuple[UInt8, UInt8]:
-        try:
-            images, labels = (
-                np.memmap(self.folder / name, np.uint8, "r") for name in (IMAGES, LABELS)
-            )
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.folder}: cannot be read ({error}); {_MEND}") from error
-        if (len(images), len(labels)) != (3 * self._starts[-1], self._starts[-1]):
-            raise DataError(f"{self.folder}: has not the size it should have; {_MEND}")
-        return images, labels
+    def _files(self) -> tuple[FileIO, FileIO]:
+        files = []
+        for name, channels in ((IMAGES, 3), (LABELS, 1)):
+            try:
+                files.append(FileIO(self.folder / name))
+            except OSError as error:
+                raise DataError(f"{self.folder}: cannot be read ({error}); {_MEND}") from error
+            if os.fstat(files[-1].fileno()).st_size != channels * self._starts[-1]:
+                raise DataError(f"{self.folder}: has not the size it should have; {_MEND}")
+        return files[0], files[1]
 
     def read(self, index: int) -> tuple[UInt8, UInt8]:
-        """Returns a picture [H, W, 3] and its labels [H, W], read-only views of the mapped files.
+        """Returns a picture [H, W, 3] and its labels [H, W].
 
-        Raises DataError when the files are missing or of another size.
+        Raises DataError when the files are missing, of another size, or cut short meanwhile.
         """
-        (height, width, *_), start, end = self.pairs[index], *self._starts[index : index + 2]
-        images, labels = self._arrays
-        image = images[3 * start : 3 * end].reshape(height, width, 3)
-        return np.asarray(image), np.asarray(labels[start:end].reshape(height, width))
+        height, width, *_ = self.pairs[index]
+        start, (images, labels) = self._starts[index], self._files
+        return (
+            self._read(images, 3 * start, (height, width, 3)),
+            self._read(labels, start, (height, width)),
+        )
 
-    def check(self, index: int) -> None:
-        """Raises DataError unless the pair's bytes have the SHA-256 that they were written with."""
-        pair = self.pairs[index]
-        if pair_sha256(*self.read(index), pair.digest) != pair.sha256:
-            raise DataError(f"{self.folder}: picture {index} of the cache is damaged; {_MEND}")
+    def _read(self, file: FileIO, start: int, shape: tuple[int, ...]) -> UInt8:
+        pixels = np.empty(shape, np.uint8)
+        try:
+            count = os.preadv(file.fileno(), [pixels.data], start)
+        except OSError as error:
+            raise DataError(f"{self.folder}: cannot be read ({error}); {_MEND}") from error
+        if count != pixels.nbytes:
+            raise DataError(f"{self.folder}: was cut short while it was used; {_MEND}")
+        return pixels
+
+    def read_checked(self, index: int) -> tuple[UInt8, UInt8]:
+        """Does what `read` does; raises DataError, too, unless the bytes have their SHA-256."""
+        pair, (image, labels) = self.pairs[index], self.read(index)
+        if pair_sha256(image, labels, pair.digest) != pair.sha256:
+            raise self.damaged(index)
+        return image, labels
+
+    def damaged(self, index: int) -> DataError:
+        """Returns the error for a pair that is not as it was written."""
+        return DataError(f"{self.folder}: picture {index} of the cache is damaged; {_MEND}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles paths and sizes, not the pictures."""
