@@ -41,7 +41,7 @@ import cuda_ops
 from segdeform.errors import SegdeformError, UsageError
 from segdeform.files.atomic import write_json, write_text
 from segdeform.files.kept_settings import keep_settings
-from segdeform.machine.device import keep_freed_memory
+from segdeform.machine.cpu import keep_freed_memory
 
 app = typer.Typer(add_completion=False)
 

@@ -59,7 +59,7 @@ from segdeform.files.atomic import atomic_path, write_json, write_text
 from segdeform.files.lock import run_lock
 from segdeform.files.manifest import read_json, sha256
 from segdeform.files.tensors import check_fit, read_tensors, write_tensors
-from segdeform.machine.device import keep_freed_memory
+from segdeform.machine.cpu import keep_freed_memory
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -16,8 +15,9 @@ import numpy as np
 from segdeform.checking.cache import FactCache
 from segdeform.checking.facts import Facts, index_facts, mask_facts, picture_facts
 from segdeform.data.dataset import Dataset
-from segdeform.data.mapped import Cache
+from segdeform.data.decoded import Cache
 from segdeform.errors import DataError
+from segdeform.machine.cpu import available_cores
 
 _PATIENCE = 300.0  # seconds without a single file read
 _LAST_FILE = 30.0  # seconds for all files that are being read when one cannot be
@@ -47,8 +47,7 @@ def read_pairs(
 
 def default_workers() -> int:
     """Returns how many threads read fastest: Pillow decodes them side by side, Python does not."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(16, (cores or 1) + 1)
+    return min(16, available_cores() + 1)
 
 
 def _read_pair(dataset: Dataset, cache: FactCache, index: int) -> PairFacts:
@@ -68,8 +67,7 @@ def _decoded_pair(dataset: Dataset, decoded: Cache, index: int) -> PairFacts:
 
     Raises DataError where the decoded form is damaged.
     """
-    decoded.check(index)
-    _, labels = decoded.read(index)
+    _, labels = decoded.read_checked(index)
     height, width = labels.shape
     digest = decoded.pairs[index].digest  # that of `picture_facts`
     mask = index_facts(labels)

@@ -74,7 +74,8 @@ def evaluate(
     from segdeform.checking import check_sound
     from segdeform.data import data_root, load_dataset
     from segdeform.evaluation.run import Wanted, check_wanted, run_evaluation
-    from segdeform.machine.device import available_cores, resolve_device
+    from segdeform.machine.cpu import available_cores
+    from segdeform.machine.device import resolve_device
     from segdeform.machine.processes import own_device, processes
 
     # Labels depend on the threads in the last bit. torchrun would set one a process: the count must

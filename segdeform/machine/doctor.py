@@ -17,6 +17,7 @@ import torch
 
 from cuda_ops import library, reference
 from cuda_ops.parity import CASES, Case, compare, relative_difference, tolerance
+from segdeform.machine.cpu import available_cores
 from segdeform.version import __version__
 
 _PACKAGES = ("torch", "torchvision", "albumentations", "numpy")
@@ -59,8 +60,8 @@ def _package(name: str) -> Check:
 
 
 def _threads() -> Check:
-    cores = os.cpu_count() or 1
-    detail = f"torch uses {torch.get_num_threads()} threads, the machine has {cores} cores"
+    threads, cores = torch.get_num_threads(), available_cores()
+    detail = f"torch uses {threads} threads, this process may use {cores} cores"
     limited = os.environ.get("OMP_NUM_THREADS")
     return Check("threads", "ok", f"{detail}, OMP_NUM_THREADS={limited}" if limited else detail)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 from segdeform.data.image_io import UInt8, write_image, write_index_png
 from segdeform.errors import UsageError
 from segdeform.files.atomic import write_error
+from segdeform.machine.cpu import available_cores
 from segdeform.preparing.shapes_drawing import draw_picture
 from segdeform.preparing.shapes_outlines import OUTLINES
 
@@ -78,7 +78,7 @@ def write_shapes(
         for split in SPLITS:
             (partial / split / "images").mkdir(parents=True)
             (partial / split / "masks").mkdir()
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        with ThreadPoolExecutor(available_cores()) as pool:
             written = pool.map(lambda job: _write_picture(partial, job, seed, draw), jobs)
             for done, _ in enumerate(written, start=1):
                 if progress:

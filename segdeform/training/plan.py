@@ -15,7 +15,7 @@ import cuda_ops
 from segdeform.config.schema import Config
 from segdeform.data.dataset import Dataset
 from segdeform.errors import ConfigError, DataError
-from segdeform.machine.device import available_cores
+from segdeform.machine.cpu import available_cores
 from segdeform.machine.processes import Processes
 from segdeform.machine.signals import StopSignals
 from segdeform.training.logging import Reporter

@@ -21,7 +21,8 @@ from segdeform.errors import ResourceError
 from segdeform.files.atomic import write_text
 from segdeform.files.lock import run_lock
 from segdeform.files.manifest import sha256
-from segdeform.machine.device import keep_freed_memory, require_right_kernels, resolve_device
+from segdeform.machine.cpu import keep_freed_memory
+from segdeform.machine.device import require_right_kernels, resolve_device
 from segdeform.machine.processes import own_device, processes
 from segdeform.machine.signals import StopSignals
 from segdeform.models import build_model, freeze_batch_norm
