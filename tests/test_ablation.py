@@ -7,12 +7,27 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
-from segdeform.ablation import Arm, ArmResult, Interval, make_arms, verdict
+from segdeform.ablation import (
+    Ablation,
+    Arm,
+    ArmResult,
+    Interval,
+    compare_arms,
+    drop_repeated,
+    make_arms,
+    verdict,
+)
+from segdeform.ablation.comparison import _low
 from segdeform.cli import main
+from segdeform.config.loading import load_config
 from segdeform.files.lock import run_lock
 from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
@@ -21,14 +36,11 @@ from segdeform.segmenter import load
 def test_intervals_are_students() -> None:
     stats = pytest.importorskip("scipy.stats")
     values = [0.61, 0.63, 0.6, 0.66, 0.64]
-    for count in (2, 3, 5):
-        found = Interval.of(values[:count])
-        mean, sem = sum(values[:count]) / count, stats.sem(values[:count])
-        expected = stats.t.interval(0.95, count - 1, loc=mean, scale=sem)
-        assert (found.low, found.high) == pytest.approx(expected, rel=1e-3)
-    many = Interval.of([0.0, 1.0] * 20)
-    low, high = stats.t.interval(0.95, 39, loc=0.5, scale=stats.sem([0.0, 1.0] * 20))
-    assert many.low is not None and many.low <= low and many.high is not None and high <= many.high
+    for count, level in ((2, 0.95), (3, 0.95), (5, 0.99), (40, 0.95)):
+        some = (values * 8)[:count]
+        found = Interval.of(some, level)
+        expected = stats.t.interval(level, count - 1, loc=np.mean(some), scale=stats.sem(some))
+        assert (found.low, found.high) == pytest.approx(expected, rel=1e-9)
     assert Interval.of([0.5]) == Interval(0.5, None, None) and not Interval.of([0.5]).beyond_noise
 
 
@@ -46,9 +58,10 @@ def test_every_network_is_trained_once() -> None:
     assert Arm(3, "v1", None).overrides() == ["deform.layers=3", "deform.variant=v1"]
 
 
-def result(layers: int, dilation: int | None, miou: list[float]) -> ArmResult:
+def result(layers: int, dilation: int | None, miou: Sequence[float]) -> ArmResult:
     arm = Arm(layers, "v2" if layers else None, dilation)
-    return ArmResult(arm, miou, [60.0 + layers] * len(miou), [1] * len(miou), 1000)
+    seconds = dict.fromkeys(range(len(miou)), 60.0 + layers)
+    return ArmResult(arm, dict(enumerate(miou)), seconds, dict.fromkeys(seconds, 1), 1000)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +88,118 @@ def test_the_best_plain_network_is_what_counts() -> None:
     ]
     assert "layers0-dilation6" in verdict(arms) and "noise" in verdict(arms)
     assert "Nothing to compare" in verdict(arms[:2])
+
+
+def claims(groups: tuple[int, int], draw: Callable[[], list[NDArray[np.float64]]]) -> list[float]:
+    """Returns how often 400 ablations of D deformable and P plain networks say "paid", "did not"
+    and, for the comparisons one by one, "beyond noise"; last how often the best deformable one
+    would be said to beat the best plain one (with 1 and 5: to lose), by an
+    interval that knows nothing of the choice."""
+    said, sign = np.zeros(4), -1 if groups == (1, 5) else 1
+    for _ in range(400):
+        scores = draw()
+        arms = [result(k + 1, None, scores[k]) for k in range(groups[0])]
+        arms += [result(0, k or None, scores[groups[0] + k]) for k in range(groups[1])]
+        sentence = verdict(arms)
+        best, base = (max(part, key=np.mean) for part in (scores[: groups[0]], scores[groups[0] :]))
+        said += (
+            sentence.startswith("Deformable layers paid"),
+            sentence.startswith("Deformable layers did not pay"),
+            any(row["beyond_noise"] for row in compare_arms(arms)),
+            _low([*((best - base) * sign)], 0.95) > 0,
+        )
+    return list(said / 400)
+
+
+@pytest.mark.parametrize("groups", [(6, 1), (1, 5)])
+def test_chance_pays_no_more_often_than_claimed(groups: tuple[int, int]) -> None:
+    """Networks that are equal: whatever is said of them is wrong. 2.5% a claim, 5% for any."""
+    rng = np.random.default_rng(0)
+    paid, did_not, beyond, uncorrected = claims(
+        groups, lambda: [*rng.normal(size=(sum(groups), 5))]
+    )
+    assert uncorrected > 0.05  # twice what is claimed
+    assert paid <= 0.04 and did_not <= 0.04 and beyond <= 0.07  # 2 standard errors above
+
+
+def test_a_plain_network_whose_seeds_differ_much_is_not_forgotten() -> None:
+    """One of the plain networks is as good as the deformable one, though often not on few seeds."""
+    rng = np.random.default_rng(1)
+
+    def draw() -> list[NDArray[np.float64]]:
+        return [rng.normal(0, 1, 4), rng.normal(0, 30, 4), rng.normal(-6, 1, 4)]
+
+    paid, did_not, _, uncorrected = claims((1, 2), draw)
+    assert uncorrected > 0.1
+    assert paid <= 0.04 and did_not <= 0.04
+
+
+def test_a_true_gain_is_still_found_among_many() -> None:
+    rng = np.random.default_rng(2)
+    paid, did_not, *_ = claims((4, 3), lambda: [rng.normal(4 * (k == 2), 1, 6) for k in range(7)])
+    assert paid > 0.9 and did_not == 0
+
+
+def test_comparisons_are_corrected_step_by_step() -> None:
+    """By hand (Holm): of three, the smallest counts three times, the next twice, the last once."""
+    stats = pytest.importorskip("scipy.stats")
+    base = [0.5, 0.52, 0.49, 0.51, 0.5]
+    noise = np.array([0.01, -0.012, 0.004, 0.006, -0.008])
+    gains = (0.0128, 0.012, 0.035)
+    arms = [result(0, None, base)]
+    arms += [result(k + 1, None, base + noise + gain) for k, gain in enumerate(gains)]
+    chances = [stats.ttest_1samp(noise + gain, 0).pvalue for gain in gains]
+    assert chances[2] * 3 < 0.05 and 0.025 < chances[0] < chances[1] < 0.05 + 0.01
+    assert [row["beyond_noise"] for row in compare_arms(arms)] == [False, False, True]
+    assert compare_arms(arms[:2])[0]["beyond_noise"]  # alone it is clear
+
+
+def test_seeds_without_a_score_are_left_out_of_the_comparison() -> None:
+    plain, deformable = result(0, None, [0.5, 0.51, 0.52, 0.5]), result(3, None, [0.6, 0.62, 0.61])
+    del plain.miou[1]
+    (row,) = compare_arms([plain, deformable])
+    assert row["mean"] == pytest.approx((0.1 + 0.09) / 2)
+    assert "over 2 seeds" in verdict([plain, deformable])
+    assert plain.to_json(5)["miou_by_seed"] == [0.5, None, 0.52, 0.5, None]
+    plain.miou = {3: 0.5}
+    assert "no seed in common" in verdict([plain, deformable])
+    plain.miou = {}
+    assert "too few runs have a score" in verdict([plain, deformable])
+    json.dumps(compare_arms([plain, deformable]), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "dropped"),
+    [
+        (
+            "{backbone: mobilenet_v2, output_stride: 8}",
+            ["layers0-dilation4", "layers3-v2-dilation4"],
+        ),
+        (
+            "{backbone: mobilenet_v2, output_stride: 16}",
+            ["layers0-dilation2", "layers3-v2-dilation2"],
+        ),
+        (
+            "{backbone: resnet50, output_stride: 8}",
+            [],
+        ),  # its first convolution there has dilation 2
+        ("{backbone: resnet50, output_stride: 32}", ["layers0-dilation1", "layers3-v2-dilation1"]),
+    ],
+)
+def test_a_dilation_that_the_network_has_anyway_is_not_trained_again(
+    config: str, dropped: list[str], tmp_path: Path
+) -> None:
+    arms = [
+        Arm(layers, "v2" if layers else None, dilation)
+        for layers in (0, 3)
+        for dilation in (None, 1, 2, 4)
+    ]
+    (tmp_path / "c.yaml").write_text(f"model: {config}\n")
+    configs = [load_config(tmp_path / "c.yaml", arm.overrides()) for arm in arms]
+    kept, repeated = drop_repeated(arms, configs)
+    assert [arm.name for arm, _ in repeated] == dropped
+    assert all(same == Arm(arm.layers, arm.variant, None) for arm, same in repeated)
+    assert kept == [arm for arm in arms if arm.name not in dropped]
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +234,42 @@ def test_runs_are_compared_and_not_repeated(
         assert arm["miou_by_seed"] == [json.loads((run / "metrics.json").read_text())["miou"]]
         assert arm["parameters"] == load(run, "cpu").info["parameters"]
     assert facts["comparisons"][0]["against"] == "layers0"
+
+
+def test_runs_that_fail_or_have_no_score_do_not_end_the_others(
+    tiny: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Processes that stand for training runs: two fail, one has no labels to be scored by."""
+    odd = {(0, 0): "raise SystemExit('segdeform: loss is nan')", (1, 1): "print('?')"}
+
+    def command(plan: Ablation, arm: Arm, seed: int, device: str) -> list[str]:
+        model = plan.folder(arm, seed) / "model"
+        model.mkdir(parents=True)
+        save_file({"w": np.zeros((2, 3 + arm.layers), np.float32)}, model / "model.safetensors")
+        miou = None if (arm.layers, seed) == (0, 1) else 0.5 + 0.1 * arm.layers + 0.01 * seed
+        said = json.dumps({"miou": miou, "seconds": 1.0, "peak_memory_bytes": 5, "steps": 2})
+        return [sys.executable, "-c", odd.get((arm.layers, seed), f"print({said!r})")]
+
+    monkeypatch.setattr(Ablation, "command", command)
+    given = words(tiny, tmp_path, "--layers", "0,1", "--seeds", "3")
+    assert main(given) == 8
+    out, err = capsys.readouterr()
+    assert "layers0-seed1: no score, 1 s" in err and "Nothing to compare" not in out
+    assert err.splitlines()[-1].startswith(
+        "segdeform: 2 of 6 runs failed, the first: layers0-seed0: loss is nan (see "
+    )
+    facts = json.loads((tmp_path / "ablation.json").read_text())
+    plain, deformable = (arm["miou_by_seed"] for arm in facts["arms"])
+    assert (plain, deformable) == ([None, None, 0.52], [0.6, None, 0.62])
+    assert facts["comparisons"][0]["mean"] == pytest.approx(0.1)
+    assert [arm["parameters"] for arm in facts["arms"]] == [6, 8]
+    assert [text.partition(":")[0] for text in facts["failed"]] == [
+        "layers0-seed0",
+        "layers1-v2-seed1",
+    ]
 
 
 def test_a_failed_run_is_named_and_tried_again(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segdeform.ablation.comparison import ArmResult, Interval, compare_arms, verdict
-from segdeform.ablation.plan import Ablation, Arm, Variant, make_arms
+from segdeform.ablation.plan import Ablation, Arm, Variant, drop_repeated, make_arms
 from segdeform.ablation.runner import Runner
 from segdeform.config.loading import load_config
 from segdeform.errors import UsageError
@@ -27,6 +27,7 @@ __all__ = [
     "Interval",
     "Variant",
     "compare_arms",
+    "drop_repeated",
     "make_arms",
     "run_ablation",
     "verdict",
@@ -36,10 +37,12 @@ __all__ = [
 def run_ablation(plan: Ablation, say: Callable[[str], None]) -> dict[str, Any]:
     """Trains what is not trained yet, writes OUTPUT/ablation.json and returns its content.
 
+    A run that fails, or has no score, is left out of the comparison, which goes on; "failed" names
+    it, and the next call tries it again.
+
     Raises:
         UsageError: OUTPUT holds something else, or an ablation with other settings.
         RunLockedError: another process works in OUTPUT.
-        PartialFailureError: a run failed; the others are kept, and the next call tries it again.
         InterruptedByUserError, StoppedError: a run was stopped; call it again.
     """
     _refuse_foreign(plan.output)
@@ -74,22 +77,27 @@ def _settle(plan: Ablation) -> None:
 
 
 def _run(plan: Ablation, say: Callable[[str], None]) -> dict[str, Any]:
-    finished = Runner(plan, say).run()
+    runner = Runner(plan, say)
+    finished = runner.run()
     results = [ArmResult(arm) for arm in plan.arms]
     for result in results:
         for seed in range(plan.seeds):
-            run = finished[result.arm, seed]
-            result.miou.append(run["miou"])
-            result.seconds.append(run["seconds"])
-            result.memory.append(run["peak_memory_bytes"])
+            run = finished.get((result.arm, seed))
+            if run is None:
+                continue
+            if run["miou"] is not None:
+                result.miou[seed] = run["miou"]
+            result.seconds[seed] = run["seconds"]
+            result.memory[seed] = run["peak_memory_bytes"]
             result.parameters = run["parameters"]
     facts = {
         "config": plan.config,
         "overrides": list(plan.overrides),
         "seeds": plan.seeds,
-        "arms": [result.to_json() for result in results],
+        "arms": [result.to_json(plan.seeds) for result in results],
         "comparisons": compare_arms(results),
         "verdict": verdict(results),
+        "failed": [text for text, _ in runner.failed],
     }
     write_json(plan.output / "ablation.json", facts)
     return facts

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from segdeform.config.schema import Config
+
 Variant = Literal["v1", "v2"]
 
 
@@ -50,6 +52,34 @@ def make_arms(
     ]
     arms += [Arm(0, None, dilation) for dilation in plain_dilations]
     return list(dict.fromkeys(arms))
+
+
+def drop_repeated(
+    arms: Sequence[Arm], configs: Sequence[Config]
+) -> tuple[list[Arm], list[tuple[Arm, Arm]]]:
+    """Drops arms whose network is that of an arm before them, as a dilation it has by itself.
+
+    `configs` are those of the arms. Returns the arms kept, and (dropped, the same) pairs. Networks
+    are the same if all their layers say so: they are built, without memory or random numbers.
+
+    Raises:
+        ConfigError: an arm does not suit the backbone.
+    """
+    # torch is imported here because command lines are looked at before it is loaded.
+    import torch
+
+    from segdeform.models import build_model
+
+    first: dict[tuple[str, str], Arm] = {}
+    repeated = []
+    for arm, config in zip(arms, configs, strict=True):
+        with torch.device("meta"):
+            network = build_model(config.model, config.deform, 2, pretrained=False)
+        shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        same = first.setdefault((repr(network), repr(shapes)), arm)
+        if same is not arm:
+            repeated.append((arm, same))
+    return list(first.values()), repeated
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from segdeform.ablation.plan import Ablation, Arm
-from segdeform.errors import InterruptedByUserError, PartialFailureError, StoppedError
+from segdeform.errors import InterruptedByUserError, StoppedError
 
 
 class Runner:
@@ -31,6 +33,10 @@ class Runner:
         self._stopped = False
 
     def run(self) -> dict[tuple[Arm, int], dict[str, Any]]:
+        """Returns what every run that ended well gave; `failed` has the others.
+
+        Raises InterruptedByUserError or StoppedError after a signal.
+        """
         for job in self.plan.runs():
             self._waiting.put(job)
         before = signal.signal(signal.SIGTERM, _end)
@@ -49,7 +55,7 @@ class Runner:
                 signal.signal(signal.SIGTERM, before)
         for worker in workers:
             worker.result()
-        self._raise_failures()
+        self._raise_stop()
         return self.finished
 
     def _stop(self) -> None:
@@ -88,26 +94,28 @@ class Runner:
         if child.returncode != 0:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             reason = lines[-1].removeprefix("segdeform: ") if lines else "it said nothing"
-            self.failed.append((f"{folder.name}: {reason}", child.returncode))
-            if child.returncode in (StoppedError.exit_code, InterruptedByUserError.exit_code):
-                self._stopped = True  # from outside: the others wait for a rerun
+            self._fail(folder.name, reason, child.returncode)
             return
-        result = json.loads(out)
-        self.finished[arm, seed] = result | {"parameters": _parameters(folder)}
-        self.say(f"{folder.name}: val mIoU {result['miou']:.4f}, {result['seconds']:.0f} s")
+        try:
+            told = json.loads(out)
+            result = {key: told[key] for key in ("miou", "seconds", "peak_memory_bytes")}
+            result["parameters"] = _parameters(folder)
+        except (ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
+            self._fail(folder.name, f"its result cannot be read ({error})", 0)
+            return
+        self.finished[arm, seed] = result
+        score = "no score" if result["miou"] is None else f"val mIoU {result['miou']:.4f}"
+        self.say(f"{folder.name}: {score}, {result['seconds']:.0f} s")
 
-    def _raise_failures(self) -> None:
-        if not self.failed:
-            return
-        stopped = [text for text, code in self.failed if code == StoppedError.exit_code]
-        if stopped:
-            raise StoppedError(f"{stopped[0]}; the same command goes on")
-        text, _ = self.failed[0]
-        count = len(self.plan.runs())
-        raise PartialFailureError(
-            f"{len(self.failed)} of {count} runs failed, the first: {text} (see "
-            f"{self.plan.output / 'logs'}; the same command tries again)"
-        )
+    def _fail(self, name: str, reason: str, code: int) -> None:
+        self.failed.append((f"{name}: {reason}", code))
+        if code in (StoppedError.exit_code, InterruptedByUserError.exit_code):
+            self._stopped = True  # from outside: the others wait for a rerun
+
+    def _raise_stop(self) -> None:
+        for text, code in self.failed:
+            if code == StoppedError.exit_code:
+                raise StoppedError(f"{text}; the same command goes on")
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -116,8 +124,6 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def _parameters(run: Path) -> int:
     """Counts the parameters of a run's network, by the header of its weights alone."""
-    from safetensors import safe_open
-
     with safe_open(run / "model" / "model.safetensors", "np") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     statistic = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's, not learned

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from segdeform.cli.output import Data, Json, Threads, print_json
-from segdeform.errors import UsageError
+from segdeform.errors import PartialFailureError, UsageError
 
 
 def ablate(
@@ -53,7 +53,7 @@ def ablate(
 
     Every run is a folder of its own; the same command goes on after any interruption.
     """
-    from segdeform.ablation import Ablation, make_arms, run_ablation
+    from segdeform.ablation import Ablation, drop_repeated, make_arms, run_ablation
     from segdeform.config.loading import load_config
 
     variants = [word.strip() for word in variant.split(",")]
@@ -66,19 +66,28 @@ def ablate(
         _numbers("--plain-dilation", plain_dilation, least=1) if plain_dilation else (),
     )
     given = overrides or []
-    for arm in arms:  # before the first run, not after hours
-        load_config(config, [*given, *arm.overrides()])
+    # Before the first run, not after hours.
+    configs = [load_config(config, [*given, *arm.overrides()]) for arm in arms]
+    arms, repeated = drop_repeated(arms, configs)
     ablation = Ablation(config, data, output, arms, seeds, given, devices.split(","), threads)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)
 
+    for arm, same in repeated:
+        say(f"{arm.name}: the same network as {same.name}, trained once")
     facts = run_ablation(ablation, say)
+    failed, count = facts["failed"], len(ablation.runs())
     if json_output:
         print_json(facts)
-        return
-    print_table(facts)
-    print(f"Written: {output / 'ablation.json'}")
+    elif len(failed) < count:
+        print_table(facts)
+        print(f"Written: {output / 'ablation.json'}")
+    if failed:
+        raise PartialFailureError(
+            f"{len(failed)} of {count} runs failed, the first: {failed[0]} (see "
+            f"{output / 'logs'}; the same command tries again)"
+        )
 
 
 def _numbers(option: str, text: str, least: int) -> list[int]:
@@ -105,18 +114,18 @@ def print_table(facts: dict[str, Any]) -> None:
     against = {row["arm"]: row for row in facts["comparisons"]}
     for arm in facts["arms"]:
         change = against.get(arm["arm"])
-        table.add_row(
-            arm["arm"],
-            _with_interval(arm["miou"], ".3f"),
-            "" if change is None else _with_interval(change, "+.3f"),
-            f"{arm['parameters'] / 1e6:.2f} M",
-            f"{arm['seconds']:.0f} s",
-            f"{arm['peak_memory_bytes'] / 2**20:.0f} MiB",
-        )
+        cells = ["" if change is None else _with_interval(change, "+.3f"), "", "", ""]
+        if arm["parameters"] is not None:
+            cells[1] = f"{arm['parameters'] / 1e6:.2f} M"
+            cells[2] = f"{arm['seconds']:.0f} s"
+            cells[3] = f"{arm['peak_memory_bytes'] / 2**20:.0f} MiB"
+        table.add_row(arm["arm"], _with_interval(arm["miou"], ".3f"), *cells)
     Console().print(table)
     print(facts["verdict"])
 
 
 def _with_interval(row: dict[str, Any], form: str) -> str:
+    if row["mean"] is None:
+        return "\N{EN DASH}"
     mean = f"{row['mean']:{form}}"
     return mean if row["high"] is None else f"{mean} ± {row['high'] - row['mean']:.3f}"
