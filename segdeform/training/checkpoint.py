@@ -14,11 +14,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from segdeform.errors import ModelError
 from segdeform.files.manifest import (
@@ -43,17 +44,17 @@ class TrainState:
     """What changes from step to step; a checkpoint holds all of it."""
 
     model: DeepLab
-    averaged: DeepLab | None  # moving average of the weights
+    averaged: AveragedModel | None  # moving average, of as many updates as steps
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     step: int = 0  # steps done
-    seconds: float = field(default=0.0)  # training time so far, over all interruptions
+    seconds: float = field(default=0.0)  # of training steps, over all interruptions
     weights_sha256: str | None = None  # of the file that the backbone started from
 
     @property
     def best_model(self) -> DeepLab:
         """The network to evaluate and to save in the end: the average where there is one."""
-        return self.model if self.averaged is None else self.averaged
+        return self.model if self.averaged is None else cast(DeepLab, self.averaged.module)
 
 
 class Checkpoint(NamedTuple):
@@ -94,7 +95,7 @@ def save(
     with replacing_folder(folder) as new:
         write_tensors(new / "model.safetensors", state.model.state_dict())
         if state.averaged is not None:
-            write_tensors(new / "ema.safetensors", state.averaged.state_dict())
+            write_tensors(new / "ema.safetensors", state.averaged.module.state_dict())
         write_tensors(new / "optimizer.safetensors", _optimizer_tensors(state))
         write_description(new, description)
         progress = {"step": state.step, "seconds": round(state.seconds, 3)}
@@ -133,7 +134,7 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> None:
     folder = checkpoint.folder
     _load_model(state.model, folder / "model.safetensors")
     if state.averaged is not None:
-        _load_model(state.averaged, folder / "ema.safetensors")
+        _load_model(state.averaged.module, folder / "ema.safetensors")
     _load_optimizer(state, folder / "optimizer.safetensors")
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(checkpoint.record["scaler"])

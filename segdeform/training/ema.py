@@ -1,9 +1,11 @@
-"""Exponential moving average of the weights (Polyak averaging), scored and saved as the model."""
+"""Exponential moving average of the network (Polyak averaging), scored and saved as the model."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def ema_decay(decay: float, step: int) -> float:
@@ -11,10 +13,20 @@ def ema_decay(decay: float, step: int) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-@torch.no_grad()
-def update_ema(averaged: nn.Module, model: nn.Module, decay: float) -> None:
-    """Moves the averaged parameters towards the model's by 1 - decay; buffers are copied."""
-    for average, parameter in zip(averaged.parameters(), model.parameters(), strict=True):
-        average.lerp_(parameter, 1 - decay)
-    for copy, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
-        copy.copy_(buffer)
+def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
+    """Returns the moving average of a network, in evaluation mode.
+
+    The first of its updates copies the network; update n (0-based) moves weights and BatchNorm
+    statistics towards it by 1 - ema_decay(decay, n), where n is read from `n_averaged`.
+    """
+
+    def move(averaged: Sequence[Tensor], current: Sequence[Tensor], update: Tensor | int) -> None:
+        if averaged[0].is_floating_point():
+            of_update = get_ema_multi_avg_fn(ema_decay(decay, int(update)))  # type: ignore[no-untyped-call]
+            of_update(averaged, current, update)
+            return
+        for count, counted in zip(averaged, current, strict=True):  # BatchNorm's, of batches
+            count.copy_(counted)
+
+    average = AveragedModel(model, multi_avg_fn=move, use_buffers=True)
+    return average.eval().requires_grad_(False)

@@ -50,8 +50,10 @@ class LogRecord:
 class Meter:
     """Sums up what happened since the last record, without waiting for the device."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, seconds: float = 0.0) -> None:
+        """Begins to count; `seconds` were trained before."""
         self._device = device
+        self._begun = time.perf_counter() - seconds
         self._restart()
 
     def _restart(self) -> None:
@@ -68,14 +70,22 @@ class Meter:
         self._waited += waited
         self._steps += 1
 
+    def seconds(self) -> float:
+        """Returns the seconds of training so far, without the pauses."""
+        return time.perf_counter() - self._begun
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leaves out the time that goes into something else than training steps."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # the steps' own work belongs to them
         begun = time.perf_counter()
         try:
             yield
         finally:
-            self._since += time.perf_counter() - begun
+            pause = time.perf_counter() - begun
+            self._since += pause
+            self._begun += pause
 
     def read(self, step: int, steps: int, learning_rate: float) -> LogRecord:
         """Returns the averages and starts anew; waits for the device."""

@@ -24,7 +24,6 @@ from segdeform.data.loader import train_loader
 from segdeform.errors import InterruptedByUserError, NotFiniteError
 from segdeform.training import checkpoint
 from segdeform.training.checkpoint import TrainState
-from segdeform.training.ema import ema_decay, update_ema
 from segdeform.training.logging import Meter, Reporter, RunLog
 from segdeform.training.losses import segmentation_loss
 from segdeform.training.optim import set_learning_rate
@@ -88,8 +87,8 @@ def train(
 
 def _train_steps(plan: Plan, state: TrainState, log: RunLog | None) -> None:
     """Does the steps from state.step on; ends early, saved, when a stop is asked for."""
-    train, peers, begun = plan.config.train, plan.peers, time.perf_counter() - state.seconds
-    weights, meter = class_weights(plan), Meter(plan.device)
+    train, peers = plan.config.train, plan.peers
+    weights, meter = class_weights(plan), Meter(plan.device, state.seconds)
     with ExitStack() as stack:
         stack.callback(plan.reporter.stop)
         plan.reporter.start(state.step, train.steps)
@@ -107,7 +106,7 @@ def _train_steps(plan: Plan, state: TrainState, log: RunLog | None) -> None:
             loss = _loss(plan, network, images, labels, weights, step)
             _update(plan, state, loss)
             state.step = step + 1
-            state.seconds = time.perf_counter() - begun
+            state.seconds = meter.seconds()
 
             meter.add(loss.detach(), (labels != IGNORE).any(), train.batch_size, waited)
             plan.reporter.step(state.step)
@@ -186,7 +185,8 @@ def _update(plan: Plan, state: TrainState, loss: Tensor) -> None:
     scaler.step(state.optimizer)
     scaler.update()
     if state.averaged is not None:
-        update_ema(state.averaged, state.model, ema_decay(train.ema_decay, state.step))
+        state.averaged.n_averaged.fill_(state.step)
+        state.averaged.update_parameters(state.model)
 
 
 def _log(plan: Plan, meter: Meter, log: RunLog, step: int, rate: float) -> None:

@@ -22,7 +22,7 @@ class TrainResult:
 
     model: Path  # the model folder
     steps: int
-    seconds: float  # of training, over all interruptions
+    seconds: float  # of training steps, over all interruptions
     miou: float | None  # on the validation split; None: it has no labelled pixel
     images_per_second: float
     peak_memory_bytes: int  # of the GPU, or of the process without one; last resumption only

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -29,6 +28,7 @@ from segdeform.models import build_model, freeze_batch_norm
 from segdeform.models.deeplab import DeepLab
 from segdeform.training import checkpoint
 from segdeform.training.checkpoint import Checkpoint, TrainState
+from segdeform.training.ema import averaged_model
 from segdeform.training.logging import Reporter
 from segdeform.training.optim import build_optimizer
 from segdeform.training.plan import (
@@ -149,7 +149,7 @@ def build_state(plan: Plan, found: Checkpoint | None) -> TrainState:
         freeze_batch_norm(model.backbone)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     model.to(plan.device, memory_format=layout)  # type: ignore[call-overload]
-    averaged = deepcopy(model).eval().requires_grad_(False) if train.ema_decay else None
+    averaged = averaged_model(model, train.ema_decay) if train.ema_decay else None
     fp16 = train.precision == "fp16"
     scaler = torch.amp.GradScaler(plan.device.type, enabled=fp16)
     state = TrainState(model.train(), averaged, build_optimizer(model, train), scaler)

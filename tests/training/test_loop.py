@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from segdeform.files.tensors import read_tensors
 from segdeform.models import build_model
 from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
+from segdeform.training import loop, optim
 from segdeform.training.checkpoint import checkpoint_folders, newest
 from segdeform.training.loop import train
 from segdeform.training.result import TrainResult
@@ -113,6 +115,32 @@ def test_finished_run(shapes: Path, tmp_path: Path) -> None:
     (run / "notes.txt").write_text("mine")
     assert _train(config, shapes, run, overwrite=True).miou == result.miou
     assert (run / "notes.txt").exists()
+
+
+def test_seconds_and_images_count_no_evaluation(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock of its own: a step of two pictures takes 2 s, an evaluation 2000 s."""
+    now = 0.0
+
+    class SlowEvaluation(ReporterThat):
+        def evaluating(self, done: int, total: int) -> None:
+            nonlocal now
+            now += 1000
+
+    def set_learning_rate(*given: Any) -> float:
+        nonlocal now
+        now += 2
+        return optim.set_learning_rate(*given)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(loop, "set_learning_rate", set_learning_rate)
+    config = tiny_config(steps=4, eval_every=1, save_every=2)
+    with pytest.raises(StoppedError):
+        _train(config, shapes, tmp_path, reporter=SlowEvaluation(2, send(signal.SIGTERM)))
+    result = _train(config, shapes, tmp_path, resume=True, reporter=SlowEvaluation())
+    logged = [e["images_per_second"] for e in _log(tmp_path) if e["kind"] == "train"]
+    assert (logged, result.images_per_second, result.seconds) == ([1.0] * 4, 1.0, 8.0)
 
 
 def test_other_config_or_data_is_not_resumed(shapes: Path, tmp_path: Path) -> None:
