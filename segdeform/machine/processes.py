@@ -1,28 +1,34 @@
 """Several processes that train or score one model, as `torchrun` starts them; usually there is one.
 
-Rank 0 alone writes files, and evaluates while training. All other exchange is the averaging of
-gradients, the gathering of counts and, each step, the question whether anyone was asked to stop.
+They compute what one process would compute: sums over the whole batch, gradients of that one loss,
+pictures shared out and counted together. Rank 0 alone has a run folder, decides where a run goes
+on, and writes; the others are told. No wait has a limit that honest work could exceed, see
+`machine.meeting`.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from segdeform.errors import PeerLostError, SegdeformError
+from segdeform.errors import SegdeformError
+from segdeform.machine.meeting import JOINING, Meeting, join, lost
 
-TIMEOUT = timedelta(seconds=120)  # for a peer in the same step
-RANK_ZERO_TIMEOUT = timedelta(minutes=30)  # while rank 0 checks data, evaluates or saves
+# For an exchange of tensors, which all begin within one step's time; the heartbeat is the guard
+# against lost processes.
+EXCHANGE = timedelta(hours=1)
 
 _LOST = ("Connection closed", "Connection reset", "Timed out", "timed out", "NCCL error")
 
@@ -33,7 +39,7 @@ class Processes:
 
     rank: int = 0
     size: int = 1
-    waiting: dist.ProcessGroup | None = None  # of patient members, for waiting on rank 0
+    meeting: Meeting | None = None  # None: alone
 
     @property
     def first(self) -> bool:
@@ -45,43 +51,62 @@ class Processes:
         if self.size == 1:
             return model
         devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices)
+        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
-    def any(self, flag: bool, *, patient: bool = False) -> bool:
-        """Tells whether the flag is set in any process; all must ask, `patient` ones up to 30 min.
-
-        Raises:
-            PeerLostError: a process is gone or silent.
-        """
-        if self.size == 1:
-            return flag
-        value = torch.tensor([int(flag)])
-        group = self.waiting if patient else None
-        _exchange(lambda: dist.all_reduce(value, op=dist.ReduceOp.MAX, group=group))
-        return bool(value.item())
-
-    def on_first(self, action: Callable[[], object]) -> None:
-        """Runs the action on rank 0 while the others wait; its failure ends all of them.
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Leaves the block when all processes are through theirs; a failure in one ends them all.
 
         Raises:
-            SegdeformError: what the action raised, on rank 0.
-            PeerLostError: the action failed on rank 0, or rank 0 is lost; on the others.
+            PeerLostError: another process failed in its block, or is lost.
         """
-        if self.size == 1:
-            action()
+        if self.meeting is None:
+            yield
             return
-        failure = None
-        if self.first:
-            try:
-                action()
-            except SegdeformError as error:
-                failure = error
-        value = torch.tensor([int(failure is not None)])
-        _exchange(lambda: dist.broadcast(value, src=0, group=self.waiting))
-        if failure is not None:
-            raise failure
-        if value.item():
-            raise PeerLostError("The first process failed: its message says why")
+        self.meeting.alone = True
+        try:
+            yield
+        except BaseException as error:
+            self.meeting.fail(_line(error))
+            raise
+        finally:
+            self.meeting.alone = False
+        self.meeting.votes(False)
+
+    def anyone(self, flag: bool) -> bool:
+        """Tells whether the flag is set in any process; all must ask.
+
+        Raises:
+            PeerLostError: a process failed or is lost.
+        """
+        return flag if self.meeting is None else self.meeting.votes(flag) > 0
+
+    def share(self, value: Any) -> Any:
+        """Returns rank 0's JSON value to every process; what the others give is not looked at.
+
+        Raises:
+            PeerLostError: a process failed or is lost.
+        """
+        return value if self.meeting is None else json.loads(self.meeting.share(json.dumps(value)))
+
+    @torch.no_grad()
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrites tensors, as many and of the same shapes everywhere, with rank 0's bits."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            flat = tensor.contiguous()  # in rows, whatever the layout of the network
+            dist.broadcast(flat, src=0)
+            tensor.copy_(flat)
+
+    @torch.no_grad()
+    def total(self, value: Tensor) -> Tensor:
+        """Returns the sum of a tensor over all processes; no gradient passes."""
+        if self.size == 1:
+            return value.detach()
+        value = value.detach().clone()
+        dist.all_reduce(value)
+        return value
 
     def gather(
         self,
@@ -90,53 +115,79 @@ class Processes:
         """Returns the rows of all processes, to every process; all must ask.
 
         Raises:
-            PeerLostError: a process is gone or silent.
+            PeerLostError: a process failed or is lost.
         """
-        if self.size == 1:
+        if self.meeting is None:
             return rows
+        self.meeting.votes(False)  # has no limit, unlike what follows
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        _exchange(lambda: dist.all_gather(lengths, torch.tensor([len(rows)])))
+        dist.all_gather(lengths, torch.tensor([len(rows)]))
         longest = max(int(length) for length in lengths)
         padded = torch.zeros(longest, rows.shape[1], dtype=torch.int64)
         padded[: len(rows)] = torch.from_numpy(rows)
         parts = [torch.zeros_like(padded) for _ in range(self.size)]
-        _exchange(lambda: dist.all_gather(parts, padded))
+        dist.all_gather(parts, padded)
         kept = [part[: int(length)] for part, length in zip(parts, lengths, strict=True)]
         return torch.cat(kept).numpy()
-
-    @contextmanager
-    def errors(self) -> Iterator[None]:
-        """Tells a lost peer, met in the averaging of gradients, from other errors.
-
-        Raises:
-            PeerLostError: a process is gone or silent.
-        """
-        try:
-            yield
-        except RuntimeError as error:
-            if self.size == 1 or not any(sign in str(error) for sign in _LOST):
-                raise
-            raise _lost(error) from error
 
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """Joins the process group that torchrun's environment describes; alone without one."""
+    """Joins the processes that torchrun's environment describes; alone without one.
+
+    An error that leaves the block ends the others too, with its text in theirs.
+
+    Raises:
+        PeerLostError: another process does not come, failed, or is lost.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Processes()
         return
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    rank = own_rank()
+    with _lost_peers():
+        limit = timedelta(seconds=JOINING)
+        store, _, _ = next(iter(dist.rendezvous("env://", rank, size, timeout=limit)))
+        store = join(store, rank, size)
+        meeting = Meeting(store, rank, size)
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
-        waiting = dist.new_group(backend="gloo", timeout=RANK_ZERO_TIMEOUT)
-        assert isinstance(waiting, dist.ProcessGroup)  # every rank is a member
-    except (RuntimeError, ValueError) as error:
-        raise PeerLostError(f"The processes do not find each other: {_line(error)}") from error
-    try:
-        yield Processes(dist.get_rank(), size, waiting)
+        with _lost_peers():
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            group = dist.PrefixStore("group", store)
+            dist.init_process_group(
+                backend, store=group, rank=rank, world_size=size, timeout=EXCHANGE
+            )
+            yield Processes(rank, size, meeting)
+    except BaseException as error:
+        meeting.fail(_line(error))
+        raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        meeting.leave()
+
+
+@contextmanager
+def _lost_peers() -> Iterator[None]:
+    """Tells a lost peer, met in the averaging of gradients, from other errors."""
+    try:
+        yield
+    except dist.DistError as error:
+        raise lost(error) from error
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _LOST):
+            raise
+        raise lost(error) from error
+
+
+def own_rank() -> int:
+    """Returns this process's number among all, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def neighbours() -> int:
+    """Returns how many of the processes run on this machine, this one included."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -147,19 +198,6 @@ def own_device(device: torch.device) -> torch.device:
     return device
 
 
-def _exchange(collective: Callable[[], object]) -> None:
-    try:
-        collective()
-    except RuntimeError as error:
-        raise _lost(error) from error
-
-
-def _lost(error: Exception) -> PeerLostError:
-    return PeerLostError(
-        f"Another process is lost ({_line(error)}): run the same command again, "
-        "a training with --resume"
-    )
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]
+def _line(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0][:1000]
+    return text if isinstance(error, SegdeformError) else f"{type(error).__name__} {text}".strip()
