@@ -89,7 +89,9 @@ class Ranks:
         return [Ended(*end, code) for end, code in zip(ended, codes, strict=True)]
 
 
-def run_ranks(size: int, work: Callable[..., Any], *arguments: Any, **environment: str) -> list[Any]:
+def run_ranks(
+    size: int, work: Callable[..., Any], *arguments: Any, **environment: str
+) -> list[Any]:
     """Returns what `work(*arguments)` returns in each of `size` processes; none may fail."""
     ends = Ranks(size, work, *arguments, **environment).ended()
     assert not any(end.error for end in ends), ends

@@ -94,7 +94,9 @@ def evaluate(
         check_wanted(pairs, wanted)  # before every file is read
         with progress_bar("checking", shown=peers.first) as progress:
             say = partial(print, file=sys.stderr)
-            peers.on_first(partial(check_sound, [pairs], progress=progress, say=say))
+            with peers.in_step():
+                if peers.first:
+                    check_sound([pairs], progress=progress, say=say)
         # From here on, Ctrl-C waits for the picture at hand, in all processes.
         with (
             stop_on_interrupt() as stop,

@@ -23,9 +23,7 @@ from segdeform.errors import (
     DataError,
     InterruptedByUserError,
     NotFiniteError,
-    PeerLostError,
     ResourceError,
-    SegdeformError,
 )
 from segdeform.evaluation import bootstrap
 from segdeform.evaluation.bootstrap import Interval
@@ -188,22 +186,16 @@ def share_pictures(
 ) -> None:
     """Calls `work(index)` for every picture, each in one of the processes, which keep in step.
 
-    So a failure, a stop or the loss of one process ends all of them within a picture's time. A
-    giant picture may take one of them minutes longer than the others: they are patient.
+    So a failure, a stop or the loss of one process ends all of them within a picture's time.
     """
     for first in range(0, total, peers.size):
-        failure: SegdeformError | None = None
-        if stop is not None and stop():
-            failure = InterruptedByUserError(
+        if peers.anyone(stop is not None and stop()):
+            raise InterruptedByUserError(
                 f"evaluation stopped after {first} of {total} pictures; nothing was written"
             )
-        elif (index := first + peers.rank) < total:
-            try:
+        with peers.in_step():
+            if (index := first + peers.rank) < total:
                 work(index)
-            except SegdeformError as error:
-                failure = error
-        if peers.any(failure is not None, patient=True):
-            raise failure or PeerLostError("Another process failed: its message says why")
         if progress is not None:
             progress(min(first + peers.size, total), total)
 

@@ -98,7 +98,9 @@ def run_evaluation(
                 maps = folder if wanted.official else None
                 write_result(wanted.output, evaluation, report, maps)
 
-        peers.on_first(write)
+        with peers.in_step():
+            if peers.first:
+                write()
     return evaluation
 
 
@@ -146,14 +148,18 @@ def _label_maps(wanted: Wanted, peers: Processes) -> Iterator[Path | None]:
     """Lends all processes one folder for label maps, beside what they are for; None: not needed."""
     target = wanted.output if wanted.official else wanted.submission
     places = [path.resolve() for path in (wanted.output, wanted.submission) if path is not None]
-    for place in places:
-        peers.on_first(partial(_make_parent, place))
+    with peers.in_step():
+        if peers.first:
+            for place in places:
+                _make_parent(place)
     if target is None:
         yield None
         return
     target = target.resolve()
     folder = target.with_name(f".{target.name}.labels")
-    peers.on_first(partial(_make_anew, folder))
+    with peers.in_step():
+        if peers.first:
+            _make_anew(folder)
     try:
         yield folder
     finally:

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch.distributed as dist
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from segdeform.errors import PeerLostError
 
@@ -29,7 +29,7 @@ _YES = 2**32  # one vote, above the count of those present
 T = TypeVar("T")
 
 
-def join(store: dist.Store, rank: int, size: int) -> dist.Store:
+def join(store: Store, rank: int, size: int) -> Store:
     """Returns a store that only these processes know, once all of them are there.
 
     torchrun's store outlives a restart of the processes, with all that the lost ones wrote; and the
@@ -53,13 +53,13 @@ def join(store: dist.Store, rank: int, size: int) -> dist.Store:
             pause("rank 0")
         name = store.get(f"welcome/{name}").decode()
         store.add(f"joined/{name}", 1)
-        return dist.PrefixStore(name, store)
+        return PrefixStore(name, store)
     while (here := store.add(f"joined/{name}", 0)) < size - 1:
         for other in range(1, size):
             if store.check([f"join/{other}"]):
                 store.set("welcome/" + store.get(f"join/{other}").decode(), name)
         pause(f"{size - 1 - here} of {size - 1}")
-    return dist.PrefixStore(name, store)
+    return PrefixStore(name, store)
 
 
 class Meeting:
@@ -70,7 +70,7 @@ class Meeting:
     never end, this process ends after a moment, with PeerLostError's exit code.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+    def __init__(self, store: Store, rank: int, size: int) -> None:
         self._store, self._rank, self._size = store, rank, size
         self._turn = 0
         self._shared = 0
@@ -88,10 +88,15 @@ class Meeting:
         said = self._ask(lambda: self._store.add(turn, 1 + _YES * yes))
         if said % _YES < self._size:
             return int(self._wait_for(f"{turn}/votes"))
-        self._ask(lambda: self._store.set(f"{turn}/votes", str(said // _YES)))
-        for key in (f"turn/{self._turn - 1}", f"turn/{self._turn - 1}/votes"):
-            self._ask(lambda key=key: self._store.delete_key(key))  # type: ignore[misc]
-        return said // _YES
+
+        def close() -> None:
+            self._store.set(f"{turn}/votes", str(said // _YES))
+            before = f"turn/{self._turn - 1}"  # which all have left
+            self._store.delete_key(before)
+            self._store.delete_key(f"{before}/votes")
+
+        self._ask(close)
+        return int(said // _YES)
 
     def share(self, text: str) -> str:
         """Returns the text of rank 0, to every process."""
@@ -146,7 +151,7 @@ class Meeting:
         return self._ask(lambda: self._store.get(key)).decode()
 
     def _heard(self) -> PeerLostError:
-        """Returns another's failure; waits for it to end first, so that its message is the first."""
+        """Returns the failure of another, once that one has had time to end first."""
         failure = failed(self._ask(lambda: self._store.get("failure")))
         self._failed = True
         deadline = time.monotonic() + FAREWELL
@@ -165,7 +170,7 @@ class Meeting:
         except RuntimeError as error:
             raise lost(error) from error
 
-    def _watch(self, store: dist.Store) -> None:
+    def _watch(self, store: Store) -> None:
         """Writes signs of life and looks for those of rank 0, or of all others at rank 0."""
         others = range(1, self._size) if self._rank == 0 else range(1)
         seen = {other: (b"", time.monotonic()) for other in others}

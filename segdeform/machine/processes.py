@@ -21,6 +21,8 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from segdeform.errors import SegdeformError
@@ -147,13 +149,13 @@ def processes(device: torch.device) -> Iterator[Processes]:
     rank = own_rank()
     with _lost_peers():
         limit = timedelta(seconds=JOINING)
-        store, _, _ = next(iter(dist.rendezvous("env://", rank, size, timeout=limit)))
+        store, _, _ = next(iter(rendezvous("env://", rank, size, timeout=limit)))
         store = join(store, rank, size)
         meeting = Meeting(store, rank, size)
     try:
         with _lost_peers():
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            group = dist.PrefixStore("group", store)
+            group = PrefixStore("group", store)
             dist.init_process_group(
                 backend, store=group, rank=rank, world_size=size, timeout=EXCHANGE
             )

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, closing, nullcontext, suppress
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +80,9 @@ def train(
             with RunLog(output, state.step) if plan.peers.first else nullcontext() as log:
                 plan.stop.deferred = True
                 _train_steps(plan, state, log)
-                plan.peers.on_first(partial(_finish, plan, state, log))
+                with plan.peers.in_step():
+                    if plan.peers.first:
+                        _finish(plan, state, log)
         return read_result(output)
 
 
@@ -92,7 +93,6 @@ def _train_steps(plan: Plan, state: TrainState, log: RunLog | None) -> None:
     with ExitStack() as stack:
         stack.callback(plan.reporter.stop)
         plan.reporter.start(state.step, train.steps)
-        stack.enter_context(peers.errors())
         network = peers.wrap(state.model, plan.device)
         batches = stack.enter_context(closing(_batches(plan, state.step)))
         for step in range(state.step, train.steps):
@@ -113,10 +113,14 @@ def _train_steps(plan: Plan, state: TrainState, log: RunLog | None) -> None:
             if log is not None and _due(state.step, train.log_every, train.steps):
                 _log(plan, meter, log, state.step, rate)
             if train.eval_every and state.step % train.eval_every == 0 and state.step < train.steps:
-                peers.on_first(partial(_evaluate, plan, state, log, meter))
-            stopped = peers.any(plan.stop())
+                with peers.in_step():
+                    if peers.first:
+                        _evaluate(plan, state, log, meter)
+            stopped = peers.anyone(plan.stop())
             if stopped or _due(state.step, train.save_every, train.steps):
-                peers.on_first(partial(_save, plan, state, meter))
+                with peers.in_step():
+                    if peers.first:
+                        _save(plan, state, meter)
             if stopped:
                 raise plan.stop.error(f"saved at step {state.step} of {train.steps}")
 

@@ -79,8 +79,10 @@ def open_run(
         if workers is None:
             workers = default_workers(own)
         plan = Plan(config, train_set, val_set, run, own, workers, peers, stop, reporter)
-        peers.on_first(lambda: stack.enter_context(run_lock(run)))
-        peers.on_first(lambda: refuse_run(run, resume=resume, overwrite=overwrite))
+        with peers.in_step():
+            if peers.first:
+                stack.enter_context(run_lock(run))
+                refuse_run(run, resume=resume, overwrite=overwrite)
         yield plan, _first_state(plan, resume, overwrite)
 
 
@@ -92,8 +94,10 @@ def _first_state(plan: Plan, resume: bool, overwrite: bool) -> TrainState | None
         plan.reporter.message(f"{plan.run} is finished: {result.steps} steps")
         return None
     state = build_state(plan, found)
-    plan.peers.on_first(lambda: check_pictures(plan))
-    plan.peers.on_first(lambda: begin_run(plan, overwrite))
+    with plan.peers.in_step():
+        if plan.peers.first:
+            check_pictures(plan)
+            begin_run(plan, overwrite)
     return state
 
 

@@ -61,7 +61,7 @@ def test_two_processes_train_one_model(shapes: Path, tmp_path: Path) -> None:
     refused = _torchrun(tmp_path, config, shapes, run)
     assert refused.returncode != 0
     assert "UsageError" in refused.stderr
-    assert "PeerLostError: The first process failed" in refused.stderr
+    assert "PeerLostError: Another process failed (number 0: " in refused.stderr
 
 
 def test_batch_that_cannot_be_shared(
