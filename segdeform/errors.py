@@ -6,8 +6,14 @@ Anything else that escapes is a bug in segdeform: exit code 1, the only case wit
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+# The errno of disk, quota, memory or file handles that ended.
+EXHAUSTED = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+)
 
 
 class SegdeformError(Exception):

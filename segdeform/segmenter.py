@@ -22,7 +22,13 @@ from torch import Tensor
 from segdeform.config.schema import DeformConfig, EvalConfig, ModelConfig
 from segdeform.errors import ConfigError, DataError, ModelError
 from segdeform.files.atomic import write_json
-from segdeform.files.manifest import MANIFEST, read_json, replacing_folder, verify_manifest
+from segdeform.files.manifest import (
+    MANIFEST,
+    find_folder,
+    read_json,
+    replacing_folder,
+    verify_manifest,
+)
 from segdeform.files.tensors import check_fit, read_tensors, write_tensors
 from segdeform.machine.device import require_right_kernels, resolve_device
 from segdeform.models import build_model
@@ -201,7 +207,7 @@ def _fill(description: ModelDescription, tensors: Mapping[str, Tensor], source: 
 def _find_model(path: Path) -> tuple[Path, dict[str, str]]:
     """Finds the folder that a user means; returns it and the verified {file: SHA-256}."""
     required = (DESCRIPTION, WEIGHTS)
-    for folder in (path, path / "model"):
+    for folder in map(find_folder, (path, path / "model")):
         if any((folder / name).exists() for name in (*required, MANIFEST)):
             return folder, verify_manifest(folder, required)
     steps = [folder for folder in path.glob("checkpoints/step-*") if _step(folder) >= 0]

@@ -5,7 +5,6 @@ Nothing here imports torch: the commands do so when they run, so that `--help` a
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -26,11 +25,10 @@ from segdeform.cli.info import info
 from segdeform.cli.predict import predict
 from segdeform.cli.prepare import prepare
 from segdeform.cli.train import train
-from segdeform.errors import InterruptedByUserError, ResourceError, SegdeformError
+from segdeform.errors import EXHAUSTED, InterruptedByUserError, ResourceError, SegdeformError
 from segdeform.machine import interrupts
 from segdeform.version import __version__
 
-_RESOURCES = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 _READER_GONE = 141  # what a shell reports for a program that ended by SIGPIPE
 
 app = typer.Typer(
@@ -132,7 +130,7 @@ def _resource_that_ended(error: Exception) -> str:
     """Names the resource, or returns "" when the error is about something else."""
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror}" if error.errno in _RESOURCES else ""
+        return f"{place}{error.strerror}" if error.errno in EXHAUSTED else ""
     if type(error).__name__ == "OutOfMemoryError":  # torch's
         return "GPU memory ended: lower train.batch_size or data.crop, or use --tile"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):

@@ -5,7 +5,6 @@ Pictures become uint8 RGB. Masks stay what the file holds: integers, one a pixel
 
 from __future__ import annotations
 
-import errno
 import stat
 import struct
 import zlib
@@ -28,7 +27,13 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from segdeform.errors import DataError, ResourceError, SegdeformError, UnsafeInputError
+from segdeform.errors import (
+    EXHAUSTED,
+    DataError,
+    ResourceError,
+    SegdeformError,
+    UnsafeInputError,
+)
 from segdeform.files.atomic import atomic_path
 
 UInt8 = npt.NDArray[np.uint8]
@@ -67,7 +72,6 @@ _DAMAGE = (
     struct.error,
     zlib.error,
 )
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
 
 _EXIF_ORIENTATION = 0x0112
 # What turns the stored pixels of each EXIF orientation upright.
@@ -201,7 +205,7 @@ def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     except MemoryError as error:
         raise ResourceError(f"{path}: not enough memory to decode it") from error
     except OSError as error:
-        if error.errno in _EXHAUSTED:
+        if error.errno in EXHAUSTED:
             raise ResourceError(f"{path}: {error.strerror}") from error
         raise DataError(f"{path}: cannot be read: {error.strerror or _one_line(error)}") from error
     except _DAMAGE as error:

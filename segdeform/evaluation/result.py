@@ -24,7 +24,7 @@ import numpy as np
 from segdeform.errors import DataError, ModelError, UsageError
 from segdeform.evaluation.counts import Column, Rows
 from segdeform.files.atomic import json_number, write_error, write_json, write_text
-from segdeform.files.manifest import MANIFEST, replacing_folder, verify_manifest
+from segdeform.files.manifest import MANIFEST, find_folder, replacing_folder, verify_manifest
 
 if TYPE_CHECKING:
     from segdeform.evaluation.evaluate import Evaluation
@@ -117,6 +117,7 @@ def read_result(folder: Path) -> Result:
     Raises:
         DataError: it is missing, damaged, or no result of an evaluation.
     """
+    folder = find_folder(folder)
     if not (folder / METRICS).is_file() or not (folder / COUNTS).is_file():
         raise DataError(
             f"{folder}: holds no result of an evaluation; "

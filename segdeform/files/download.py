@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from segdeform.errors import DownloadError
-from segdeform.files.atomic import write_error
+from segdeform.files.atomic import sync, write_error
 from segdeform.files.space import require_space
 from segdeform.version import __version__
 
@@ -115,7 +115,7 @@ def _fetch(
     if not checksum.fits(part):
         file.truncate(0)
         raise DownloadError(f"{url}: the checksum is wrong; the file there is another one now")
-    os.fsync(file.fileno())
+    sync(part)
     part.rename(path)
 
 

@@ -54,9 +54,9 @@ def _acquire(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        owner = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+        owner = _described(os.pread(descriptor, 1000, 0))
         raise RunLockedError(
-            f"{folder} is in use by another process {owner}: wait for it or choose another --output"
+            f"{folder} is in use by {owner}: wait for it or choose another --output"
         ) from error
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(_identity()).encode(), 0)
@@ -66,3 +66,13 @@ def _identity() -> dict[str, str | int]:
     boot_id = Path("/proc/sys/kernel/random/boot_id")
     boot = boot_id.read_text().strip() if boot_id.exists() else ""
     return {"pid": os.getpid(), "host": socket.gethostname(), "boot_id": boot}
+
+
+def _described(content: bytes) -> str:
+    """Words what the holder of a lock wrote of itself; it may have had no time to do so."""
+    try:
+        owner = json.loads(content)
+        host = "this machine" if owner["host"] == socket.gethostname() else f"host {owner['host']}"
+        return f"process {int(owner['pid'])} on {host}"
+    except (ValueError, TypeError, LookupError):
+        return "another process"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from segdeform.errors import ModelError, UsageError
-from segdeform.files.atomic import write_error
+from segdeform.files.atomic import exchange, sync, write_error
 from segdeform.files.atomic import write_json as write_json
 
 MANIFEST = "manifest.json"
@@ -26,21 +25,6 @@ def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fsync_file(path: Path) -> None:
-    """Forces a file's bytes to the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def fsync_folder(path: Path) -> None:
-    """Forces a folder's entries (creations, renames) to the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_json(path: Path) -> Any:
@@ -66,10 +50,10 @@ def write_manifest(folder: Path) -> None:
     """
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
     for path in files:
-        fsync_file(path)
+        sync(path)
     entries = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}
     write_json(folder / MANIFEST, {"files": entries})
-    fsync_folder(folder)
+    sync(folder)
 
 
 def verify_manifest(folder: Path, required: Iterable[str] = ()) -> dict[str, str]:
@@ -121,20 +105,24 @@ def _entries(folder: Path) -> dict[str, tuple[str, int]]:
 def replacing_folder(target: Path) -> Iterator[Path]:
     """Yields an empty folder that takes the place of `target`, complete, when the block ends.
 
-    The block writes plain files into it; the manifest is written here. A former `target` is
-    deleted only after the new one has been verified in its place. One writer at a time.
+    The block writes plain files into it; the manifest is written here. A former `target` stays
+    until the new one has been verified, and the two are swapped in one step. Where the drive cannot
+    do that, a kill between two renames leaves the former one beside its place: `find_folder` and
+    the next writer look there. One writer at a time.
 
     Raises:
         UsageError: `target` exists and is not a folder that was written this way, or writing there
             is not allowed.
         ResourceError: the disk is full.
     """
+    if target.is_symlink():
+        target = target.resolve()  # what the link points at is replaced, not the link
     if target.is_dir():
         if any(target.iterdir()) and not (target / MANIFEST).is_file():
             raise UsageError(f"{target} holds other files; choose another output folder")
     elif target.exists():
         raise UsageError(f"{target} is not a folder; choose another output folder")
-    new, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("new", "old"))
+    new, old = target.with_name(f".{target.name}.new"), _former(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if old.exists() and not target.exists():  # killed between the two renames below
@@ -145,13 +133,26 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         new.mkdir()
         yield new
         write_manifest(new)
-        if target.exists():
+        verify_manifest(new)
+        if not target.exists():
+            new.rename(target)
+        elif not exchange(new, target):
             target.rename(old)
-        new.rename(target)
-        fsync_folder(target.parent)
-        verify_manifest(target)
+            new.rename(target)
+        sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise write_error(target, error) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def find_folder(target: Path) -> Path:
+    """Returns where a folder is that `replacing_folder` wrote: at `target`, or, where a kill has
+    stopped that half-way, beside it. Whether there is one at all, the caller sees."""
+    former = _former(target)
+    return former if former.is_dir() and not target.exists() else target
+
+
+def _former(target: Path) -> Path:
+    return target.parent / f".{target.name}.old"  # with_name refuses "."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,7 @@ from segdeform.data.decoded import (
 )
 from segdeform.data.image_io import UInt8, image_size
 from segdeform.errors import DataError
-from segdeform.files.atomic import write_error, write_json
+from segdeform.files.atomic import sync, write_error, write_json
 from segdeform.files.lock import run_lock
 from segdeform.files.space import require_space
 
@@ -166,4 +165,4 @@ def _sizes(dataset: Dataset, first: int, workers: int) -> list[tuple[int, int]]:
 def _sync(*files: BinaryIO) -> None:
     for file in files:
         file.flush()
-        os.fsync(file.fileno())
+        sync(Path(file.name))

@@ -22,9 +22,9 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from segdeform.errors import ModelError
+from segdeform.files.atomic import sync
 from segdeform.files.manifest import (
     MANIFEST,
-    fsync_folder,
     read_json,
     replacing_folder,
     verify_manifest,
@@ -172,7 +172,7 @@ def _delete_others(run: Path, newest_folder: Path) -> None:
         if path not in recent:
             # Renamed first: a kill half-way must not leave a damaged checkpoint behind.
             shutil.rmtree(path.rename(path.with_name(f".{path.name}.old")))
-    fsync_folder(newest_folder.parent)
+    sync(newest_folder.parent)
 
 
 def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:

@@ -3,13 +3,26 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from segdeform.errors import ModelError, ResourceError, UsageError
 from segdeform.files import manifest
-from segdeform.files.manifest import MANIFEST, replacing_folder, verify_manifest, write_manifest
+from segdeform.files.atomic import exchange
+from segdeform.files.manifest import (
+    MANIFEST,
+    find_folder,
+    replacing_folder,
+    verify_manifest,
+    write_manifest,
+)
 
 
 @pytest.fixture
@@ -107,7 +120,7 @@ def test_a_full_disk_leaves_the_former_folder_alone(
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(manifest, "fsync_file", full)
+    monkeypatch.setattr(manifest, "sync", full)
     with pytest.raises(ResourceError, match="No space left"):
         write(folder, "second")
     verify_manifest(folder)
@@ -130,6 +143,63 @@ def test_what_a_killed_writer_left_is_cleared(folder: Path) -> None:
     assert (folder / "b.txt").read_text() == "second"
 
 
+@pytest.mark.parametrize("swaps", [True, False], ids=["swap in one step", "two renames"])
+@pytest.mark.parametrize("calls", range(4))
+def test_a_kill_at_any_rename_leaves_the_old_folder_or_the_new(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, calls: int, swaps: bool
+) -> None:
+    child = os.fork()
+    if child == 0:  # it dies at the call of this number, or comes to its end
+        left = calls
+
+        def dying(move: Callable[..., Any]) -> Callable[..., Any]:
+            def moved(*paths: Path, **options: Any) -> Any:
+                nonlocal left
+                if left == 0:
+                    os._exit(9)
+                left -= 1
+                return move(*paths, **options)
+
+            return moved
+
+        with suppress(BaseException):
+            swap = exchange if swaps else lambda *paths: False
+            monkeypatch.setattr(manifest, "exchange", dying(swap))
+            monkeypatch.setattr(Path, "rename", dying(Path.rename))
+            monkeypatch.setattr(manifest.shutil, "rmtree", dying(shutil.rmtree))
+            write(folder, "second")
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, 9)
+    if swaps:  # so that readers need to know nothing
+        verify_manifest(folder, ("b.txt",))
+    found = find_folder(folder)
+    verify_manifest(found, ("b.txt",))
+    assert (found / "b.txt").read_text() == ("second" if calls > (0 if swaps else 2) else "first")
+    write(folder, "third")
+    assert (folder / "b.txt").read_text() == "third"
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_this_system_swaps_folders_in_one_step(folder: Path) -> None:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("renameat2 is Linux's")
+    (folder.parent / "other").mkdir()
+    assert exchange(folder, folder.parent / "other")
+    assert not list(folder.iterdir()) and (folder.parent / "other" / "b.txt").is_file()
+    with pytest.raises(FileNotFoundError):
+        exchange(folder, folder.parent / "missing")
+
+
+def test_the_folder_behind_a_link_is_replaced(folder: Path) -> None:
+    link = folder.with_name("link")
+    link.symlink_to(folder.name)
+    for text in ("second", "third"):
+        write(link, text)
+        assert link.is_symlink() and (folder / "b.txt").read_text() == text
+        assert sorted(folder.parent.iterdir()) == [link, folder]
+
+
 def test_other_peoples_folders_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").touch()
@@ -146,7 +216,7 @@ def test_a_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def fail(path: Path) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(manifest, "fsync_file", fail)
+    monkeypatch.setattr(manifest, "sync", fail)
     with pytest.raises(OSError, match="Input/output"):
         write_manifest(tmp_path)
     assert not (tmp_path / MANIFEST).exists()
