@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import cuda_ops
-from segdeform.config.schema import Config
+from segdeform.config.schema import Config, EvalConfig
 from segdeform.data.dataset import Dataset
 from segdeform.errors import ConfigError, DataError
 from segdeform.machine.cpu import available_cores
@@ -21,7 +21,10 @@ from segdeform.machine.signals import StopSignals
 from segdeform.training.logging import Reporter
 
 # Keys that change no weight: a resumed run may have others.
-FREE_KEYS = frozenset({"train.save_every", "train.eval_every", "train.log_every"})
+FREE_KEYS = frozenset(
+    {"train.save_every", "train.eval_every", "train.log_every"}
+    | {f"eval.{key}" for key in EvalConfig.model_fields}
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,9 @@ def check_resumable(plan: Plan, record: dict[str, Any]) -> None:
         DataError: the split that has other pictures or classes.
     """
     ours = plan.record()
-    old, new = _flat(record.get("config")), _flat(ours["config"])
+    # A key that the run's own version did not know has had its default's meaning.
+    old = _flat(Config().model_dump(mode="json")) | _flat(record.get("config"))
+    new = _flat(ours["config"])
     for key in sorted(old.keys() | new.keys()):
         if key not in FREE_KEYS and old.get(key) != new.get(key):
             raise ConfigError(

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from segdeform.errors import ModelError
 from segdeform.evaluation.evaluate import Evaluation
 from segdeform.evaluation.result import write_metrics
 from segdeform.files.manifest import MANIFEST, verify_manifest
-from segdeform.segmenter import ModelDescription, read_description, save_model
-from segdeform.training.checkpoint import Checkpoint, TrainState
+from segdeform.segmenter import (
+    DESCRIPTION,
+    WEIGHTS,
+    ModelDescription,
+    read_description,
+    save_model,
+)
+from segdeform.training.checkpoint import TrainState
 from segdeform.training.logging import peak_memory
-from segdeform.training.plan import Plan, environment
+from segdeform.training.plan import Plan, check_resumable, environment
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,11 @@ def describe(plan: Plan, training: dict[str, Any]) -> ModelDescription:
 
 def write_result(plan: Plan, state: TrainState, evaluation: Evaluation) -> None:
     """Writes RUN/model, then timing.json and, as the last file of a run, metrics.json."""
+    model = plan.run / "model"
+    if not (model / MANIFEST).exists():
+        shutil.rmtree(model, ignore_errors=True)  # a damaged one; only our files are in it
     result = TrainResult(
-        model=plan.run / "model",
+        model=model,
         steps=state.step,
         seconds=round(state.seconds, 1),
         miou=evaluation.to_json()["miou"],
@@ -51,21 +62,39 @@ def write_result(plan: Plan, state: TrainState, evaluation: Evaluation) -> None:
         peak_memory_bytes=peak_memory(plan.device),
     )
     summary = _summary(plan, result, state.weights_sha256)
-    save_model(result.model, state.best_model, describe(plan, summary))
+    save_model(model, state.best_model, describe(plan, summary))
     write_metrics(plan.run, evaluation)
 
 
-def finished_result(plan: Plan, found: Checkpoint | None) -> TrainResult | None:
-    """Returns the result of a run that has nothing left to do; None of any other.
+def is_finished(plan: Plan) -> bool:
+    """Tells whether the run folder holds what this plan ends with, whatever checkpoints are left.
+
+    A damaged model is named and counts as not written; nor does one count that is to be used in
+    another way (`eval.*`), since metrics.json has to say how it scores so.
 
     Raises:
-        ModelError: the finished model is damaged.
+        ConfigError, DataError: the finished run began with other settings or data.
     """
-    finished = found is not None and found.step == plan.config.train.steps
-    written = (plan.run / "metrics.json", plan.run / "model" / MANIFEST)
-    if not finished or not all(path.exists() for path in written):
-        return None
-    return read_result(plan.run)
+    if not (plan.run / "metrics.json").exists() or not (plan.run / "model").exists():
+        return False
+    try:
+        verify_manifest(plan.run / "model", (WEIGHTS, DESCRIPTION))
+        description = read_description(plan.run / "model" / DESCRIPTION)
+    except ModelError as error:
+        plan.reporter.message(f"{error}: it has to be written again")
+        return False
+    training = description.training
+    networks = {
+        key: getattr(description, key).model_dump(mode="json") for key in ("model", "deform")
+    }
+    record = {
+        "config": networks | {key: training.get(key) for key in ("data", "train")},
+        # A model of an earlier version does not tell its pictures.
+        "data": training.get("pictures", plan.record()["data"]),
+        "environment": training.get("environment"),
+    }
+    check_resumable(plan, record)
+    return description.eval == plan.config.eval
 
 
 def read_result(run: Path) -> TrainResult:
@@ -99,6 +128,7 @@ def _summary(plan: Plan, result: TrainResult, weights_sha256: str | None) -> dic
         "train_split": plan.train_set.split,
         "val_split": plan.val_set.split,
         "train_pictures": len(plan.train_set),
+        "pictures": plan.record()["data"],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(plan.device, plan.peers.size),
         **started_from,

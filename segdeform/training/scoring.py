@@ -32,12 +32,13 @@ def score_now(plan: Plan, state: TrainState) -> Evaluation:
 
 
 def score_last_checkpoint(plan: Plan) -> Evaluation:
-    """Scores the network of the newest checkpoint.
+    """Scores the network of the newest checkpoint, in the way that the config says now.
 
     Raises:
         InterruptedByUserError, StoppedError: a stop was asked for; the training itself is saved.
     """
     segmenter = load(checkpoint.checkpoint_folders(plan.run)[0], str(plan.device))
+    segmenter.options = plan.config.eval
     try:
         return _score(plan, segmenter)
     except InterruptedByUserError as error:

@@ -16,7 +16,7 @@ from segdeform.config.loading import dump_config
 from segdeform.config.schema import Config
 from segdeform.data import load_dataset
 from segdeform.data.cache import with_cache
-from segdeform.errors import ResourceError
+from segdeform.errors import ModelError, ResourceError
 from segdeform.files.atomic import write_text
 from segdeform.files.lock import run_lock
 from segdeform.files.manifest import sha256
@@ -38,8 +38,8 @@ from segdeform.training.plan import (
     check_same_classes,
     default_workers,
 )
-from segdeform.training.result import finished_result
-from segdeform.training.run_folder import refuse_run, remove_run
+from segdeform.training.result import is_finished
+from segdeform.training.run_folder import holds_run, refuse_run, remove_run
 
 _CHECK_NEWS = 10.0  # seconds between lines while a large data set is checked for the first time
 
@@ -88,11 +88,10 @@ def open_run(
 
 def _first_state(plan: Plan, resume: bool, overwrite: bool) -> TrainState | None:
     """Returns the state to go on from or to begin with; None where nothing is left to do."""
-    found = find_checkpoint(plan, resume)
-    result = finished_result(plan, found)
-    if result is not None:
-        plan.reporter.message(f"{plan.run} is finished: {result.steps} steps")
+    if resume and is_finished(plan):
+        plan.reporter.message(f"{plan.run} is finished: {plan.config.train.steps} steps")
         return None
+    found = find_checkpoint(plan) if resume else None
     state = build_state(plan, found)
     with plan.peers.in_step():
         if plan.peers.first:
@@ -101,16 +100,23 @@ def _first_state(plan: Plan, resume: bool, overwrite: bool) -> TrainState | None
     return state
 
 
-def find_checkpoint(plan: Plan, resume: bool) -> Checkpoint | None:
-    """Returns the checkpoint to go on from; None where there is none, or no resuming is meant.
+def find_checkpoint(plan: Plan) -> Checkpoint | None:
+    """Returns the checkpoint to go on from; None where the run was interrupted before its first.
 
     Raises:
-        ModelError: every checkpoint is damaged.
+        ModelError: every checkpoint is damaged, or those of a finished run are gone.
         ConfigError, DataError: config or data are not those that the run began with.
     """
-    found = checkpoint.newest(plan.run, plan.reporter.message) if resume else None
+    found = checkpoint.newest(plan.run, plan.reporter.message)
     if found is not None:
         check_resumable(plan, found.record)
+    elif (plan.run / "metrics.json").exists():
+        raise ModelError(
+            f"{plan.run} holds the scores of a finished run, but no checkpoint to make its model "
+            "from again: start anew with --overwrite, or choose another --output"
+        )
+    elif holds_run(plan.run):
+        plan.reporter.message(f"{plan.run} has no checkpoint: training begins with step 1")
     return found
 
 

@@ -16,7 +16,7 @@ from segdeform.preparing.shapes import write_shapes
 from segdeform.training.logging import Reporter
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
 

@@ -1,0 +1,161 @@
+"""Going on with a run folder that is finished, partly lost, or to be scored in another way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segdeform.config.schema import Config
+from segdeform.errors import ConfigError, DataError, ModelError, StoppedError
+from segdeform.files.manifest import sha256
+from segdeform.preparing.shapes import write_shapes
+from segdeform.training.loop import train
+from segdeform.training.result import TrainResult
+from tests.training.conftest import ReporterThat, send, tiny_config
+
+CONFIG = tiny_config(steps=2, save_every=1, ema_decay=0.5)
+
+
+def _resume(
+    config: Config, data: Path, run: Path, reporter: ReporterThat | None = None
+) -> TrainResult:
+    quiet = reporter or ReporterThat()
+    return train(config, data, run, device="cpu", workers=0, resume=True, reporter=quiet)
+
+
+def _with_eval(config: Config, **options: Any) -> Config:
+    return config.model_copy(update={"eval": config.eval.model_copy(update=options)})
+
+
+@pytest.fixture(scope="module")
+def finished(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainResult]:
+    run = tmp_path_factory.mktemp("finished") / "run"
+    return run, _resume(CONFIG, shapes, run)
+
+
+@pytest.fixture
+def run(finished: tuple[Path, TrainResult], tmp_path: Path) -> Path:
+    return shutil.copytree(finished[0], tmp_path / "run")
+
+
+def _files(run: Path) -> dict[str, str]:
+    """Returns the SHA-256 of what a finished run is asked for."""
+    names = ("model/model.safetensors", "metrics.json", "log.jsonl", "config.yaml")
+    return {name: sha256(run / name) for name in names}
+
+
+@pytest.mark.parametrize("lost", ["deleted", "damaged"])
+def test_a_finished_run_needs_no_checkpoint(
+    shapes: Path, finished: tuple[Path, TrainResult], run: Path, lost: str
+) -> None:
+    if lost == "deleted":
+        shutil.rmtree(run / "checkpoints")
+    else:
+        for path in run.glob("checkpoints/*/state.json"):
+            path.write_text("{}")
+    before = _files(run)
+    result = _resume(CONFIG, shapes, run)
+    assert (result.miou, result.steps) == (finished[1].miou, 2)
+    assert _files(run) == before
+
+
+def test_a_finished_run_without_checkpoints_is_of_one_config_and_one_data_set(
+    shapes: Path, run: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(run / "checkpoints")
+    before = _files(run)
+    for other, key in (
+        (tiny_config(steps=3, ema_decay=0.5), r"train\.steps is 3 now and was 2"),
+        (tiny_config(steps=2, ema_decay=0.5, lr=0.02), r"train\.lr"),
+    ):
+        with pytest.raises(ConfigError, match=key):
+            _resume(other, shapes, run)
+    write_shapes(tmp_path / "other", seed=0, train=4, val=3, size=64)
+    with pytest.raises(DataError, match="the val split lists other pictures"):
+        _resume(CONFIG, tmp_path / "other", run)
+    with pytest.raises(ModelError, match="no checkpoint to make its model from"):
+        _resume(_with_eval(CONFIG, flip=True), shapes, run)
+    assert _files(run) == before
+
+
+def _flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "bit flipped": lambda model: _flip_a_bit(model / "model.safetensors"),
+    "file missing": lambda model: (model / "model.json").unlink(),
+    "manifest missing": lambda model: (model / "manifest.json").unlink(),
+    "emptied": lambda model: [path.unlink() for path in model.iterdir()],
+    "deleted": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_model_is_written_again_from_its_checkpoint(
+    shapes: Path, run: Path, damage: str
+) -> None:
+    before = _files(run)
+    DAMAGES[damage](run / "model")
+    reporter = ReporterThat()
+    _resume(CONFIG, shapes, run, reporter)
+    after = _files(run)
+    del before["log.jsonl"], after["log.jsonl"]  # one evaluation more, and a time of its own
+    assert after == before
+    if damage != "deleted":
+        assert any("has to be written again" in text for text in reporter.messages)
+    result = _resume(CONFIG, shapes, run)
+    assert result.model == run / "model"
+
+
+def test_neither_model_nor_checkpoint_empties_no_log(shapes: Path, run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    _flip_a_bit(run / "model" / "model.safetensors")
+    before = _files(run)
+    with pytest.raises(ModelError, match="--overwrite"):
+        _resume(CONFIG, shapes, run)
+    assert _files(run) == before
+
+
+def _scored_as(run: Path) -> tuple[Any, Any, Any]:
+    """Returns the tile that config, model folder and scores tell of."""
+    description = json.loads((run / "model" / "model.json").read_text())
+    metrics = json.loads((run / "metrics.json").read_text())
+    config = (run / "config.yaml").read_text()
+    (tile,) = (line for line in config.splitlines() if line.strip().startswith("tile:"))
+    told = metrics["protocol"]["inference"]["tile"]
+    return int(tile.partition(":")[2]), description["eval"]["tile"], told
+
+
+def test_another_way_to_score_goes_on_with_the_same_weights(
+    shapes: Path, finished: tuple[Path, TrainResult], run: Path, tmp_path: Path
+) -> None:
+    weights = sha256(finished[0] / "model" / "model.safetensors")
+    tiled = _with_eval(CONFIG, tile=32)
+
+    interrupted = tmp_path / "interrupted"
+    with pytest.raises(StoppedError):
+        _resume(CONFIG, shapes, interrupted, ReporterThat(1, send(signal.SIGTERM)))
+    _resume(tiled, shapes, interrupted)
+
+    class StopsInEvaluation(ReporterThat):
+        def evaluating(self, done: int, total: int) -> None:
+            send(signal.SIGTERM)()
+
+    unscored = tmp_path / "unscored"  # as after memory ended in the last evaluation
+    with pytest.raises(StoppedError, match="not yet evaluated"):
+        _resume(CONFIG, shapes, unscored, StopsInEvaluation())
+    _resume(tiled, shapes, unscored)
+
+    _resume(tiled, shapes, run)  # finished, and scored otherwise
+    for folder in (interrupted, unscored, run):
+        assert _scored_as(folder) == (32, 32, 32), folder
+        assert sha256(folder / "model" / "model.safetensors") == weights, folder
