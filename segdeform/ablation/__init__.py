@@ -13,6 +13,7 @@ from typing import Any
 from segdeform.ablation.comparison import ArmResult, Interval, compare_arms, verdict
 from segdeform.ablation.plan import Ablation, Arm, Variant, drop_repeated, make_arms
 from segdeform.ablation.runner import Runner
+from segdeform.config.dotted import dotted
 from segdeform.config.loading import load_config
 from segdeform.errors import UsageError
 from segdeform.files import kept_settings
@@ -64,10 +65,7 @@ def _refuse_foreign(output: Path) -> None:
 
 def _settle(plan: Ablation) -> None:
     """Notes what all runs share, or compares it with what an earlier call noted."""
-    config = load_config(plan.config, plan.overrides).model_dump(mode="json")
-    shared = {
-        f"{name}.{key}": value for name, part in config.items() for key, value in part.items()
-    }
+    shared = dotted(load_config(plan.config, plan.overrides).model_dump(mode="json"))
     shared["--data"] = None if plan.data is None else str(plan.data.resolve())
     keep_settings(plan.output, shared)
     try:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -19,6 +16,7 @@ from segdeform.data.dataset import IGNORE, Dataset
 from segdeform.data.image_io import opened, read_image
 from segdeform.errors import SegdeformError
 from segdeform.files.atomic import write_text
+from segdeform.files.html import data_uri, page_template
 
 _PICTURED = 6  # findings of a kind that are shown with their pictures
 _LISTED = 60  # findings of a kind that are listed at all; the JSON has every one
@@ -50,14 +48,7 @@ def write_page(path: Path, report: Report, datasets: Sequence[Dataset]) -> None:
         }
         for kind, findings in report.by_kind().items()
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("segdeform.checking", ""),
-        autoescape=True,  # file names are hostile
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("page.html.j2").render(
+    page = page_template("segdeform.checking", "page.html.j2").render(
         report=report,
         groups=groups,
         rows=_class_rows(report, datasets[0]),
@@ -86,7 +77,7 @@ def _show(datasets: dict[str, Dataset], finding: Finding) -> _Shown:
     dataset = datasets[finding.split]
     sample = dataset.samples[finding.sample]
     try:
-        picture = _uri(_small(Image.fromarray(read_image(sample.image))), "JPEG")
+        picture = data_uri(_small(Image.fromarray(read_image(sample.image))), "JPEG")
     except SegdeformError:
         picture = ""
     try:
@@ -114,16 +105,10 @@ def _mask_picture(dataset: Dataset, path: Path, finding: Finding) -> str:
         drawer = ImageDraw.Draw(small)
         for radius, colour in ((9, "black"), (8, "white"), (7, "black")):
             drawer.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour)
-    return _uri(small, "PNG")
+    return data_uri(small, "PNG")
 
 
 def _small(image: Image.Image, method: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
     factor = _SIDE / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image.resize(size, method, reducing_gap=2.0 if factor < 1 and method != 0 else None)
-
-
-def _uri(image: Image.Image, kind: str) -> str:
-    buffer = BytesIO()
-    image.save(buffer, kind, **({"quality": 80} if kind == "JPEG" else {"optimize": True}))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

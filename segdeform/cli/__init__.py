@@ -6,10 +6,12 @@ Nothing here imports torch: the commands do so when they run, so that `--help` a
 from __future__ import annotations
 
 import os
+import select
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import Annotated
 
@@ -27,6 +29,7 @@ from segdeform.cli.prepare import prepare
 from segdeform.cli.train import train
 from segdeform.errors import EXHAUSTED, InterruptedByUserError, ResourceError, SegdeformError
 from segdeform.machine import interrupts
+from segdeform.machine.memory import memory_that_ended
 from segdeform.version import __version__
 
 _READER_GONE = 141  # what a shell reports for a program that ended by SIGPIPE
@@ -87,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper):  # file names need not be valid UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with interrupts.remembered():
-            return _run([word for word in words if word != "--debug"])
+        with interrupts.remembered(), _outlets() as outlets:
+            return _run([word for word in words if word != "--debug"], outlets)
     except SegdeformError as error:
         if debug:
             traceback.print_exc()
@@ -99,16 +102,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], outlets: dict[int, int]) -> int:
     """Calls the command; turns what other libraries raise into our errors. Returns the code."""
     try:
         code = app(words or ["--help"], prog_name="segdeform", standalone_mode=False)
         sys.stdout.flush()
     except typer.TyperException as error:
         return _usage_error(error)
-    except (BrokenPipeError, SystemExit):  # Typer and Rich end so when nobody reads stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _READER_GONE
+    except (BrokenPipeError, SystemExit) as error:
+        # Typer and Rich end so when nobody reads what we print. So may a library for its own
+        # reasons, or a pipe to a process of ours: that is not what was asked for.
+        if _close_unread(outlets):
+            return _READER_GONE
+        if isinstance(error, SystemExit):
+            raise RuntimeError(f"a library ended the program, code {error.code}") from error
+        raise
     except (MemoryError, OSError, RuntimeError) as error:
         if resource := _resource_that_ended(error):
             raise ResourceError(resource) from error
@@ -116,6 +124,33 @@ def _run(words: list[str]) -> int:
     if code == InterruptedByUserError.exit_code:  # Typer returns it for a KeyboardInterrupt
         raise InterruptedByUserError("interrupted")
     return int(code or 0)
+
+
+@contextmanager
+def _outlets() -> Iterator[dict[int, int]]:
+    """Lends copies of stdout and stderr, {1: copy, 2: copy}; Rich puts others in their place."""
+    copies: dict[int, int] = {}
+    for number in (1, 2):
+        with suppress(OSError):  # closed by the caller
+            copies[number] = os.dup(number)
+    try:
+        yield copies
+    finally:
+        for copy in copies.values():
+            os.close(copy)
+
+
+def _close_unread(outlets: dict[int, int]) -> bool:
+    """Tells whether stdout or stderr is a pipe without a reader; from now on nothing goes there."""
+    unread = []
+    for number, copy in outlets.items():
+        poll = select.poll()
+        poll.register(copy, 0)  # of a pipe without a reader an error is told, unasked
+        if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
+            unread.append(number)
+    for number in unread:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return bool(unread)
 
 
 def _usage_error(error: typer.TyperException) -> int:
@@ -131,8 +166,5 @@ def _resource_that_ended(error: Exception) -> str:
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror}" if error.errno in EXHAUSTED else ""
-    if type(error).__name__ == "OutOfMemoryError":  # torch's
-        return "GPU memory ended: lower train.batch_size or data.crop, or use --tile"
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return "memory ended: lower train.batch_size or data.crop, or use --tile"
-    return ""
+    what = memory_that_ended(error)
+    return what and f"{what} ended: lower train.batch_size or data.crop, or use --tile"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeform.config.dotted import dotted
 from segdeform.errors import DataError
 from segdeform.evaluation import bootstrap
 from segdeform.evaluation.bootstrap import Interval
@@ -137,16 +138,11 @@ def _refuse_other_data(first: Result, second: Result) -> None:
         raise DataError(f"{between} were scored by other masks of the same pictures")
 
 
-def _other_protocol(first: Any, second: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+def _other_protocol(first: Any, second: Any) -> dict[str, tuple[Any, Any]]:
     """Finds the differing values of two protocols."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for key in first.keys() | second.keys():
-        a, b = first.get(key), second.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found |= _other_protocol(a, b, f"{prefix}{key}.")
-        elif a != b and key not in _EXPECTED_TO_DIFFER:
-            found[f"{prefix}{key}"] = (a, b)
-    return dict(sorted(found.items()))
+    a, b = dotted(first), dotted(second)
+    keys = sorted((a.keys() | b.keys()) - _EXPECTED_TO_DIFFER)
+    return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
 
 
 def _float(value: float | None) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +13,7 @@ from segdeform.data.dataset import IGNORE, Dataset, read_pair
 from segdeform.errors import InterruptedByUserError
 from segdeform.evaluation.counts import Column, union
 from segdeform.evaluation.evaluate import Evaluation, predict_sample
+from segdeform.files.html import data_uri
 from segdeform.segmenter import Segmenter
 
 WORST, BEST = 8, 4  # pictures shown
@@ -89,7 +88,7 @@ def _example(
         classes=tuple(
             (int(rows[k, Column.CLASS]), float(ious[k])) for k in np.argsort(ious, kind="stable")
         ),
-        image=_data_uri(_shrunk(Image.fromarray(image), Image.Resampling.BOX), "JPEG"),
+        image=data_uri(_shrunk(Image.fromarray(image), Image.Resampling.BOX), "JPEG"),
         truth=_indexed(truth, palette),
         prediction=_indexed(labels, palette),
         errors=_indexed(wrong, np.array([_RIGHT, _WRONG, _UNSCORED], np.uint8)),
@@ -103,19 +102,10 @@ def _indexed(
     """Returns a label map in its colours, shrunk without mixing any, as a PNG."""
     image = _shrunk(Image.fromarray(labels), Image.Resampling.NEAREST)
     image.putpalette(palette.tobytes())
-    return _data_uri(image, "PNG")
+    return data_uri(image, "PNG")
 
 
 def _shrunk(image: Image.Image, method: Image.Resampling) -> Image.Image:
     shrink = max(1.0, max(image.size) / _SIDE)
     width, height = (max(1, round(side / shrink)) for side in image.size)
     return image.resize((width, height), method)
-
-
-def _data_uri(image: Image.Image, kind: str) -> str:
-    data = io.BytesIO()
-    if kind == "JPEG":
-        image.save(data, kind, quality=82)
-    else:
-        image.save(data, kind, optimize=True)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode()}"

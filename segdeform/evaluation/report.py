@@ -7,18 +7,18 @@ policy in the page forbids the browser every request.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
+from segdeform.config.dotted import dotted
 from segdeform.evaluation.bootstrap import LEVEL
 from segdeform.evaluation.evaluate import Evaluation
 from segdeform.evaluation.examples import Colours, Example
+from segdeform.files.html import page_template
 
 _TEMPLATE = "report.html.j2"
 _BINS = 20  # of the pictures' mIoU
@@ -54,14 +54,7 @@ def render_report(
     evaluation: Evaluation, palette: Colours, examples: Sequence[Example], title: str | None = None
 ) -> str:
     """Returns the report as HTML. Names are escaped, whatever they hold."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["score"] = _score
-    environment.filters["percent"] = _percent
-    template = environment.from_string(
-        files("segdeform.evaluation").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    )
+    template = page_template("segdeform.evaluation", _TEMPLATE, score=_score, percent=_percent)
     metrics = evaluation.to_json()
     protocol = metrics["protocol"]
     total = max(1, int(evaluation.matrix.sum()))
@@ -77,7 +70,9 @@ def render_report(
         confusions=_confusions(evaluation.matrix),
         histogram=_histogram(evaluation.picture_scores.miou),
         examples=examples,
-        protocol=list(_flat(protocol)),
+        protocol=[
+            (key.replace("_", " "), _shown(value)) for key, value in dotted(protocol).items()
+        ],
         timing=evaluation.timing,
     )
 
@@ -120,14 +115,10 @@ def _histogram(mious: NDArray[np.float64]) -> list[int]:
     return [int(count) for count in counts]
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields every value of a nested mapping with its dotted key."""
-    for key, inner in value.items():
-        if isinstance(inner, Mapping):
-            yield from _flat(inner, f"{prefix}{key}.")
-        else:
-            shown = ", ".join(map(str, inner)) if isinstance(inner, list | tuple) else inner
-            yield f"{prefix}{key}".replace("_", " "), "none" if inner is None else str(shown)
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)
 
 
 def _short(name: str) -> str:

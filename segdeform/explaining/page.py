@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import base64
 import json
-from importlib.resources import files
-from io import BytesIO
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
 from segdeform.explaining.sampling import LayerSampling
+from segdeform.files.html import data_uri, page_template
 
 _SIDE = 1400  # pixels, the longer side of the picture in the page, at most
 OFFSET_UNIT, MODULATION_UNIT = 32, 100
@@ -39,15 +37,11 @@ def render_page(
         "modulationUnit": MODULATION_UNIT,
         "layers": [_packed(layer) for layer in layers],
     }
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(
-        files("segdeform.explaining").joinpath("page.html.j2").read_text(encoding="utf-8")
-    )
-    return template.render(
+    shown = Image.fromarray(image)
+    shown.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    return page_template("segdeform.explaining", "page.html.j2").render(
         title=title,
-        picture=_data_uri(image),
+        picture=data_uri(shown, "JPEG", quality=88),
         height=image.shape[0],
         width=image.shape[1],
         facts=facts,
@@ -73,11 +67,3 @@ def _packed(layer: LayerSampling) -> dict[str, Any]:
         "offset": base64.b64encode(offset.tobytes()).decode(),
         "modulation": base64.b64encode(modulation.tobytes()).decode(),
     }
-
-
-def _data_uri(image: NDArray[np.uint8]) -> str:
-    picture = Image.fromarray(image)
-    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    file = BytesIO()
-    picture.save(file, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import cuda_ops
+from segdeform.config.dotted import dotted
 from segdeform.config.schema import Config, EvalConfig
 from segdeform.data.dataset import Dataset
 from segdeform.errors import ConfigError, DataError
@@ -103,8 +104,8 @@ def check_resumable(plan: Plan, record: dict[str, Any]) -> None:
     """
     ours = plan.record()
     # A key that the run's own version did not know has had its default's meaning.
-    old = _flat(Config().model_dump(mode="json")) | _flat(record.get("config"))
-    new = _flat(ours["config"])
+    old = dotted(Config().model_dump(mode="json")) | dotted(record.get("config"))
+    new = dotted(ours["config"])
     for key in sorted(old.keys() | new.keys()):
         if key not in FREE_KEYS and old.get(key) != new.get(key):
             raise ConfigError(
@@ -118,11 +119,11 @@ def check_resumable(plan: Plan, record: dict[str, Any]) -> None:
                 f"the {split} split lists other pictures or classes than when {plan.run} began: "
                 "restore the data set, or start anew with --overwrite"
             )
-    old_environment = _flat({"": record.get("environment")})
-    for key, value in _flat({"": ours["environment"]}).items():
+    old_environment = dotted(record.get("environment"))
+    for key, value in ours["environment"].items():
         if old_environment.get(key) != value:
             plan.reporter.message(
-                f"warning: {key.strip('.')} was {old_environment.get(key)} and is {value} now: "
+                f"warning: {key} was {old_environment.get(key)} and is {value} now: "
                 "the weights will not be bit for bit those of an uninterrupted run"
             )
 
@@ -156,16 +157,4 @@ def _fingerprint(dataset: Dataset) -> dict[str, Any]:
         "pictures": len(dataset),
         "names_sha256": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest(),
         "classes": list(dataset.classes),
-    }
-
-
-def _flat(sections: Any) -> dict[str, Any]:
-    """Returns {section: {key: value}} as {"section.key": value}; anything else as empty."""
-    if not isinstance(sections, dict):
-        return {}
-    return {
-        f"{section}.{key}": value
-        for section, keys in sections.items()
-        if isinstance(keys, dict)
-        for key, value in keys.items()
     }

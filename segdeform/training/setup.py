@@ -22,6 +22,7 @@ from segdeform.files.lock import run_lock
 from segdeform.files.manifest import sha256
 from segdeform.machine.cpu import keep_freed_memory
 from segdeform.machine.device import require_right_kernels, resolve_device
+from segdeform.machine.memory import memory_that_ended
 from segdeform.machine.processes import own_device, processes
 from segdeform.machine.signals import StopSignals
 from segdeform.models import build_model, freeze_batch_norm
@@ -188,11 +189,8 @@ def _memory_errors() -> Iterator[None]:
     advice = "lower train.batch_size or data.crop"
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(f"the GPU's memory ended: {advice}, or use bf16") from error
-    except MemoryError as error:
-        raise ResourceError(f"memory ended: {advice}") from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise ResourceError(f"memory ended: {advice}") from error
+    except (MemoryError, RuntimeError) as error:
+        if what := memory_that_ended(error):
+            more = ", or use bf16" if what == "GPU memory" else ""
+            raise ResourceError(f"{what} ended: {advice}{more}") from error
+        raise

@@ -174,6 +174,43 @@ def test_debug_shows_the_traceback_of_an_expected_error(
     assert ended.err.splitlines()[-1].startswith("segdeform: m ")
 
 
+def ended_by(statement: str) -> str:
+    """A program in which loading a model runs a statement, as some library might."""
+    return (
+        "import os, subprocess, sys, segdeform.segmenter, segdeform.cli as cli\n"
+        "def load(*arguments):\n"
+        f"    {statement}\n"
+        "segdeform.segmenter.load = load\n"
+        "sys.exit(cli.main(['info', 'm']))"
+    )
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("sys.exit(3)", "a library ended the program, code 3"),
+        ("raise SystemExit", "a library ended the program, code None"),
+        ("r, w = os.pipe(); os.close(r); os.write(w, b'x')", "a library ended the program, code 1"),
+    ],
+)
+def test_a_library_that_ends_the_program_is_no_reader_that_has_gone(
+    statement: str, said: str
+) -> None:
+    ended = child("-c", ended_by(statement))
+    assert ended.returncode == 1
+    assert "RuntimeError: " + said in ended.stderr
+    assert "bug in segdeform" in ended.stderr.splitlines()[-1]
+
+
+def test_an_error_keeps_its_code_when_nobody_reads() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "segdeform", "info", "nowhere"]
+    ended = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writer)
+    assert ended.returncode == 5 and b"nowhere is not a folder" in ended.stderr
+
+
 def test_a_reader_that_has_gone_is_met_in_silence() -> None:
     reader, writer = os.pipe()
     os.close(reader)
