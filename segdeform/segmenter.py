@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -84,6 +84,13 @@ class Segmenter:
     options: EvalConfig
     device: torch.device
     info: dict[str, Any]
+
+    def with_options(self, **given: Any) -> Segmenter:
+        """Returns the same network with other inference options, keys of the section `eval`.
+
+        What is not given stays as it is: `segmenter.with_options(tile=512, flip=True)`.
+        """
+        return replace(self, options=EvalConfig(**(self.options.model_dump() | given)))
 
     def logits(self, image: Image) -> Tensor:
         """Computes class scores [K, H, W], float32, on the device, for a picture or its path.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segdeform.cli.output import Json, print_json, progress_bar
+from segdeform.cli.output import Json, print_json
+from segdeform.cli.progress import progress_bars
 from segdeform.errors import PartialFailureError, UsageError
 
 if TYPE_CHECKING:
@@ -62,14 +64,15 @@ def check(
         raise UsageError(f"--html {html}: expected the name of an .html file")
     name = dataset or guess_name(root)
     datasets, listing = list_splits(name, root, split or ())
-    with progress_bar("checking") as progress:
-        report = check(datasets, listing=listing, workers=workers, progress=progress)
+    with progress_bars() as progress:
+        shown = partial(progress, "checking")
+        report = check(datasets, listing=listing, workers=workers, progress=shown)
     if html:
         write_page(html, report, datasets)
     repaired = None
     if fix:
-        with progress_bar("repairing") as progress:
-            repaired = repair(datasets, report, fix, progress=progress)
+        with progress_bars() as progress:
+            repaired = repair(datasets, report, fix, progress=partial(progress, "repairing"))
     if json_output:
         print_json(report.to_json() | ({"fix": repaired.to_json()} if repaired else {}))
     else:

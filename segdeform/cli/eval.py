@@ -9,36 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segdeform.cli.output import (
-    Blend,
-    Data,
-    Device,
-    Flip,
-    Json,
-    Model,
-    Overlap,
-    Scales,
-    Threads,
-    Tile,
-    load_segmenter,
-    print_json,
-    progress_bar,
-    shown_score,
-    stop_on_interrupt,
-)
-from segdeform.errors import UsageError
+from segdeform.cli.inference import Inference, inference_options
+from segdeform.cli.output import Data, Json, Kind, Model, Split, print_json, shown_score
+from segdeform.cli.progress import progress_bars
 
 if TYPE_CHECKING:
     from segdeform.evaluation.evaluate import Evaluation
 
 
+@inference_options
 def evaluate(
     model: Model,
     data: Data = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Its kind.", show_default="the one trained on")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Which part of it.")] = "val",
+    kind: Kind = None,
+    split: Split = "val",
     output: Annotated[
         Path | None,
         typer.Option(help="Folder for the report, metrics and tables.", show_default="none"),
@@ -58,67 +42,38 @@ def evaluate(
         float,
         typer.Option(min=0, max=1, help="Bands of boundary IoU, of the picture's diagonal."),
     ] = 0.02,
-    tile: Tile = None,
-    overlap: Overlap = None,
-    blend: Blend = None,
-    scales: Scales = None,
-    flip: Flip = None,
-    device: Device = "auto",
-    threads: Threads = None,
+    *,
+    inference: Inference,
     json_output: Json = False,
 ) -> None:
     """Score a model on a data set split: mIoU with its uncertainty, per-class IoU, a report.
 
     Started by torchrun, several processes share the pictures and count the same integers.
     """
-    from segdeform.checking import check_sound
-    from segdeform.data import data_root, load_dataset
-    from segdeform.evaluation.run import Wanted, check_wanted, run_evaluation
-    from segdeform.machine.cpu import available_cores
-    from segdeform.machine.device import resolve_device
-    from segdeform.machine.processes import own_device, processes
+    from segdeform.evaluation.run import Wanted, run_evaluation
 
-    # Labels depend on the threads in the last bit. torchrun would set one a process: the count must
-    # not depend on how many processes there are.
-    cores = available_cores()
-    own = own_device(resolve_device(device))
-    with processes(own) as peers:
-        segmenter = load_segmenter(
-            model, str(own), threads or cores, tile, overlap, scales, flip, blend
+    with progress_bars() as progress:
+        outcome = run_evaluation(
+            model,
+            data,
+            kind,
+            split,
+            Wanted(output, official, submission),
+            boundary_width=boundary_width,
+            device=inference.device,
+            threads=inference.threads,
+            options=inference.options(),
+            progress=progress,
+            say=partial(print, file=sys.stderr),
         )
-        name = dataset or segmenter.info["training"].get("dataset")
-        if name is None:
-            raise UsageError(f"{model} does not say what it was trained on: give --dataset NAME")
-        pairs = load_dataset(name, data_root(name, data), split)
-        wanted = Wanted(output, official, submission)
-        check_wanted(pairs, wanted)  # before every file is read
-        with progress_bar("checking", shown=peers.first) as progress:
-            say = partial(print, file=sys.stderr)
-            with peers.in_step():
-                if peers.first:
-                    check_sound([pairs], progress=progress, say=say)
-        # From here on, Ctrl-C waits for the picture at hand, in all processes.
-        with (
-            stop_on_interrupt() as stop,
-            progress_bar("evaluating", shown=peers.first) as progress,
-        ):
-            evaluation = run_evaluation(
-                segmenter,
-                pairs,
-                wanted,
-                boundary_width=boundary_width,
-                workers=cores,
-                peers=peers,
-                progress=progress,
-                stop=stop,
-            )
-        if not peers.first:
-            return
+    if not outcome.first:
+        return
     if json_output:
+        evaluation = outcome.evaluation
         print_json(evaluation.to_json() if evaluation else {"submission": str(submission)})
         return
-    if evaluation:
-        print_scores(evaluation)
+    if outcome.evaluation:
+        print_scores(outcome.evaluation)
     if output:
         print(f"Look at {output / 'report.html'}; the numbers are in {output / 'metrics.json'}")
     if submission:

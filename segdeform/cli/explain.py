@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from segdeform.cli.inference import Inference
 from segdeform.cli.output import (
     Data,
     Device,
     Json,
+    Kind,
     Model,
+    Split,
     Threads,
-    load_segmenter,
     print_json,
-    progress_bar,
-    stop_on_interrupt,
 )
+from segdeform.cli.progress import progress_bars
 from segdeform.errors import UsageError
+from segdeform.machine.interrupts import stop_on_interrupt
+
+if TYPE_CHECKING:
+    from segdeform.segmenter import Segmenter
 
 
 def explain(
@@ -38,10 +44,8 @@ def explain(
         ),
     ] = None,
     data: Data = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Its kind.", show_default="the one trained on")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Which part of it.")] = "val",
+    kind: Kind = None,
+    split: Split = "val",
     device: Device = "auto",
     threads: Threads = None,
     json_output: Json = False,
@@ -58,12 +62,12 @@ def explain(
         raise UsageError("give a PICTURE to look at, or --data ROOT to measure on, or both")
     if places and picture is None:
         raise UsageError("--at is for a PICTURE: give one")
-    segmenter = load_segmenter(model, device, threads, None, None, None, None, None)
+    segmenter = Inference(device=device, threads=threads).load(model)
     found: dict[str, Any] = {}
     if picture is not None:
         found["picture"] = explain_picture(segmenter, picture, output, places)
     if data is not None:
-        found["dilation"] = _measure(segmenter, dataset, data, split, output)
+        found["dilation"] = _measure(segmenter, kind, data, split, output)
     if json_output:
         print_json(found)
         return
@@ -85,19 +89,18 @@ def _place(text: str) -> tuple[int, int]:
 
 
 def _measure(
-    segmenter: Any, dataset: str | None, data: Path, split: str, output: Path
+    segmenter: Segmenter, kind: str | None, data: Path, split: str, output: Path
 ) -> dict[str, Any]:
-    from segdeform.data import data_root, load_dataset
+    from segdeform.evaluation.split import load_split
     from segdeform.explaining.explain import write_dilation
     from segdeform.explaining.statistics import effective_dilation
 
-    name = dataset or segmenter.info["training"].get("dataset")
-    if name is None:
-        raise UsageError("the model does not say what it was trained on: give --dataset NAME")
-    pairs = load_dataset(name, data_root(name, data), split)
-    with progress_bar("measuring") as progress, stop_on_interrupt() as stop:
-        statistics = effective_dilation(segmenter, pairs, progress=progress, stop=stop)
-    return write_dilation(output, statistics, segmenter.classes, f"{name} {split} of {data}")
+    dataset = load_split(segmenter, kind, data, split)
+    with progress_bars() as progress, stop_on_interrupt() as stop:
+        shown = partial(progress, "measuring")
+        statistics = effective_dilation(segmenter, dataset, progress=shown, stop=stop)
+    source = f"{dataset.name} {split} of {data}"
+    return write_dilation(output, statistics, segmenter.classes, source)
 
 
 def _print_layers(layers: list[dict[str, Any]]) -> None:

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from segdeform.cli.output import (
-    Blend,
-    Device,
-    Flip,
-    Json,
-    Model,
-    Overlap,
-    Scales,
-    Threads,
-    Tile,
-    load_segmenter,
-    print_json,
-    progress_bar,
-    stop_on_interrupt,
-)
+from segdeform.cli.inference import Inference, inference_options
+from segdeform.cli.output import Json, Model, print_json
+from segdeform.cli.progress import progress_bars
 from segdeform.errors import PartialFailureError
+from segdeform.machine.interrupts import stop_on_interrupt
 
 _LISTED = 10  # failed pictures named on the terminal; summary.json has all
 
 
+@inference_options
 def predict(
     model: Model,
     inputs: Annotated[
@@ -38,23 +29,17 @@ def predict(
     overlays: Annotated[
         bool, typer.Option("--overlays/--no-overlays", help="Write tinted pictures as well.")
     ] = True,
-    tile: Tile = None,
-    overlap: Overlap = None,
-    scales: Scales = None,
-    flip: Flip = None,
-    blend: Blend = None,
-    device: Device = "auto",
-    threads: Threads = None,
+    *,
+    inference: Inference,
     json_output: Json = False,
 ) -> None:
     """Write a mask and an overlay for each picture; folders are searched recursively."""
     from segdeform.prediction.predict import predict
 
-    segmenter = load_segmenter(model, device, threads, tile, overlap, scales, flip, blend)
-    with progress_bar("predicting") as progress, stop_on_interrupt() as stop:
-        summary = predict(
-            segmenter, inputs, output, overlays=overlays, progress=progress, stop=stop
-        )
+    segmenter = inference.load(model)
+    with progress_bars() as progress, stop_on_interrupt() as stop:
+        shown = partial(progress, "predicting")
+        summary = predict(segmenter, inputs, output, overlays=overlays, progress=shown, stop=stop)
     if json_output:
         print_json({"output": str(output), **summary.to_json()})
     else:

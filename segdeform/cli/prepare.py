@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from segdeform.cli.output import Json, print_json, step_bars
+from segdeform.cli.output import Json, print_json
+from segdeform.cli.progress import progress_bars
 
 
 def prepare(
@@ -63,7 +64,7 @@ def prepare(
 
     root = data_root(name, output, "--output")
     look = {"seed": seed, "outline_only": outline_only or None, "deformation": deformation}
-    with step_bars() as progress:
+    with progress_bars() as progress:
         summary = prepare(
             name,
             root,

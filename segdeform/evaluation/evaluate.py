@@ -38,6 +38,7 @@ from segdeform.evaluation.counts import (
     picture_scores,
     ratio,
 )
+from segdeform.evaluation.split import refuse_other_classes
 from segdeform.files.atomic import json_number
 from segdeform.inference import AUTOMATIC_TILE, WHOLE_LIMIT, predict_labels
 from segdeform.machine.processes import Processes
@@ -262,23 +263,5 @@ def _label_space(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def refuse_other_classes(classes: tuple[str, ...], dataset: Dataset) -> None:
-    """Raises DataError unless the model's classes are the data set's, in the same order."""
-    theirs = dataset.classes
-    if classes == theirs:
-        return
-    pairs = zip(classes, theirs, strict=False)
-    first = next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(classes), len(theirs)))
-    raise DataError(
-        f"the model knows {len(classes)} classes and data set '{dataset.name}' has {len(theirs)}; "
-        f"they part at class {first}: {_name(classes, first)} against {_name(theirs, first)}. "
-        "Evaluate on the data set that the model was trained for"
-    )
-
-
 def _listed(interval: Interval) -> list[float] | None:
     return None if interval is None else list(interval)
-
-
-def _name(classes: tuple[str, ...], index: int) -> str:
-    return f"'{classes[index]}'" if index < len(classes) else "none"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from segdeform.checking import check_sound
 from segdeform.data.dataset import Dataset
 from segdeform.data.image_io import read_image
 from segdeform.errors import DataError, UsageError
@@ -18,21 +22,30 @@ from segdeform.evaluation.boundary import BOUNDARY_WIDTH
 from segdeform.evaluation.evaluate import (
     ALONE,
     Evaluation,
-    KeepLabels,
     evaluate,
     predict_sample,
-    refuse_other_classes,
     share_pictures,
 )
 from segdeform.evaluation.examples import choose_examples
 from segdeform.evaluation.report import render_report
 from segdeform.evaluation.result import check_output, write_result
-from segdeform.evaluation.submission import label_map_path, label_map_writer, write_zip
+from segdeform.evaluation.split import load_split, refuse_other_classes
+from segdeform.evaluation.submission import (
+    label_map_path,
+    label_map_writer,
+    refuse_without_server,
+    write_zip,
+)
 from segdeform.files.atomic import write_error
-from segdeform.machine.processes import Processes
-from segdeform.segmenter import Segmenter
+from segdeform.machine.cpu import available_cores
+from segdeform.machine.device import resolve_device
+from segdeform.machine.interrupts import stop_on_interrupt
+from segdeform.machine.processes import Processes, own_device, processes
+from segdeform.segmenter import Segmenter, load
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], None]  # (done, total) pictures
+Steps = Callable[[str, int, int], None]  # (what is done, done, total)
+Stop = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -44,7 +57,75 @@ class Wanted:
     submission: Path | None = None  # zip for the benchmark server
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How an evaluation ended in this process."""
+
+    evaluation: Evaluation | None  # None: a split without masks, which was only predicted
+    first: bool  # whether this process is the one that speaks for all
+
+
 def run_evaluation(
+    model: Path,
+    data: Path | None,
+    kind: str | None,  # of the data set; None: the one trained on
+    split: str,
+    wanted: Wanted,
+    *,
+    boundary_width: float = BOUNDARY_WIDTH,
+    device: str = "auto",
+    threads: int | None = None,  # of torch; None: as many as there are cores
+    options: Mapping[str, Any] | None = None,  # in the place of the model's own inference options
+    progress: Steps | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Checks a split, scores a model on it and writes what is wanted.
+
+    Started by torchrun, several processes share the pictures and count the same integers. Ctrl-C
+    ends the check at once and the scoring after the picture at hand, in all processes.
+
+    Raises:
+        SegdeformError: as `segmenter.load`, `load_split`, `check_wanted`, `check_sound`, `score`
+            and `predict_for_server` say.
+    """
+    # Labels depend on the threads in the last bit. torchrun would set one a process: the count must
+    # not depend on how many processes there are.
+    cores = available_cores()
+    own = own_device(resolve_device(device))
+    torch.set_num_threads(threads or cores)
+    with processes(own) as peers:
+        shown = progress if peers.first and progress is not None else _hide
+        segmenter = load(model, str(own)).with_options(**(options or {}))
+        dataset = load_split(segmenter, kind, data, split)
+        check_wanted(dataset, wanted)
+        with peers.in_step():
+            if peers.first:
+                check_sound([dataset], progress=partial(shown, "checking"), say=say)
+        with stop_on_interrupt() as stop:
+            told = partial(shown, "evaluating")
+            if wanted.submission is not None and _has_no_masks(dataset):
+                predict_for_server(
+                    segmenter, dataset, wanted.submission, peers=peers, progress=told, stop=stop
+                )
+                return Outcome(None, peers.first)
+            evaluation = score(
+                segmenter,
+                dataset,
+                wanted,
+                boundary_width=boundary_width,
+                workers=cores,
+                peers=peers,
+                progress=told,
+                stop=stop,
+            )
+        return Outcome(evaluation, peers.first)
+
+
+def _hide(step: str, done: int, total: int) -> None:
+    """Shows nothing: another process does."""
+
+
+def score(
     segmenter: Segmenter,
     dataset: Dataset,
     wanted: Wanted,
@@ -53,81 +134,98 @@ def run_evaluation(
     workers: int = 1,
     peers: Processes = ALONE,
     progress: Progress | None = None,
-    stop: Callable[[], bool] | None = None,
-) -> Evaluation | None:
-    """Scores a split and writes what is wanted; a split without masks is predicted only: None.
+    stop: Stop | None = None,
+) -> Evaluation:
+    """Scores a split and writes what is wanted, which appears at the end, complete.
 
-    `workers` processes count for the official scripts, while `progress` starts again. Everything
-    appears at the end, complete; rank 0 alone writes it, but for the label maps on their way.
+    `workers` processes count for the official scripts, while `progress` starts again. Rank 0 alone
+    writes, but for the label maps on their way.
 
     Raises:
-        UsageError: before any work, where something wanted cannot be.
         DataError, NotFiniteError, ResourceError, InterruptedByUserError, PeerLostError: as
             `evaluate`, `official_scores` and the writers say; what was there before is kept.
     """
-    check_wanted(dataset, wanted)
     refuse_other_classes(segmenter.classes, dataset)
-    with _label_maps(wanted, peers) as folder:
-        keep = None if folder is None else label_map_writer(dataset, folder)
-        if keep is not None and all(sample.mask is None for sample in dataset.samples):
-            work = partial(_predict, segmenter, dataset, keep)
-            share_pictures(len(dataset), work, peers, progress, stop)
-            evaluation = None
-        else:
-            evaluation = evaluate(
-                segmenter,
-                dataset,
-                boundary_width=boundary_width,
-                keep=keep,
-                peers=peers,
-                progress=progress,
-                stop=stop,
-            )
-
-        def write() -> None:
-            nonlocal evaluation
-            if evaluation is not None and folder is not None and wanted.official:
-                evaluation = _with_official(evaluation, dataset, folder, workers, progress, stop)
+    target = wanted.output if wanted.official else wanted.submission
+    places = [path for path in (wanted.output, wanted.submission) if path is not None]
+    with _label_maps(target, peers, places) as maps:
+        evaluation = evaluate(
+            segmenter,
+            dataset,
+            boundary_width=boundary_width,
+            keep=None if maps is None else label_map_writer(dataset, maps),
+            peers=peers,
+            progress=progress,
+            stop=stop,
+        )
+        with peers.in_step():
+            if not peers.first:
+                return evaluation
+            if maps is not None and wanted.official:
+                evaluation = _with_official(evaluation, dataset, maps, workers, progress, stop)
             report = ""
-            if evaluation is not None and wanted.output is not None:
+            if wanted.output is not None:
                 examples = choose_examples(evaluation, segmenter, dataset, stop)
                 report = render_report(evaluation, segmenter.palette, examples)
-            if wanted.submission is not None and folder is not None:
-                write_zip(dataset, folder, wanted.submission, stop)
-            if evaluation is not None and wanted.output is not None:
-                maps = folder if wanted.official else None
-                write_result(wanted.output, evaluation, report, maps)
-
-        with peers.in_step():
-            if peers.first:
-                write()
+            if maps is not None and wanted.submission is not None:
+                write_zip(dataset, maps, wanted.submission, stop)
+            if wanted.output is not None:
+                write_result(wanted.output, evaluation, report, maps if wanted.official else None)
     return evaluation
 
 
-def _predict(segmenter: Segmenter, dataset: Dataset, keep: KeepLabels, index: int) -> None:
-    sample = dataset.samples[index]
-    keep(sample, predict_sample(segmenter, sample, read_image(sample.image)))
+def predict_for_server(
+    segmenter: Segmenter,
+    dataset: Dataset,
+    submission: Path,
+    *,
+    peers: Processes = ALONE,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
+) -> None:
+    """Predicts a split whose masks the benchmark keeps to itself and packs what its server takes.
+
+    Raises:
+        DataError, NotFiniteError, ResourceError, InterruptedByUserError, PeerLostError: as
+            `predict_sample` and `write_zip` say; what was there before is kept.
+    """
+    refuse_other_classes(segmenter.classes, dataset)
+    with _label_maps(submission, peers, [submission]) as maps:
+        assert maps is not None  # they are for the submission
+        keep = label_map_writer(dataset, maps)
+
+        def predict(index: int) -> None:
+            sample = dataset.samples[index]
+            keep(sample, predict_sample(segmenter, sample, read_image(sample.image)))
+
+        share_pictures(len(dataset), predict, peers, progress, stop)
+        with peers.in_step():
+            if peers.first:
+                write_zip(dataset, maps, submission, stop)
 
 
 def check_wanted(dataset: Dataset, wanted: Wanted) -> None:
     """Raises UsageError or DataError for what would only show after hours of counting."""
-    without = sum(sample.mask is None for sample in dataset.samples)
-    if without == len(dataset) and (wanted.submission is None or wanted.output or wanted.official):
+    if _has_no_masks(dataset) and (wanted.submission is None or wanted.output or wanted.official):
         raise UsageError(
             f"split '{dataset.split}' of {dataset.name} has no masks, so nothing can be scored: "
             "give --submission FILE.zip alone to have its label maps for the benchmark's server"
         )
-    if 0 < without < len(dataset):
-        lacking = next(sample for sample in dataset.samples if sample.mask is None)
-        raise DataError(f"{lacking.image}: has no mask, though other pictures have one")
+    lacking = [sample for sample in dataset.samples if sample.mask is None]
+    if 0 < len(lacking) < len(dataset):
+        raise DataError(f"{lacking[0].image}: has no mask, though other pictures have one")
     if wanted.official:
         _check_official(dataset, wanted)
     if wanted.submission is not None:
-        label_map_writer(dataset, wanted.submission.parent)
+        refuse_without_server(dataset)
         if wanted.submission.suffix != ".zip" or wanted.submission.is_dir():
             raise UsageError(f"--submission {wanted.submission}: expected the name of a .zip file")
     if wanted.output is not None:
         check_output(wanted.output)
+
+
+def _has_no_masks(dataset: Dataset) -> bool:
+    return all(sample.mask is None for sample in dataset.samples)
 
 
 def _check_official(dataset: Dataset, wanted: Wanted) -> None:
@@ -144,26 +242,27 @@ def _check_official(dataset: Dataset, wanted: Wanted) -> None:
 
 
 @contextmanager
-def _label_maps(wanted: Wanted, peers: Processes) -> Iterator[Path | None]:
-    """Lends all processes one folder for label maps, beside what they are for; None: not needed."""
-    target = wanted.output if wanted.official else wanted.submission
-    places = [path.resolve() for path in (wanted.output, wanted.submission) if path is not None]
+def _label_maps(
+    target: Path | None, peers: Processes, places: Sequence[Path]
+) -> Iterator[Path | None]:
+    """Lends all processes one folder for label maps, beside what they are for; None: not needed.
+
+    The folders that `places`, which are to be written, lie in are made first.
+    """
+    folder = None
+    if target is not None:
+        target = target.resolve()
+        folder = target.with_name(f".{target.name}.labels")
     with peers.in_step():
         if peers.first:
             for place in places:
-                _make_parent(place)
-    if target is None:
-        yield None
-        return
-    target = target.resolve()
-    folder = target.with_name(f".{target.name}.labels")
-    with peers.in_step():
-        if peers.first:
-            _make_anew(folder)
+                _make_parent(place.resolve())
+            if folder is not None:
+                _make_anew(folder)
     try:
         yield folder
     finally:
-        if peers.first:
+        if folder is not None and peers.first:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -192,7 +291,7 @@ def _with_official(
     folder: Path,
     workers: int,
     progress: Progress | None,
-    stop: Callable[[], bool] | None,
+    stop: Stop | None,
 ) -> Evaluation:
     """Adds the official scores, once they are seen to agree with ours."""
     pairs = [

@@ -24,25 +24,26 @@ _ZIP_FOLDERS: Final = {"voc": f"{_VOC_FOLDER}/", "cityscapes": ""}
 Labels = NDArray[np.uint8]
 
 
+def refuse_without_server(dataset: Dataset) -> None:
+    """Raises UsageError unless a benchmark's server takes label maps of this data set."""
+    if dataset.name not in _ZIP_FOLDERS:
+        raise UsageError(
+            f"--submission is for the data sets {', '.join(sorted(_ZIP_FOLDERS))}, "
+            f"not for '{dataset.name}'; segdeform predict writes masks of any pictures"
+        )
+
+
 def label_map_writer(dataset: Dataset, folder: Path) -> Callable[[Sample, Labels], None]:
     """Returns what writes a sample's label map, class indices [H, W], into a folder.
 
     VOC: palette PNGs of class indices; Cityscapes: PNGs of label ids named CITY_SEQUENCE_FRAME_*.
-
-    Raises:
-        UsageError: no server takes this data set.
     """
     if dataset.name == "voc":
         return lambda sample, labels: write_index_png(
             label_map_path(dataset, folder, sample), labels, dataset.palette
         )
-    if dataset.name == "cityscapes":
-        return lambda sample, labels: write_image(
-            label_map_path(dataset, folder, sample), train_ids_to_label_ids(labels)
-        )
-    raise UsageError(
-        f"--submission is for the data sets {', '.join(sorted(_ZIP_FOLDERS))}, "
-        f"not for '{dataset.name}'; segdeform predict writes masks of any pictures"
+    return lambda sample, labels: write_image(
+        label_map_path(dataset, folder, sample), train_ids_to_label_ids(labels)
     )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from segdeform.data.dataset import IGNORE, Dataset, read_pair
 from segdeform.errors import DataError, InterruptedByUserError
-from segdeform.evaluation.evaluate import refuse_other_classes
+from segdeform.evaluation.split import refuse_other_classes
 from segdeform.explaining.sampling import LayerSampling, deformable_layers, record
 from segdeform.segmenter import Segmenter
 

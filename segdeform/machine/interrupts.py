@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -44,3 +44,28 @@ def refuse_to_go_on() -> None:
     """Raises InterruptedByUserError if Ctrl-C came, whoever caught it."""
     if _received:
         raise InterruptedByUserError("interrupted")
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Lends a question "was Ctrl-C pressed?"; a second Ctrl-C raises KeyboardInterrupt.
+
+    Only Python's main thread hears signals: in any other the answer stays no.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    pressed = False
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    previous = signal.signal(signal.SIGINT, receive)
+    try:
+        refuse_to_go_on()
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -21,7 +21,7 @@ from segdeform.data import load_dataset
 from segdeform.data.dataset import Dataset, read_pair
 from segdeform.errors import DataError, InterruptedByUserError, UsageError
 from segdeform.evaluation.result import read_result
-from segdeform.evaluation.run import Wanted, run_evaluation
+from segdeform.evaluation.run import Wanted, check_wanted, predict_for_server, score
 from tests.data.cityscapes_frames import write_frames
 from tests.evaluation.conftest import Output
 from tests.evaluation.conftest import segmenter as threshold
@@ -71,8 +71,8 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_cityscapes_by_both_ways_at_once(cityscapes: Path, tmp_path: Path) -> None:
     dataset = load_dataset("cityscapes", cityscapes, "val")
     wanted = Wanted(tmp_path / "out", official=True, submission=tmp_path / "to-send.zip")
-    evaluation = run_evaluation(segmenter_for(dataset), dataset, wanted)
-    assert evaluation is not None and evaluation.official is not None
+    evaluation = score(segmenter_for(dataset), dataset, wanted)
+    assert evaluation.official is not None
     assert evaluation.official["mean_class_iou"] == pytest.approx(evaluation.scores.miou, abs=1e-6)
     assert "of all pictures" in evaluation.official["note"]
     assert read_result(tmp_path / "out").metrics["official"] == evaluation.official
@@ -96,8 +96,7 @@ def test_cityscapes_by_both_ways_at_once(cityscapes: Path, tmp_path: Path) -> No
 def test_voc_without_masks_is_predicted_for_the_server(voc: Path, tmp_path: Path) -> None:
     dataset = load_dataset("voc", voc, "test")
     for name in ("a.zip", "b.zip"):
-        wanted = Wanted(submission=tmp_path / name)
-        assert run_evaluation(segmenter_for(dataset), dataset, wanted) is None
+        predict_for_server(segmenter_for(dataset), dataset, tmp_path / name)
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
     folder = "results/VOC2012/Segmentation/comp6_test_cls"
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
@@ -133,15 +132,15 @@ def test_what_cannot_be_is_refused_before_any_work(
         samples = tuple(dataclasses.replace(sample, mask=None) for sample in dataset.samples)
         dataset = dataclasses.replace(dataset, samples=samples)
     with pytest.raises(UsageError, match=message):
-        run_evaluation(segmenter_for(dataset), dataset, wanted(tmp_path))
+        check_wanted(dataset, wanted(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
 def test_other_data_sets_have_no_server(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cityscapes, voc, not for 'tiny'"):
-        run_evaluation(threshold(), dataset, Wanted(submission=tmp_path / "x.zip"))
+        check_wanted(dataset, Wanted(submission=tmp_path / "x.zip"))
     with pytest.raises(UsageError, match="--official is for cityscapes"):
-        run_evaluation(threshold(), dataset, Wanted(tmp_path / "out", official=True))
+        check_wanted(dataset, Wanted(tmp_path / "out", official=True))
 
 
 def test_official_scores_need_label_ids(cityscapes: Path, tmp_path: Path) -> None:
@@ -154,21 +153,21 @@ def test_official_scores_need_label_ids(cityscapes: Path, tmp_path: Path) -> Non
     ]
     dataset = dataclasses.replace(dataset, samples=tuple(samples))
     with pytest.raises(DataError, match=r"labelTrainIds\.png: the official scripts need"):
-        run_evaluation(segmenter_for(dataset), dataset, Wanted(tmp_path / "out", official=True))
+        check_wanted(dataset, Wanted(tmp_path / "out", official=True))
 
 
 def test_a_failure_midway_leaves_nothing_and_keeps_the_older_result(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     output = tmp_path / "results" / "out"
-    run_evaluation(threshold(), dataset, Wanted(output))
+    score(threshold(), dataset, Wanted(output))
     before = {path.name: path.read_bytes() for path in output.iterdir()}
     answers = iter([False, True])
     with pytest.raises(InterruptedByUserError):
-        run_evaluation(threshold(), dataset, Wanted(output), stop=lambda: next(answers))
+        score(threshold(), dataset, Wanted(output), stop=lambda: next(answers))
     dataset.samples[1].image.write_bytes(b"\x89PNG\r\n\x1a\nno more")
     with pytest.raises(DataError, match=r"1\.png"):
-        run_evaluation(threshold(), dataset, Wanted(output))
+        score(threshold(), dataset, Wanted(output))
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert [path.name for path in output.parent.iterdir()] == ["out"]
 
@@ -179,9 +178,9 @@ def test_whenever_it_is_stopped_nothing_is_left(cityscapes: Path, tmp_path: Path
     for before in range(3 * len(dataset)):  # once each: scored, drawn for the report, packed
         stop = iter([False] * before + [True]).__next__
         with pytest.raises(InterruptedByUserError):
-            run_evaluation(segmenter_for(dataset), dataset, wanted, stop=stop)
+            score(segmenter_for(dataset), dataset, wanted, stop=stop)
         assert list(tmp_path.iterdir()) == []
-    run_evaluation(segmenter_for(dataset), dataset, wanted, stop=lambda: False)
+    score(segmenter_for(dataset), dataset, wanted, stop=lambda: False)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "a.zip"}
 
 
@@ -190,13 +189,13 @@ def test_what_a_killed_run_left_is_cleared(voc: Path, tmp_path: Path) -> None:
     left.mkdir()
     (left / "old.png").write_bytes(b"")
     dataset = load_dataset("voc", voc, "test")
-    run_evaluation(segmenter_for(dataset), dataset, Wanted(submission=tmp_path / "a.zip"))
+    predict_for_server(segmenter_for(dataset), dataset, tmp_path / "a.zip")
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
 def test_equal_runs_write_equal_bytes_but_for_the_date(dataset: Dataset, tmp_path: Path) -> None:
     for name in "ab":
-        run_evaluation(threshold(), dataset, Wanted(tmp_path / name))
+        score(threshold(), dataset, Wanted(tmp_path / name))
     for name in ("metrics.json", "counts.npy", "images.csv", "classes.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     timing = json.loads((tmp_path / "a" / "timing.json").read_text())

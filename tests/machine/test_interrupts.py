@@ -7,13 +7,12 @@ import signal
 
 import pytest
 
-from segdeform.cli.output import stop_on_interrupt
 from segdeform.errors import InterruptedByUserError
 from segdeform.machine import interrupts
 from segdeform.machine.signals import StopSignals
 
 
-@pytest.mark.parametrize("waits", [StopSignals, stop_on_interrupt])
+@pytest.mark.parametrize("waits", [StopSignals, interrupts.stop_on_interrupt])
 def test_a_swallowed_interrupt_is_told_of_where_one_is_waited_for(waits: type) -> None:
     before = signal.getsignal(signal.SIGINT)
     with interrupts.remembered():

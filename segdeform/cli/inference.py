@@ -1,0 +1,90 @@
+"""How a model is used: the options that `eval` and `predict` have in common, declared once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from segdeform.cli.output import Device, Threads
+from segdeform.errors import UsageError
+
+if TYPE_CHECKING:
+    from segdeform.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Options of the command line, in the order of `--help`; None: what the model says."""
+
+    tile: Annotated[
+        int | None,
+        typer.Option(min=0, help="Side of the sliding window, pixels; 0: whole pictures."),
+    ] = None
+    overlap: Annotated[
+        float | None, typer.Option(min=0, max=0.99, help="Overlap of neighbouring windows / side.")
+    ] = None
+    blend: Annotated[
+        Literal["gaussian", "uniform"] | None, typer.Option(help="Weights where windows overlap.")
+    ] = None
+    scales: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Average over these scales: 0.75,1,1.25.")
+    ] = None
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Average over a flip too.")
+    ] = None
+    device: Device = "auto"
+    threads: Threads = None
+
+    def options(self) -> dict[str, Any]:
+        """Returns what was given of the keys of the config's section `eval`."""
+        given = {key: getattr(self, key) for key in ("tile", "overlap", "blend", "flip")}
+        given["scales"] = None if self.scales is None else _numbers(self.scales)
+        return {key: value for key, value in given.items() if value is not None}
+
+    def load(self, model: Path) -> Segmenter:
+        """Loads a model to be used like this; raises what `segmenter.load` does, and UsageError."""
+        import torch
+
+        from segdeform.segmenter import load
+
+        options = self.options()
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        return load(model, self.device).with_options(**options)
+
+
+def inference_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command these options in the place of its one parameter `inference`.
+
+    Typer knows no groups of options; it reads the signature, so that is what is written anew.
+    """
+    names = {field.name for field in fields(Inference)}
+
+    def with_options(**given: Any) -> None:
+        inference = Inference(**{name: given.pop(name) for name in names})
+        command(**given, inference=inference)
+
+    parameters = []
+    options = list(inspect.signature(Inference, eval_str=True).parameters.values())
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        parameters += options if parameter.name == "inference" else [parameter]
+    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    with_options.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {p.name: p.annotation for p in keyword}
+    with_options.__doc__, with_options.__name__ = command.__doc__, command.__name__
+    return with_options
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(0.1 <= number <= 10 for number in numbers):
+        raise UsageError(f"--scales {text}: expected numbers from 0.1 to 10, as in 0.75,1,1.25")
+    return numbers

@@ -1,0 +1,48 @@
+"""Which pictures a model is scored, or looked at, on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segdeform.data import data_root, load_dataset
+from segdeform.data.dataset import Dataset
+from segdeform.errors import DataError, UsageError
+from segdeform.segmenter import Segmenter
+
+
+def load_split(
+    segmenter: Segmenter,
+    kind: str | None,  # of the data set; None: the one trained on
+    data: Path | None,  # its root; None: by the environment, for cityscapes
+    split: str,
+) -> Dataset:
+    """Lists the pictures of a split.
+
+    Raises:
+        UsageError: nobody says of what kind it is, or where.
+        DataError: it is not what it should be.
+    """
+    kind = kind or segmenter.info["training"].get("dataset")
+    if kind is None:
+        raise UsageError(
+            f"{segmenter.info['path']} does not say what it was trained on: give --dataset NAME"
+        )
+    return load_dataset(kind, data_root(kind, data), split)
+
+
+def refuse_other_classes(classes: tuple[str, ...], dataset: Dataset) -> None:
+    """Raises DataError unless the model's classes are the data set's, in the same order."""
+    theirs = dataset.classes
+    if classes == theirs:
+        return
+    pairs = zip(classes, theirs, strict=False)
+    first = next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(classes), len(theirs)))
+    raise DataError(
+        f"the model knows {len(classes)} classes and data set '{dataset.name}' has {len(theirs)}; "
+        f"they part at class {first}: {_name(classes, first)} against {_name(theirs, first)}. "
+        "Evaluate on the data set that the model was trained for"
+    )
+
+
+def _name(classes: tuple[str, ...], index: int) -> str:
+    return f"'{classes[index]}'" if index < len(classes) else "none"
