@@ -89,7 +89,7 @@ class DownloadError(SegdeformError):
 
 
 class StoppedError(SegdeformError):
-    """SIGTERM: the state is saved, run the same command with --resume."""
+    """SIGTERM or SIGHUP: the state is saved, run the same command with --resume."""
 
     exit_code = 75
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from segdeform.ablation.plan import Ablation, Arm
 from segdeform.errors import InterruptedByUserError, StoppedError
+from segdeform.machine.signals import stop_requests
 
 
 class Runner:
@@ -39,7 +40,7 @@ class Runner:
         """
         for job in self.plan.runs():
             self._waiting.put(job)
-        before = signal.signal(signal.SIGTERM, _end)
+        before = {number: signal.signal(number, _end) for number in stop_requests()}
         with ThreadPoolExecutor(len(self.plan.devices)) as pool:
             workers: list[Future[None]] = []
             try:
@@ -52,7 +53,8 @@ class Runner:
                     raise
                 raise InterruptedByUserError("interrupted; the same command goes on") from error
             finally:
-                signal.signal(signal.SIGTERM, before)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
         for worker in workers:
             worker.result()
         self._raise_stop()

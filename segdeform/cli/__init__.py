@@ -95,11 +95,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SegdeformError as error:
         if debug:
             traceback.print_exc()
-        print(f"segdeform: {error}", file=sys.stderr)
+        _tell(f"segdeform: {error}")
         return error.exit_code
     except Exception as error:
         error.add_note("This is a bug in segdeform: please report it with the lines above.")
         raise
+
+
+def _tell(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # the terminal is gone, which must not change the exit code, now or at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _run(words: list[str], outlets: dict[int, int]) -> int:

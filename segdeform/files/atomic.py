@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from typing import Any
 from segdeform.errors import EXHAUSTED, ResourceError, SegdeformError, UsageError
 
 _RESOURCE_ERRORS = EXHAUSTED | {errno.EIO}
+_TEMPORARY = re.compile(r"\.segdeform-[0-9a-f]{16}\.tmp(\..*)?")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux, linux/fcntl.h and linux/fs.h
 
 
@@ -45,6 +47,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Deletes what killed writers left in a folder that nobody writes into now."""
+    for path in folder.glob(".segdeform-*.tmp*"):
+        if _TEMPORARY.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from segdeform.errors import RunLockedError, UsageError
+from segdeform.files.atomic import remove_temporaries
 
 _held: set[int] = set()
 
@@ -29,6 +30,8 @@ os.register_at_fork(after_in_child=_close_in_child)
 def run_lock(folder: Path) -> Iterator[None]:
     """Holds FOLDER/.lock while the body runs; makes the folder if need be.
 
+    The temporary files of a holder that was killed go first.
+
     Raises:
         RunLockedError: another process holds it; the message names the process.
         UsageError: the folder cannot be written to.
@@ -44,6 +47,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     try:
         _acquire(descriptor, folder)
         _held.add(descriptor)
+        remove_temporaries(folder)
         yield
     finally:
         _held.discard(descriptor)

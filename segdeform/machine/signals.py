@@ -1,17 +1,29 @@
-"""SIGINT and SIGTERM while training: the first asks for an orderly end, a second ends at once."""
+"""SIGINT, SIGTERM and SIGHUP while training: the first asks for an orderly end, a second ends it.
+
+SIGHUP is what a lost terminal or connection sends; where it is ignored, as under `nohup`, it stays
+ignored.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from segdeform.errors import InterruptedByUserError, SegdeformError, StoppedError
 from segdeform.machine import interrupts
 
 
+def stop_requests() -> list[signal.Signals]:
+    """Lists the signals besides Ctrl-C that ask for an end and are not ignored."""
+    hung_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGHUP] if hung_up else [signal.SIGTERM]
+
+
 class StopSignals:
-    """Catches SIGINT and SIGTERM inside a `with` block and restores the old handlers after it.
+    """Catches the signals inside a `with` block and restores the old handlers after it.
 
     Calling the object tells whether an end was asked for: loops poll it. As long as `deferred` is
     False, where no loop polls and there is nothing to save, the first signal raises at once. Only
@@ -21,6 +33,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: int | None = None
         self.deferred = False
+        self._unbroken = False
         self._previous: dict[int, signal._HANDLER] = {}
 
     def __call__(self) -> bool:
@@ -29,7 +42,7 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         interrupts.refuse_to_go_on()
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, *stop_requests()):
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -45,12 +58,21 @@ class StopSignals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         again = self.received is not None
         self.received = number
-        if again or not self.deferred:
+        if not self._unbroken and (again or not self.deferred):
             raise self.error("nothing was saved since the last checkpoint")
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Lets what is being saved be finished: signals are noted, however many come."""
+        self._unbroken = True
+        try:
+            yield
+        finally:
+            self._unbroken = False
 
     def error(self, state: str) -> SegdeformError:
         """Returns the error for the signal received, saying what is saved and how to go on."""
         advice = "go on with the same command and --resume"
-        if self.received == signal.SIGTERM:
-            return StoppedError(f"Stopped on request, {state}: {advice}")
-        return InterruptedByUserError(f"Interrupted, {state}: {advice}")
+        if self.received == signal.SIGINT:
+            return InterruptedByUserError(f"Interrupted, {state}: {advice}")
+        return StoppedError(f"Stopped on request, {state}: {advice}")

@@ -106,7 +106,10 @@ class Meter:
 
 
 class Reporter:
-    """Shows the progress on stderr: a bar on a terminal, else plain lines."""
+    """Shows the progress on stderr: a bar on a terminal, else plain lines.
+
+    A terminal that is gone, as after SIGHUP, ends no training: nothing more is shown.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
@@ -124,7 +127,8 @@ class Reporter:
             console=self._console,
         )
         self._task = self._progress.add_task("", total=steps, completed=step)
-        self._progress.start()
+        with self._unless_gone():
+            self._progress.start()
 
     def step(self, step: int) -> None:
         """Shows that a step is done."""
@@ -146,13 +150,22 @@ class Reporter:
 
     def message(self, text: str) -> None:
         """Shows a line of text, above the bar where there is one."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with self._unless_gone():
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
         """Ends the bar."""
         if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+            progress, self._progress = self._progress, None
+            with self._unless_gone():
+                progress.stop()
+
+    @contextmanager
+    def _unless_gone(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self._console.quiet = True
 
 
 class RunLog:

@@ -63,7 +63,7 @@ def train(
         ConfigError, DataError, ModelError, DownloadError: before the first step.
         RunLockedError: another process works in the folder.
         NotFiniteError: the loss is no finite number; the last checkpoint stays as it is.
-        InterruptedByUserError, StoppedError: SIGINT, SIGTERM; the state is saved.
+        InterruptedByUserError, StoppedError: SIGINT, SIGTERM or SIGHUP; the state is saved.
         ResourceError: disk or memory ended; the last checkpoint stays as it is.
     """
     with open_run(
@@ -208,11 +208,12 @@ def _evaluate(plan: Plan, state: TrainState, log: RunLog | None, meter: Meter) -
 def _finish(plan: Plan, state: TrainState, log: RunLog | None) -> None:
     evaluation = score_last_checkpoint(plan)
     show_scores(plan, log, state.step, evaluation)
-    write_result(plan, state, evaluation)
+    with plan.stop.finishing():
+        write_result(plan, state, evaluation)
 
 
 def _save(plan: Plan, state: TrainState, meter: Meter) -> None:
-    with meter.paused():
+    with meter.paused(), plan.stop.finishing():
         for name, value in state.model.state_dict().items():
             if not torch.isfinite(value).all():
                 _refuse_not_finite(name, float("nan"), state.step)

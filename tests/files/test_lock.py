@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from segdeform.errors import RunLockedError, UsageError
+from segdeform.files.atomic import atomic_path
 from segdeform.files.lock import run_lock
 
 
@@ -56,6 +57,22 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
         os.waitpid(child, 0)
         os.close(started)
         os.close(start)
+
+
+def test_what_a_killed_holder_was_writing_goes_and_nothing_else(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        with run_lock(tmp_path), atomic_path(tmp_path / "log.jsonl") as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    left = [path for path in tmp_path.iterdir() if path.name != ".lock"]
+    assert len(left) == 1 and left[0].read_text() == "half"
+    mine = [tmp_path / name for name in (".segdeform-notes.tmp", "a.tmp.jsonl", ".segdeform")]
+    for path in mine:
+        path.write_text("mine")
+    with run_lock(tmp_path):
+        assert sorted(tmp_path.iterdir()) == sorted([tmp_path / ".lock", *mine])
 
 
 def test_output_that_is_a_file(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from rich.console import Console
 from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
@@ -42,6 +44,23 @@ def test_terminal_gets_a_bar_with_the_same() -> None:
     reporter.stop()
     for part in ("20/100", "loss 1.2500", "12.5 images/s", "loader wait 7%", "1:02:05 left"):
         assert part in out.getvalue()
+
+
+class _GoneTerminal(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("bar", [False, True])
+def test_a_terminal_that_is_gone_is_no_error(bar: bool) -> None:
+    reporter = Reporter(Console(file=_GoneTerminal(), width=80, force_terminal=bar))
+    reporter.message("begun")
+    reporter.start(0, 100)
+    reporter.step(20)
+    reporter.record(RECORD)
+    reporter.evaluating(1, 2)
+    reporter.stop()
+    reporter.message("done")
 
 
 def test_meter_averages_and_counts() -> None:

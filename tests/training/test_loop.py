@@ -29,7 +29,7 @@ from segdeform.files.tensors import read_tensors
 from segdeform.models import build_model
 from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
-from segdeform.training import loop, optim
+from segdeform.training import checkpoint, loop, optim, result
 from segdeform.training.checkpoint import checkpoint_folders, newest
 from segdeform.training.loop import train
 from segdeform.training.result import TrainResult
@@ -70,7 +70,7 @@ EXACT: dict[str, dict[str, Any]] = {
 def test_interrupted_run_ends_with_the_same_bits(shapes: Path, tmp_path: Path, kind: str) -> None:
     config = tiny_config(**EXACT[kind], steps=6, save_every=2, eval_every=4)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    result = _train(config, shapes, whole, workers=1)
+    first = _train(config, shapes, whole, workers=1)
 
     with pytest.raises(_PowerCutError):  # before the first checkpoint
         _train(config, shapes, broken, reporter=ReporterThat(1, _cut_power))
@@ -84,7 +84,7 @@ def test_interrupted_run_ends_with_the_same_bits(shapes: Path, tmp_path: Path, k
     digests = _digests(whole)
     assert len(digests) == (5 if kind == "sgd" else 4)
     assert _digests(broken) == digests
-    assert again.miou == result.miou
+    assert again.miou == first.miou
     keys = ("step", "kind", "learning_rate", "miou")
     assert [[e.get(key) for key in keys] for e in _log(broken)] == [
         [e.get(key) for key in keys] for e in _log(whole)
@@ -94,26 +94,26 @@ def test_interrupted_run_ends_with_the_same_bits(shapes: Path, tmp_path: Path, k
 def test_finished_run(shapes: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = tiny_config(ema_decay=0.5, steps=2)
-    result = _train(config, shapes, run)
-    assert result.model == run / "model"
-    assert result.steps == 2
+    done = _train(config, shapes, run)
+    assert done.model == run / "model"
+    assert done.steps == 2
     assert load_config(run / "config.yaml") == config
 
     segmenter = load(run, "cpu")
     evaluation = evaluate(segmenter, load_dataset("shapes", shapes, "val"))
     assert evaluation.to_json() == json.loads((run / "metrics.json").read_text())
-    assert evaluation.scores.miou == result.miou
+    assert evaluation.scores.miou == done.miou
     averaged = checkpoint_folders(run)[0] / "ema.safetensors"
     assert sha256(averaged) == sha256(run / "model" / "model.safetensors")
 
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
-    assert _train(config, shapes, run, resume=True) == result
+    assert _train(config, shapes, run, resume=True) == done
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
     with pytest.raises(UsageError, match="already holds a run"):
         _train(config, shapes, run)
     (run / "notes.txt").write_text("mine")
-    assert _train(config, shapes, run, overwrite=True).miou == result.miou
+    assert _train(config, shapes, run, overwrite=True).miou == done.miou
     assert (run / "notes.txt").exists()
 
 
@@ -138,9 +138,9 @@ def test_seconds_and_images_count_no_evaluation(
     config = tiny_config(steps=4, eval_every=1, save_every=2)
     with pytest.raises(StoppedError):
         _train(config, shapes, tmp_path, reporter=SlowEvaluation(2, send(signal.SIGTERM)))
-    result = _train(config, shapes, tmp_path, resume=True, reporter=SlowEvaluation())
+    done = _train(config, shapes, tmp_path, resume=True, reporter=SlowEvaluation())
     logged = [e["images_per_second"] for e in _log(tmp_path) if e["kind"] == "train"]
-    assert (logged, result.images_per_second, result.seconds) == ([1.0] * 4, 1.0, 8.0)
+    assert (logged, done.images_per_second, done.seconds) == ([1.0] * 4, 1.0, 8.0)
 
 
 def test_other_config_or_data_is_not_resumed(shapes: Path, tmp_path: Path) -> None:
@@ -172,6 +172,39 @@ def test_stopped_in_the_final_evaluation(shapes: Path, tmp_path: Path) -> None:
     assert not (run / "metrics.json").exists()
     _train(config, shapes, run, resume=True)
     assert (run / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_while_saving_lose_no_save(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    write = checkpoint.write_tensors
+
+    def write_tensors(*given: Any) -> None:
+        send(number)()
+        write(*given)
+        send(number)()
+
+    monkeypatch.setattr(checkpoint, "write_tensors", write_tensors)
+    with pytest.raises(StoppedError, match="saved at step 2 of 4"):
+        _train(tiny_config(), shapes, tmp_path, reporter=ReporterThat(2, send(number)))
+    found = newest(tmp_path, warn=pytest.fail)
+    assert found is not None and found.step == 2
+
+
+def test_signals_while_the_model_is_written_are_too_late(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = result.write_metrics
+
+    def write_metrics(*given: Any) -> None:
+        send(signal.SIGINT)()
+        send(signal.SIGTERM)()
+        write(*given)
+
+    monkeypatch.setattr(result, "write_metrics", write_metrics)
+    assert _train(tiny_config(steps=1), shapes, tmp_path).steps == 1
+    assert (tmp_path / "metrics.json").exists()
 
 
 def test_not_finite_keeps_the_last_checkpoint(shapes: Path, tmp_path: Path) -> None:
