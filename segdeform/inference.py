@@ -14,9 +14,11 @@ row of windows starts.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -27,10 +29,14 @@ from torch import Tensor, nn
 
 from segdeform.config.schema import EvalConfig
 from segdeform.errors import NotFiniteError, ResourceError
+from segdeform.machine.memory import memory_that_ended
 
 WHOLE_LIMIT = 2**24  # pixels; a larger picture is tiled even where options.tile is 0
 AUTOMATIC_TILE = 512  # pixels, side of those tiles
+_MANY_WINDOWS = 500  # for one picture, from which on the user is told
 _ACCUMULATOR_BYTES = 2**29  # bounds the blended scores in work, whatever K and the width are
+
+_log = logging.getLogger(__name__)
 
 
 class Window(NamedTuple):
@@ -135,6 +141,7 @@ def _blocks(
     known = {first: scores}  # it told K, by which the bands are made, and is not computed twice
     columns = _ACCUMULATOR_BYTES // (4 * scores.shape[0] * tile_height)
     del scores
+    _tell_of_many_windows(len(tops) * len(lefts), (tile_height, tile_width), size)
     profile = _gaussian if options.blend == "gaussian" else torch.ones
     weight = profile(tile_height)[:, None] * profile(tile_width)  # [tile_height, tile_width]
 
@@ -146,6 +153,17 @@ def _blocks(
         windows = [x for x in lefts if x < right and x + tile_width > left]
         for top, block in _band_rows(window_scores, tops, height, windows, (left, right), weight):
             yield Block(top, left, block)
+
+
+@cache  # once for all pictures of a size
+def _tell_of_many_windows(count: int, tile: tuple[int, int], size: tuple[int, int]) -> None:
+    """Says that a picture will take its time, before minutes of silence."""
+    if count > _MANY_WINDOWS:
+        _log.warning(
+            "a picture of %dx%d pixels takes %d windows of %dx%d: a larger --tile (config key "
+            "eval.tile) is faster",
+            *(*size, count, *tile),
+        )
 
 
 def _band_rows(
@@ -259,10 +277,10 @@ def _memory_errors(height: int, width: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        ended = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not ended and "DefaultCPUAllocator" not in str(error):
+        what = memory_that_ended(error)
+        if not what:
             raise
         raise ResourceError(
-            f"memory ended on a picture of {height}x{width} pixels: work in windows with --tile "
+            f"{what} ended on a picture of {height}x{width} pixels: work in windows with --tile "
             "(config key eval.tile), or in smaller ones"
         ) from error

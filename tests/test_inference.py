@@ -49,6 +49,20 @@ def tensor(image: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1).float() / 255
 
 
+def test_many_small_windows_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Minutes of silence otherwise, on a network that is not as quick as this one."""
+    network = Convolution(1)
+    for _ in range(2):
+        predict_labels(network, picture(101, 91), EvalConfig(tile=5), "cpu")
+    assert [record.getMessage() for record in caplog.records] == [
+        "a picture of 101x91 pixels takes 575 windows of 5x5: a larger --tile (config key "
+        "eval.tile) is faster"
+    ]
+    predict_labels(network, picture(101, 91), EvalConfig(tile=64), "cpu")
+    assert len(caplog.records) == 1
+    assert len(network.sizes) == 2 * 575 + 4
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     height=st.integers(1, 60),
