@@ -6,13 +6,13 @@ it was, and its runs are models like any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from segdeform.ablation.comparison import ArmResult, Interval, compare_arms, verdict
 from segdeform.ablation.plan import Ablation, Arm, Variant, drop_repeated, make_arms
 from segdeform.ablation.runner import Runner
+from segdeform.callbacks import Say
 from segdeform.config.dotted import dotted
 from segdeform.config.loading import load_config
 from segdeform.errors import UsageError
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-def run_ablation(plan: Ablation, say: Callable[[str], None]) -> dict[str, Any]:
+def run_ablation(plan: Ablation, say: Say) -> dict[str, Any]:
     """Trains what is not trained yet, writes OUTPUT/ablation.json and returns its content.
 
     A run that fails, or has no score, is left out of the comparison, which goes on; "failed" names
@@ -74,7 +74,7 @@ def _settle(plan: Ablation) -> None:
         raise write_error(plan.output, error) from error
 
 
-def _run(plan: Ablation, say: Callable[[str], None]) -> dict[str, Any]:
+def _run(plan: Ablation, say: Say) -> dict[str, Any]:
     runner = Runner(plan, say)
     finished = runner.run()
     results = [ArmResult(arm) for arm in plan.arms]

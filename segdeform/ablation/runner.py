@@ -8,7 +8,6 @@ import queue
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import FrameType
@@ -17,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from segdeform.ablation.plan import Ablation, Arm
+from segdeform.callbacks import Say
 from segdeform.errors import InterruptedByUserError, StoppedError
 from segdeform.machine.signals import stop_requests
 
@@ -24,7 +24,7 @@ from segdeform.machine.signals import stop_requests
 class Runner:
     """Works the runs off, one at a time on each device."""
 
-    def __init__(self, plan: Ablation, say: Callable[[str], None]) -> None:
+    def __init__(self, plan: Ablation, say: Say) -> None:
         self.plan, self.say = plan, say
         self.finished: dict[tuple[Arm, int], dict[str, Any]] = {}
         self.failed: list[tuple[str, int]] = []  # what it said, exit code

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from segdeform.callbacks import Progress, Say
 from segdeform.checking.cache import FactCache, cache_path
 from segdeform.checking.causes import Cause, find_cause
 from segdeform.checking.finding import KINDS, Finding
@@ -22,8 +23,6 @@ from segdeform.data.image_io import read_image
 from segdeform.errors import DataError
 
 SPLITS = ("train", "val", "test")
-
-Progress = Callable[[int, int], None]
 
 
 def list_splits(
@@ -67,13 +66,12 @@ def check(
     pairs = []
     try:
         for dataset in datasets:
-            done = before
 
-            def hear(count: int, done: int = done) -> None:
+            def shown(count: int, before: int = before) -> None:
                 if progress:
-                    progress(done + count, total)
+                    progress(before + count, total)
 
-            pairs.append(read_pairs(dataset, cache, workers or default_workers(), hear))
+            pairs.append(read_pairs(dataset, cache, workers or default_workers(), shown))
             before += len(dataset)
         cause = _guess_cause(datasets, pairs, cache, workers or default_workers())
     finally:
@@ -100,7 +98,7 @@ def check_sound(
     *,
     workers: int | None = None,
     progress: Progress | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
 ) -> Report:
     """Checks splits before they are used: `say` hears one line, and one for each kind of warning.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from segdeform.callbacks import Progress
 from segdeform.checking.check import check, list_splits
 from segdeform.checking.facts import Facts, mask_facts
 from segdeform.checking.judge import class_of_colour, foreign_index
@@ -64,7 +65,7 @@ def repair(
     report: Report,
     folder: Path,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Repair:
     """Writes FOLDER/{images,masks}/SPLIT, data.yaml and, where pairs are left out, their list.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
+
+from segdeform.callbacks import Steps
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -17,7 +19,7 @@ _COUNTABLE = 10**6  # up to here people count, beyond it (bytes) they want perce
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars() -> Iterator[Steps]:
     """Lends `progress(step, done, total)`; a step counts pictures or bytes."""
     if not sys.stderr.isatty():
         yield _Lines().show

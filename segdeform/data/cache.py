@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import PIL
 from PIL import features
 
+from segdeform.callbacks import Say
 from segdeform.data.dataset import Dataset
 from segdeform.data.decoded import open_cache
 from segdeform.errors import DataError
@@ -27,20 +27,20 @@ VERSION = 2
 _FOLDER = ".segdeform-cache"
 
 
-def with_cache(dataset: Dataset, tell: Callable[[str], None]) -> Dataset:
+def with_cache(dataset: Dataset, say: Say) -> Dataset:
     """Returns the data set reading from its cache where there is one that fits the files.
 
-    `tell` hears that it is used, or that it no longer fits. Raises DataError for a damaged cache.
+    `say` hears that it is used, or that it no longer fits. Raises DataError for a damaged cache.
     """
     folder = cache_folder(dataset)
     if not folder.is_dir():
         if any(folder.parent.glob(f"{dataset.split}-*")):
-            tell(
+            say(
                 f"the cache of {dataset.split} is of other files than there are now, and not used: "
                 "segdeform prepare --cache writes it anew"
             )
         return dataset
-    tell(f"{dataset.split}: pictures from {folder}")
+    say(f"{dataset.split}: pictures from {folder}")
     return replace(dataset, cache=open_cache(folder, len(dataset)))
 
 

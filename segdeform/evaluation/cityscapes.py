@@ -15,7 +15,7 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeform.callbacks import Progress, Stop
 from segdeform.data.cityscapes_labels import HIGHEST_ID
 from segdeform.data.image_io import read_mask
 from segdeform.errors import DataError, InterruptedByUserError, ResourceError
@@ -63,8 +64,8 @@ def official_scores(
     pairs: Sequence[Pair],
     *,
     workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
-    stop: Callable[[], bool] | None = None,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
 ) -> OfficialScores:
     """Scores label id PNGs with cityscapesscripts, in `workers` processes.
 

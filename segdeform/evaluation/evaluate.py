@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 import cuda_ops
+from segdeform.callbacks import Progress, Stop
 from segdeform.data.dataset import IGNORE, Dataset, Sample, read_pair
 from segdeform.errors import (
     DataError,
@@ -132,8 +133,8 @@ def evaluate(
     boundary_width: float = BOUNDARY_WIDTH,
     keep: KeepLabels | None = None,
     peers: Processes = ALONE,
-    progress: Callable[[int, int], None] | None = None,
-    stop: Callable[[], bool] | None = None,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
 ) -> Evaluation:
     """Predicts every picture of a split and compares it with its mask at the mask's size.
 
@@ -182,8 +183,8 @@ def share_pictures(
     total: int,
     work: Callable[[int], None],
     peers: Processes,
-    progress: Callable[[int, int], None] | None,
-    stop: Callable[[], bool] | None,
+    progress: Progress | None,
+    stop: Stop | None,
 ) -> None:
     """Calls `work(index)` for every picture, each in one of the processes, which keep in step.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from segdeform.callbacks import Stop
 from segdeform.data.dataset import IGNORE, Dataset, read_pair
 from segdeform.errors import InterruptedByUserError
 from segdeform.evaluation.counts import Column, union
@@ -44,7 +45,7 @@ def choose_examples(
     evaluation: Evaluation,
     segmenter: Segmenter,
     dataset: Dataset,
-    stop: Callable[[], bool] | None = None,
+    stop: Stop | None = None,
 ) -> tuple[Example, ...]:
     """Predicts the pictures with the lowest and highest mIoU of their own once more.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from segdeform.callbacks import Progress, Say, Steps, Stop
 from segdeform.checking import check_sound
 from segdeform.data.dataset import Dataset
 from segdeform.data.image_io import read_image
@@ -42,10 +43,6 @@ from segdeform.machine.device import resolve_device
 from segdeform.machine.interrupts import stop_on_interrupt
 from segdeform.machine.processes import Processes, own_device, processes
 from segdeform.segmenter import Segmenter, load
-
-Progress = Callable[[int, int], None]  # (done, total) pictures
-Steps = Callable[[str, int, int], None]  # (what is done, done, total)
-Stop = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def run_evaluation(
     threads: int | None = None,  # of torch; None: as many as there are cores
     options: Mapping[str, Any] | None = None,  # in the place of the model's own inference options
     progress: Steps | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
 ) -> Outcome:
     """Checks a split, scores a model on it and writes what is wanted.
 
@@ -102,10 +99,15 @@ def run_evaluation(
             if peers.first:
                 check_sound([dataset], progress=partial(shown, "checking"), say=say)
         with stop_on_interrupt() as stop:
-            told = partial(shown, "evaluating")
+            counting = partial(shown, "evaluating")
             if wanted.submission is not None and _has_no_masks(dataset):
                 predict_for_server(
-                    segmenter, dataset, wanted.submission, peers=peers, progress=told, stop=stop
+                    segmenter,
+                    dataset,
+                    wanted.submission,
+                    peers=peers,
+                    progress=counting,
+                    stop=stop,
                 )
                 return Outcome(None, peers.first)
             evaluation = score(
@@ -115,7 +117,7 @@ def run_evaluation(
                 boundary_width=boundary_width,
                 workers=cores,
                 peers=peers,
-                progress=told,
+                progress=counting,
                 stop=stop,
             )
         return Outcome(evaluation, peers.first)

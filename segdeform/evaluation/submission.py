@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeform.callbacks import Stop
 from segdeform.data.cityscapes import train_ids_to_label_ids
 from segdeform.data.dataset import Dataset, Sample
 from segdeform.data.image_io import write_image, write_index_png
@@ -53,9 +54,7 @@ def label_map_path(dataset: Dataset, folder: Path, sample: Sample) -> Path:
     return folder / (f"{stem}_labelIds.png" if dataset.name == "cityscapes" else f"{stem}.png")
 
 
-def write_zip(
-    dataset: Dataset, folder: Path, path: Path, stop: Callable[[], bool] | None = None
-) -> None:
+def write_zip(dataset: Dataset, folder: Path, path: Path, stop: Stop | None = None) -> None:
     """Packs the label maps of a folder; equal maps give equal bytes, and it appears whole.
 
     Raises:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeform.callbacks import Progress, Stop
 from segdeform.data.dataset import IGNORE, Dataset, read_pair
 from segdeform.errors import DataError, InterruptedByUserError
 from segdeform.evaluation.split import refuse_other_classes
@@ -74,8 +74,8 @@ def effective_dilation(
     segmenter: Segmenter,
     dataset: Dataset,
     *,
-    progress: Callable[[int, int], None] | None = None,
-    stop: Callable[[], bool] | None = None,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
 ) -> list[LayerStatistics]:
     """Measures every deformable layer on every picture of a split, by the true class of a place.
 

@@ -9,13 +9,14 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from segdeform.callbacks import Progress
 from segdeform.errors import DownloadError
 from segdeform.files.atomic import sync, write_error
 from segdeform.files.space import require_space
@@ -28,8 +29,6 @@ WINDOW, LEAST = 60.0, 60_000  # seconds, and the bytes in them below which it co
 _PEER_TIMEOUT = 300.0  # seconds that another process may hold the file without growing it
 _BLOCK = 1 << 18
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
-
-Progress = Callable[[int, int], None]
 
 
 class Checksum(NamedTuple):

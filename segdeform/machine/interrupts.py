@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from segdeform.callbacks import Stop
 from segdeform.errors import InterruptedByUserError
 
 _received = False
@@ -47,7 +48,7 @@ def refuse_to_go_on() -> None:
 
 
 @contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+def stop_on_interrupt() -> Iterator[Stop]:
     """Lends a question "was Ctrl-C pressed?"; a second Ctrl-C raises KeyboardInterrupt.
 
     Only Python's main thread hears signals: in any other the answer stays no.

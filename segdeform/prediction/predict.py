@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeform.callbacks import Progress, Stop
 from segdeform.data.image_io import read_image, write_image, write_index_png
 from segdeform.errors import (
     DataError,
@@ -78,8 +79,8 @@ def predict(
     output: Path,
     *,
     overlays: bool = True,
-    progress: Callable[[int, int], None] | None = None,
-    stop: Callable[[], bool] | None = None,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
 ) -> Summary:
     """Writes the masks (and overlays) of all pictures below `output`; returns what became of each.
 

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, cast
 
+from segdeform.callbacks import Progress
 from segdeform.errors import DataError, ResourceError, UnsafeInputError, UsageError
 from segdeform.files.atomic import write_error
 from segdeform.files.space import require_space
@@ -98,7 +99,7 @@ def unpack(
     target: Path,
     *,
     place: Callable[[PurePosixPath], PurePosixPath | None] = lambda path: path,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Writes files into TARGET, each whole or not at all; returns how many of them are there then.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import takewhile
@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from segdeform.callbacks import Progress
 from segdeform.checking.cache import FactCache, cache_path
 from segdeform.checking.facts import picture_facts
 from segdeform.data.cache import VERSION, cache_folder
@@ -38,7 +39,7 @@ _JOURNAL = "written.jsonl"  # the pairs that the arrays hold so far
 def write_cache(
     dataset: Dataset,
     workers: int = 2,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Path:
     """Writes the cache of a split unless it is there, undamaged; returns its folder.
 
@@ -68,7 +69,7 @@ def write_cache(
     return folder
 
 
-def _is_intact(folder: Path, count: int, progress: Callable[[int, int], None]) -> bool:
+def _is_intact(folder: Path, count: int, progress: Progress) -> bool:
     try:
         cache = open_cache(folder, count)
         for index in range(count):
@@ -83,9 +84,7 @@ def _partials(dataset: Dataset, folder: Path) -> Iterator[Path]:
     return folder.parent.glob(f".{dataset.split}-*.partial")
 
 
-def _write_pairs(
-    dataset: Dataset, partial: Path, workers: int, progress: Callable[[int, int], None]
-) -> list[Stored]:
+def _write_pairs(dataset: Dataset, partial: Path, workers: int, progress: Progress) -> list[Stored]:
     """Appends the pairs that the arrays do not hold yet; returns all of them."""
     facts = FactCache(cache_path(dataset.root))
     pairs = _written(partial)

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path, PurePosixPath
 
+from segdeform.callbacks import Steps
 from segdeform.data import cityscapes
 from segdeform.errors import DataError, DownloadError
 from segdeform.files.atomic import write_error
 from segdeform.files.space import require_space
 from segdeform.preparing.archives import open_archive
-from segdeform.preparing.staging import ARCHIVES, Progress, publish, staging_folder, unpack_lacking
+from segdeform.preparing.staging import ARCHIVES, publish, staging_folder, unpack_lacking
 
 PACKAGES = ("gtFine_trainvaltest.zip", "leftImg8bit_trainvaltest.zip")
 _PARTS = ("gtFine", "leftImg8bit")
@@ -21,7 +22,7 @@ _NEED = 24_000_000_000  # bytes: both archives and what comes out of them
 
 
 def prepare_cityscapes(
-    root: Path, archives: Sequence[Path], *, fetch: bool, progress: Progress
+    root: Path, archives: Sequence[Path], *, fetch: bool, progress: Steps
 ) -> list[str]:
     """Makes ROOT hold leftImg8bit and gtFine; returns what was done and what is missing.
 

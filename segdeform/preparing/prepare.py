@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from segdeform.callbacks import Steps
 from segdeform.checking import check_sound
 from segdeform.data import DATASETS, camvid, folder, load_dataset
 from segdeform.data.dataset import Dataset, MissingSplitError
@@ -16,7 +17,6 @@ from segdeform.files.space import size_text
 from segdeform.preparing.cache import write_cache
 from segdeform.preparing.cityscapes import prepare_cityscapes
 from segdeform.preparing.shapes import write_shapes
-from segdeform.preparing.staging import Progress
 from segdeform.preparing.voc import prepare_voc
 
 # trainaug holds all of train.
@@ -49,7 +49,7 @@ def prepare(
     cache: bool = False,
     shapes: Mapping[str, Any] | None = None,
     workers: int = 2,
-    progress: Progress = lambda what, done, total: None,
+    progress: Steps = lambda what, done, total: None,
 ) -> PrepareSummary:
     """Makes a data set in OUTPUT, from archives, by download or by drawing it, and verifies it all.
 
@@ -80,8 +80,8 @@ def prepare(
         messages = _make(name, output, archives, download, sbd, shapes or {}, progress)
         datasets, missing = _load_splits(name, output)
         for dataset in datasets:
-            hear = partial(progress, f"reading {dataset.split}")
-            check_sound([dataset], workers=workers, progress=hear)
+            shown = partial(progress, f"reading {dataset.split}")
+            check_sound([dataset], workers=workers, progress=shown)
         cached = _write_caches(datasets, workers, progress) if cache else []
     except KeyboardInterrupt as error:
         raise InterruptedByUserError(
@@ -105,7 +105,7 @@ def _make(
     download: bool,
     sbd: bool,
     shapes: Mapping[str, Any],
-    progress: Progress,
+    progress: Steps,
 ) -> list[str]:
     if name == "shapes":
         made = write_shapes(output, **shapes, progress=partial(progress, "drawing"))
@@ -134,14 +134,13 @@ def _load_splits(name: str, output: Path) -> tuple[list[Dataset], list[MissingSp
     return datasets, missing
 
 
-def _write_caches(datasets: list[Dataset], workers: int, progress: Progress) -> list[str]:
+def _write_caches(datasets: list[Dataset], workers: int, progress: Steps) -> list[str]:
     messages = []
     splits = {dataset.split for dataset in datasets}
     for dataset in datasets:
         if dataset.split == "train" and "trainaug" in splits:
             continue  # its pictures are in trainaug
-        hear = partial(progress, f"caching {dataset.split}")
-        folder = write_cache(dataset, workers, hear)
+        folder = write_cache(dataset, workers, partial(progress, f"caching {dataset.split}"))
         size = sum(path.stat().st_size for path in folder.iterdir())
         messages.append(f"cache of {dataset.split}: {folder}, {size_text(size)}")
     return messages

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from segdeform.callbacks import Progress
 from segdeform.data.image_io import UInt8, write_image, write_index_png
 from segdeform.errors import UsageError
 from segdeform.files.atomic import write_error
@@ -44,7 +45,7 @@ def write_shapes(
     size: int = 256,
     outline_only: bool = False,
     deformation: float = 1.0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> bool:
     """Draws `train` + `val` pictures of `size` x `size` pixels; False when they are there already.
 

@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from segdeform.callbacks import Steps
 from segdeform.errors import UsageError
 from segdeform.files.atomic import write_error
 from segdeform.files.lock import run_lock
 from segdeform.preparing.archives import Entry, unpack
 
 ARCHIVES = "archives"  # below the data set's root: what was downloaded
-
-Progress = Callable[[str, int, int], None]  # (what is done, how much, of how much)
 
 
 @contextmanager
@@ -43,7 +42,7 @@ def unpack_lacking(
     staging: Path,
     goal: Path,
     place: Callable[[PurePosixPath], PurePosixPath | None],
-    progress: Progress,
+    progress: Steps,
 ) -> Path:
     """Unpacks what GOAL lacks into a folder of STAGING that belongs to this archive; returns it.
 
@@ -53,8 +52,8 @@ def unpack_lacking(
     lacking = [
         entry for entry in entries if (path := place(entry.path)) and not (goal / path).is_file()
     ]
-    hear = partial(progress, f"unpacking {archive.name}")
-    unpack(lacking, archive, folder, place=place, progress=hear)
+    shown = partial(progress, f"unpacking {archive.name}")
+    unpack(lacking, archive, folder, place=place, progress=shown)
     return folder
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from segdeform.callbacks import Steps
 from segdeform.data import voc
 from segdeform.data.dataset import colour_map
 from segdeform.data.image_io import write_index_png
@@ -20,7 +21,7 @@ from segdeform.files.download import Checksum, download
 from segdeform.files.space import require_space
 from segdeform.preparing.archives import Entry, open_archive
 from segdeform.preparing.sbd_mask import read_sbd_mask
-from segdeform.preparing.staging import ARCHIVES, Progress, publish, staging_folder, unpack_lacking
+from segdeform.preparing.staging import ARCHIVES, publish, staging_folder, unpack_lacking
 
 TRAINAUG = 10_582  # ids, of the whole data sets
 _VOC, _SBD = "VOC", "SBD"
@@ -28,7 +29,7 @@ _NEED = {_VOC: 4_200_000_000, _SBD: 1_800_000_000}  # bytes: archive and what co
 
 
 def prepare_voc(
-    root: Path, archives: Sequence[Path], *, fetch: bool, sbd: bool, progress: Progress
+    root: Path, archives: Sequence[Path], *, fetch: bool, sbd: bool, progress: Steps
 ) -> list[str]:
     """Makes ROOT hold VOC 2012, with `sbd` also the split trainaug; returns what was done.
 
@@ -74,7 +75,7 @@ def _holds_something(root: Path) -> bool:
 
 
 def _unpack(
-    archive: Path, staging: Path, goal: Path, wants_sbd: bool, progress: Progress
+    archive: Path, staging: Path, goal: Path, wants_sbd: bool, progress: Steps
 ) -> tuple[str, Path]:
     """Unpacks what is lacking and wanted of an archive; returns what it holds and where it is."""
     _check_official(archive)
@@ -96,7 +97,7 @@ def _advice(home: Path, sbd: bool) -> list[str]:
     return ["without SBD's 9,118 pictures: --download fetches them, or --archive benchmark.tgz"]
 
 
-def merge_sbd(home: Path, sbd: Path, progress: Progress) -> str:
+def merge_sbd(home: Path, sbd: Path, progress: Steps) -> str:
     """Writes SegmentationClassAug and, last of all, ImageSets/Segmentation/trainaug.txt.
 
     HOME is VOC2012; SBD holds train.txt, val.txt and cls/*.mat. Masks that are there already stay.
@@ -162,7 +163,7 @@ def _official() -> dict[str, tuple[str, str]]:
     }
 
 
-def _download(root: Path, kinds: Sequence[str], progress: Progress) -> list[Path]:
+def _download(root: Path, kinds: Sequence[str], progress: Steps) -> list[Path]:
     official = dict(zip((_VOC, _SBD), _official().items(), strict=True))
     missing = [kind for kind in kinds if not (root / ARCHIVES / official[kind][0]).is_file()]
     require_space(root, sum(_NEED[kind] for kind in missing))
@@ -170,8 +171,8 @@ def _download(root: Path, kinds: Sequence[str], progress: Progress) -> list[Path
     for kind in kinds:
         name, (address, md5) = official[kind]
         paths.append(root / ARCHIVES / name)
-        hear = partial(progress, f"downloading {name}")
-        download(address, paths[-1], Checksum("md5", md5), progress=hear)
+        shown = partial(progress, f"downloading {name}")
+        download(address, paths[-1], Checksum("md5", md5), progress=shown)
     return paths
 
 

@@ -21,7 +21,7 @@ from segdeform.preparing import voc as prepare_voc
 from segdeform.preparing.prepare import prepare
 from segdeform.preparing.voc import trainaug_names
 from tests.conftest import external_data
-from tests.test_download import Handler, url  # noqa: F401, the fixture
+from tests.files.test_download import Handler, url  # noqa: F401, the fixture
 
 TRAIN, VAL = ["2007_01", "2007_02"], ["2007_03"]
 SBD_TRAIN, SBD_VAL = ["2007_01", "2007_03", "2008_05"], ["2008_04"]
