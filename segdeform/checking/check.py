@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from segdeform.callbacks import Progress, Say
-from segdeform.checking.cache import FactCache, cache_path
 from segdeform.checking.causes import Cause, find_cause
 from segdeform.checking.finding import KINDS, Finding
 from segdeform.checking.judge import judge_pair, label_counts
+from segdeform.checking.remembered import FactCache, cache_path
 from segdeform.checking.report import Report, SplitCount
 from segdeform.checking.scan import PairFacts, default_workers, read_pairs
 from segdeform.data import list_dataset

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from segdeform.checking.cache import FactCache
 from segdeform.checking.facts import Facts, index_facts, mask_facts, picture_facts
+from segdeform.checking.remembered import FactCache
 from segdeform.data.dataset import Dataset
 from segdeform.data.decoded import Cache
 from segdeform.errors import DataError

@@ -26,9 +26,9 @@ def compare(
 ) -> None:
     """Compare two evaluations of the same pictures: what the second gained or lost."""
     from segdeform.evaluation.compare import compare
-    from segdeform.evaluation.result import read_result
+    from segdeform.evaluation.result import read_evaluation
 
-    comparison = compare(read_result(first), read_result(second))
+    comparison = compare(read_evaluation(first), read_evaluation(second))
     if json_output:
         print_json(comparison.to_json())
     else:

@@ -41,7 +41,7 @@ def write_metrics(folder: Path, evaluation: Evaluation) -> Path:
     return path
 
 
-def write_result(
+def write_evaluation(
     folder: Path, evaluation: Evaluation, report: str, label_maps: Path | None = None
 ) -> None:
     """Writes a whole result, which takes the place of a former one when it is complete.
@@ -111,7 +111,7 @@ class Result:
         return protocol
 
 
-def read_result(folder: Path) -> Result:
+def read_evaluation(folder: Path) -> Result:
     """Reads what `eval --output` wrote; every file is checked by its SHA-256.
 
     Raises:

@@ -29,7 +29,7 @@ from segdeform.evaluation.evaluate import (
 )
 from segdeform.evaluation.examples import choose_examples
 from segdeform.evaluation.report import render_report
-from segdeform.evaluation.result import check_output, write_result
+from segdeform.evaluation.result import check_output, write_evaluation
 from segdeform.evaluation.split import load_split, refuse_other_classes
 from segdeform.evaluation.submission import (
     label_map_path,
@@ -172,7 +172,9 @@ def score(
             if maps is not None and wanted.submission is not None:
                 write_zip(dataset, maps, wanted.submission, stop)
             if wanted.output is not None:
-                write_result(wanted.output, evaluation, report, maps if wanted.official else None)
+                write_evaluation(
+                    wanted.output, evaluation, report, maps if wanted.official else None
+                )
     return evaluation
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from segdeform.data.image_io import read_image
 from segdeform.errors import UsageError
+from segdeform.explaining.clickable import render_page
 from segdeform.explaining.drawing import draw_offsets, draw_points, point_colours
-from segdeform.explaining.page import render_page
 from segdeform.explaining.regions import region_centres
 from segdeform.explaining.sampling import LayerSampling, follow, place_of, record
 from segdeform.explaining.statistics import LayerStatistics

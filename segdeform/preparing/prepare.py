@@ -14,8 +14,8 @@ from segdeform.data import DATASETS, camvid, folder, load_dataset
 from segdeform.data.dataset import Dataset, MissingSplitError
 from segdeform.errors import DataError, InterruptedByUserError, UsageError, nearest
 from segdeform.files.space import size_text
-from segdeform.preparing.cache import write_cache
 from segdeform.preparing.cityscapes import prepare_cityscapes
+from segdeform.preparing.decoding import write_cache
 from segdeform.preparing.shapes import write_shapes
 from segdeform.preparing.voc import prepare_voc
 

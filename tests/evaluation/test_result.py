@@ -14,7 +14,7 @@ from segdeform.data.dataset import Dataset
 from segdeform.errors import DataError, ResourceError, UsageError
 from segdeform.evaluation import result as result_module
 from segdeform.evaluation.evaluate import Evaluation, evaluate
-from segdeform.evaluation.result import check_output, read_result, write_result
+from segdeform.evaluation.result import check_output, read_evaluation, write_evaluation
 from tests.evaluation.conftest import segmenter
 
 
@@ -25,8 +25,8 @@ def evaluation(dataset: Dataset) -> Evaluation:
 
 def test_what_is_written_is_read(evaluation: Evaluation, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    write_result(folder, evaluation, "<p>report</p>")
-    found = read_result(folder)
+    write_evaluation(folder, evaluation, "<p>report</p>")
+    found = read_evaluation(folder)
     assert found.metrics == json.loads(json.dumps(evaluation.to_json()))
     assert found.pictures == ("s/0", "s/1")
     assert found.classes == evaluation.classes
@@ -35,7 +35,7 @@ def test_what_is_written_is_read(evaluation: Evaluation, tmp_path: Path) -> None
 
 
 def test_tables_hold_the_scores(evaluation: Evaluation, tmp_path: Path) -> None:
-    write_result(tmp_path / "out", evaluation, "")
+    write_evaluation(tmp_path / "out", evaluation, "")
     with (tmp_path / "out" / "images.csv").open(newline="") as file:
         images = list(csv.DictReader(file))
     assert [row["picture"] for row in images] == ["s/0", "s/1"]
@@ -51,7 +51,7 @@ def test_tables_hold_the_scores(evaluation: Evaluation, tmp_path: Path) -> None:
 
 def test_a_newer_result_takes_the_place_of_an_older(evaluation: Evaluation, tmp_path: Path) -> None:
     for text in ("old", "new"):
-        write_result(tmp_path / "out", evaluation, text)
+        write_evaluation(tmp_path / "out", evaluation, text)
     assert (tmp_path / "out" / "report.html").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
 
@@ -67,12 +67,12 @@ def test_other_files_are_not_replaced(
     for name in names:
         (folder / name).write_text("{}")
     with pytest.raises(UsageError, match="something else than an earlier evaluation"):
-        write_result(folder, evaluation, "")
+        write_evaluation(folder, evaluation, "")
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
 
 
 def test_a_file_put_beside_a_result_is_kept(evaluation: Evaluation, tmp_path: Path) -> None:
-    write_result(tmp_path / "out", evaluation, "")
+    write_evaluation(tmp_path / "out", evaluation, "")
     (tmp_path / "out" / "thesis.txt").write_text("years")
     with pytest.raises(UsageError, match=r"thesis\.txt"):
         check_output(tmp_path / "out")
@@ -85,22 +85,22 @@ def test_a_file_put_beside_a_result_is_kept(evaluation: Evaluation, tmp_path: Pa
 def test_a_full_disk_leaves_the_older_result(
     evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_result(tmp_path / "out", evaluation, "old")
+    write_evaluation(tmp_path / "out", evaluation, "old")
 
     def full(*arguments: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(result_module.np, "save", full)
     with pytest.raises(ResourceError, match="No space left"):
-        write_result(tmp_path / "out", evaluation, "new")
+        write_evaluation(tmp_path / "out", evaluation, "new")
     assert (tmp_path / "out" / "report.html").read_text() == "old"
-    read_result(tmp_path / "out")
+    read_evaluation(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "counts.npy", "images.csv", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_damage_is_found(evaluation: Evaluation, tmp_path: Path, name: str, damage: str) -> None:
-    write_result(tmp_path / "out", evaluation, "")
+    write_evaluation(tmp_path / "out", evaluation, "")
     path = tmp_path / "out" / name
     content = bytearray(path.read_bytes())
     if damage == "flip":
@@ -109,9 +109,9 @@ def test_damage_is_found(evaluation: Evaluation, tmp_path: Path, name: str, dama
     if damage == "remove":
         path.unlink()
     with pytest.raises(DataError, match="out"):
-        read_result(tmp_path / "out")
+        read_evaluation(tmp_path / "out")
 
 
 def test_a_folder_that_is_no_result(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="segdeform eval MODEL"):
-        read_result(tmp_path / "nowhere")
+        read_evaluation(tmp_path / "nowhere")

@@ -20,7 +20,7 @@ from segdeform.config.schema import EvalConfig
 from segdeform.data import load_dataset
 from segdeform.data.dataset import Dataset, read_pair
 from segdeform.errors import DataError, InterruptedByUserError, UsageError
-from segdeform.evaluation.result import read_result
+from segdeform.evaluation.result import read_evaluation
 from segdeform.evaluation.run import Wanted, check_wanted, predict_for_server, score
 from tests.data.cityscapes_frames import write_frames
 from tests.evaluation.conftest import Output
@@ -75,7 +75,7 @@ def test_cityscapes_by_both_ways_at_once(cityscapes: Path, tmp_path: Path) -> No
     assert evaluation.official is not None
     assert evaluation.official["mean_class_iou"] == pytest.approx(evaluation.scores.miou, abs=1e-6)
     assert "of all pictures" in evaluation.official["note"]
-    assert read_result(tmp_path / "out").metrics["official"] == evaluation.official
+    assert read_evaluation(tmp_path / "out").metrics["official"] == evaluation.official
     maps = sorted((tmp_path / "out" / "labelIds").iterdir())
     assert [path.name for path in maps] == [
         "munster_000000_000019_labelIds.png",

@@ -16,8 +16,8 @@ from PIL import Image
 
 from segdeform.cli import main
 from segdeform.data import load_dataset
+from segdeform.explaining.clickable import MODULATION_UNIT, OFFSET_UNIT
 from segdeform.explaining.explain import explain_picture
-from segdeform.explaining.page import MODULATION_UNIT, OFFSET_UNIT
 from segdeform.explaining.regions import region_centres
 from segdeform.explaining.sampling import follow, place_of, record
 from segdeform.preparing.shapes import write_shapes

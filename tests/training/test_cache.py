@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from segdeform.data import load_dataset
-from segdeform.preparing.cache import write_cache
+from segdeform.preparing.decoding import write_cache
 from segdeform.training.loop import train
 from tests.training.conftest import ReporterThat, tiny_config
 

@@ -57,7 +57,7 @@ def test_the_second_check_reads_nothing_and_says_the_same(
 
     monkeypatch.setattr("segdeform.checking.scan.picture_facts", fail)
     monkeypatch.setattr("segdeform.checking.scan.mask_facts", fail)
-    monkeypatch.setattr("segdeform.checking.cache.sha256", fail)
+    monkeypatch.setattr("segdeform.checking.remembered.sha256", fail)
     second = checked(root)
     assert second.reused == 6
     assert verdict(second) == verdict(first)

@@ -14,8 +14,8 @@ from typing import BinaryIO
 import numpy as np
 
 from segdeform.callbacks import Progress
-from segdeform.checking.cache import FactCache, cache_path
 from segdeform.checking.facts import picture_facts
+from segdeform.checking.remembered import FactCache, cache_path
 from segdeform.data.cache import VERSION, cache_folder
 from segdeform.data.dataset import Dataset, read_pair
 from segdeform.data.decoded import (

@@ -19,7 +19,7 @@ from segdeform.data import Dataset, load_dataset, read_pair
 from segdeform.data.cache import cache_folder, with_cache
 from segdeform.data.loader import train_loader
 from segdeform.errors import DataError, ResourceError, SegdeformError
-from segdeform.preparing.cache import write_cache
+from segdeform.preparing.decoding import write_cache
 from segdeform.preparing.prepare import prepare
 from tests.data.cityscapes_frames import write_frame, write_frames
 
