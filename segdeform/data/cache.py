@@ -1,9 +1,9 @@
 """A split as decoded bytes on disk, which training reads instead: crops without decoding.
 
-ROOT/.segdeform-cache/SPLIT-FINGERPRINT/ holds them (see `decoded.py`; `preparing/decoding.py` writes
-them). They are the very arrays that `read_pair` gives, so training has the same bits with
-the cache and without it. The fingerprint is of paths, sizes and times of all files, and of what
-decodes them: after any change the cache is not used any more.
+ROOT/.segdeform-cache/SPLIT-FINGERPRINT/ holds them (`decoded.py` reads them, what writes them is
+`preparing/decoding.py`). They are the very arrays that `read_pair` gives, so training has the same
+bits with the cache and without it. The fingerprint is of paths, sizes and times of all files, and
+of what decodes them: after any change the cache is not used any more.
 """
 
 from __future__ import annotations
