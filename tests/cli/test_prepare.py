@@ -11,7 +11,11 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from cityscapesscripts.helpers.labels import id2label
+from numpy.typing import NDArray
+from PIL import Image
 
 from segdeform.preparing.shapes import write_shapes
 from tests.cli.conftest import Command
@@ -47,10 +51,29 @@ def test_cityscapes_from_zips_to_masks(
     trained = command("train", "cityscapes", "--output", run, *TINY)
     assert trained.code == 0, trained.err
     assert "pictures from" in trained.err
-    scored = command("eval", run, "--json")
-    assert json.loads(scored.out)["miou"] == json.loads((run / "metrics.json").read_bytes())["miou"]
-    predicted = command("predict", run, root / "leftImg8bit/val", "--output", tmp_path / "masks")
+    scored = json.loads(command("eval", run, "--json").out)
+    assert scored["miou"] == json.loads((run / "metrics.json").read_bytes())["miou"]
+    masks = tmp_path / "masks"
+    predicted = command("predict", run, root / "leftImg8bit/val", "--output", masks)
     assert predicted.code == 0 and "2 pictures predicted" in predicted.out
+    assert scored["confusion_matrix"] == _confusion(frames, masks).tolist()
+
+
+def _confusion(frames: Path, masks: Path) -> NDArray[np.int64]:  # [19, 19]
+    """Counts pixels by the label ids of the truth and the official table of train ids."""
+    matrix = np.zeros((19, 19), np.int64)
+    for path in sorted((frames / "gtFine" / "val").rglob("*_labelIds.png")):
+        truth = np.array([[id2label[i].trainId for i in row] for row in _pixels(path)])
+        stem = path.name.removesuffix("_gtFine_labelIds.png")
+        (mask,) = (masks / "masks").rglob(f"{stem}*.png")
+        scored = (truth >= 0) & (truth < 255)
+        np.add.at(matrix, (truth[scored], _pixels(mask)[scored]), 1)
+    assert (matrix.sum(axis=1) > 0).all(), "a class is missing"
+    return matrix
+
+
+def _pixels(path: Path) -> NDArray[np.uint8]:  # [H, W]
+    return np.asarray(Image.open(path))
 
 
 def test_real_voc_pictures_are_trained_on_scored_and_predicted(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +14,12 @@ import torch
 
 from segdeform.config.schema import DeformConfig, ModelConfig
 from segdeform.data import load_dataset
+from segdeform.evaluation.evaluate import evaluate
+from segdeform.machine.processes import processes
 from segdeform.models import build_model
 from segdeform.preparing.shapes import write_shapes
-from segdeform.segmenter import ModelDescription, save_model
+from segdeform.segmenter import ModelDescription, load, save_model
+from tests.ranks import Ranks
 
 SAME = ("metrics.json", "counts.npy", "images.csv", "classes.csv")
 
@@ -78,30 +80,18 @@ def test_two_processes_write_what_one_writes(model: Path, data: Path, tmp_path: 
     assert processes == [1, 2]
 
 
-@pytest.mark.slow
+def _evaluate(model: Path, data: Path) -> None:
+    segmenter = load(model, "cpu")
+    with processes(torch.device("cpu")) as peers:
+        evaluate(segmenter, load_dataset("shapes", data, "val"), peers=peers)
+
+
 def test_a_bad_picture_of_one_process_ends_both(model: Path, data: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "data"
-    shutil.copytree(data, broken)
+    """It breaks after the check, in the share of rank 1: rank 0 is told while it is at work."""
+    broken = shutil.copytree(data, tmp_path / "data")
     picture = broken / "val" / "images" / "00003.png"
     picture.write_bytes(picture.read_bytes()[:300])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", *arguments(model, broken, tmp_path / "out")],
-            env=environment(
-                MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2", RANK=str(rank)
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [rank.communicate(timeout=100)[1] for rank in ranks]
-    ended = dict(zip((rank.returncode for rank in ranks), errors, strict=True))
-    assert set(ended) == {4, 11}
-    assert str(picture) in ended[4]
-    assert "Another process failed (number" in ended[11]
-    assert not (tmp_path / "out").exists()
+    first, second = Ranks(2, _evaluate, model, broken).ended()
+    assert second.error.startswith(f"DataError: {picture}")
+    assert first.error.startswith("PeerLostError: Another process failed (number 1: ")
+    assert str(picture) in first.error
