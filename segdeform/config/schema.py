@@ -96,7 +96,7 @@ class TrainConfig(_Section):
     clip_grad_norm: Positive | None = Field(None, description="global L2 norm; null: no clipping")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = True
-    ema_decay: Fraction = Field(0.0, description="0: no averaged weights; else e.g. 0.999")
+    ema_decay: Fraction = Field(0.0, description="0: no average of the network; else e.g. 0.999")
     loss: Literal["cross_entropy", "ohem"] = "cross_entropy"
     ohem_keep: Fraction = Field(0.25, description="least share of the hardest pixels kept")
     ohem_threshold: Fraction = Field(0.7, description="pixels with p(truth) below this are kept")
