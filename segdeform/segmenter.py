@@ -61,12 +61,15 @@ class ModelDescription(BaseModel):
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD
     eval: EvalConfig = EvalConfig()
+    value_range: tuple[float, float] | None = None  # of pictures of more than 8 bits
     training: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _one_colour_a_class(self) -> ModelDescription:
         if len(self.palette) != len(self.classes):
             raise ValueError(f"{len(self.palette)} colours for {len(self.classes)} classes")
+        if self.value_range and not self.value_range[0] < self.value_range[1]:
+            raise ValueError(f"value_range {self.value_range} is empty")
         return self
 
 
@@ -75,7 +78,8 @@ class Segmenter:
     """Labels pictures with a network in evaluation mode.
 
     `options` says how a picture becomes labels (tiles, scales, flip); replace it to try others.
-    `info` tells what the folder says of the network, JSON values only.
+    `info` tells what the folder says of the network, JSON values only. `value_range` are the values
+    that were black and white in training, where its pictures had more than 8 bits.
     """
 
     model: DeepLab
@@ -84,6 +88,17 @@ class Segmenter:
     options: EvalConfig
     device: torch.device
     info: dict[str, Any]
+    value_range: tuple[float, float] | None = None
+
+    def read(self, picture: Path) -> NDArray[np.uint8]:
+        """Reads a picture as the network knows them, uint8 [H, W, 3] RGB.
+
+        Raises:
+            DataError: the file is no readable picture.
+        """
+        from segdeform.data.image_io import read_image
+
+        return read_image(picture, self.value_range)
 
     def with_options(self, **given: Any) -> Segmenter:
         """Returns the same network with other inference options, keys of the section `eval`.
@@ -102,7 +117,7 @@ class Segmenter:
         """
         from segdeform.inference import logits
 
-        pixels = torch.tensor(_pixels(image)).permute(2, 0, 1)  # [3, H, W]
+        pixels = torch.tensor(self._pixels(image)).permute(2, 0, 1)  # [3, H, W]
         return logits(self.model, pixels.to(self.device, torch.float32) / 255, self.options)
 
     def predict(self, image: Image) -> NDArray[np.uint8]:
@@ -113,7 +128,17 @@ class Segmenter:
         """
         from segdeform.inference import predict_labels
 
-        return predict_labels(self.model, _pixels(image), self.options, self.device)
+        return predict_labels(self.model, self._pixels(image), self.options, self.device)
+
+    def _pixels(self, image: Image) -> NDArray[np.uint8]:  # [H, W, 3] RGB
+        if isinstance(image, str | Path):
+            return self.read(Path(image))
+        if not isinstance(image, np.ndarray):
+            raise DataError(f"a picture is an array or a path; this is {type(image).__name__}")
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            found = f"{image.dtype} {list(image.shape)}"
+            raise DataError(f"a picture's array is uint8 [H, W, 3], not empty; this is {found}")
+        return np.ascontiguousarray(image)  # torch takes no negative strides, as of a flipped one
 
 
 def save_model(folder: Path, model: DeepLab, description: ModelDescription) -> None:
@@ -185,7 +210,13 @@ def load(path: str | Path, device: str = "auto") -> Segmenter:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     return Segmenter(
-        model.eval(), description.classes, description.palette, description.eval, where, info
+        model.eval(),
+        description.classes,
+        description.palette,
+        description.eval,
+        where,
+        info,
+        description.value_range,
     )
 
 
@@ -234,16 +265,3 @@ def _step(folder: Path) -> int:
     """Returns a checkpoint folder's step number, -1 for other names."""
     match = re.fullmatch(r"step-(\d+)", folder.name)
     return int(match[1]) if match else -1
-
-
-def _pixels(image: Image) -> NDArray[np.uint8]:  # [H, W, 3] RGB
-    if isinstance(image, str | Path):
-        from segdeform.data.image_io import read_image
-
-        return read_image(Path(image))
-    if not isinstance(image, np.ndarray):
-        raise DataError(f"a picture is an array or a path; this is {type(image).__name__}")
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        found = f"{image.dtype} {list(image.shape)}"
-        raise DataError(f"a picture's array is uint8 [H, W, 3], not empty; this is {found}")
-    return np.ascontiguousarray(image)  # torch takes no negative strides, as of a flipped picture

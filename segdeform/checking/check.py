@@ -234,5 +234,5 @@ def _whole_digest(dataset: Dataset, index: int) -> str:
     if dataset.cache is not None:
         picture = dataset.cache.read(index)[0]
     else:
-        picture = read_image(dataset.samples[index].image)
+        picture = read_image(dataset.samples[index].image, dataset.value_range)
     return hashlib.sha256(f"{picture.shape}".encode() + picture.tobytes()).hexdigest()

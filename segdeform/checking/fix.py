@@ -150,7 +150,7 @@ def _write_pair(dataset: Dataset, index: int, folder: Path) -> None:
     sample = dataset.samples[index]
     if sample.mask is None:
         raise DataError(f"{sample.image}: has no mask")
-    picture = read_image(sample.image)
+    picture = read_image(sample.image, dataset.value_range)
     with opened(sample.image) as image:
         turn = orientation(image)
     labels = _labels(dataset, sample.mask, turn)
@@ -265,6 +265,8 @@ def _describe(datasets: Sequence[Dataset], folder: Path, result: Repair) -> None
     content["names"] = dict(enumerate(first.classes))
     content["palette"] = [list(colour) for colour in first.palette]
     content["void_id"] = IGNORE
+    if first.value_range:
+        content["value_range"] = list(first.value_range)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
     write_text(folder / "data.yaml", text)
     if result.left_out:

@@ -77,7 +77,9 @@ def _show(datasets: dict[str, Dataset], finding: Finding) -> _Shown:
     dataset = datasets[finding.split]
     sample = dataset.samples[finding.sample]
     try:
-        picture = data_uri(_small(Image.fromarray(read_image(sample.image))), "JPEG")
+        picture = data_uri(
+            _small(Image.fromarray(read_image(sample.image, dataset.value_range))), "JPEG"
+        )
     except SegdeformError:
         picture = ""
     try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,12 @@ def cache_folder(dataset: Dataset) -> Path:
     what: list[Any] = [
         VERSION,
         # What else decoding depends on.
-        [__version__, PIL.__version__, *map(features.version, ("jpg", "webp", "libtiff"))],
+        [
+            *(__version__, PIL.__version__, version("tifffile"), version("imagecodecs")),
+            *map(features.version, ("jpg", "webp", "libtiff")),
+        ],
         [dataset.name, dataset.split, dataset.classes],
-        [sorted((dataset.label_map or {}).items()), sorted(dataset.void)],
+        [sorted((dataset.label_map or {}).items()), sorted(dataset.void), dataset.value_range],
         files,
     ]
     fingerprint = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]

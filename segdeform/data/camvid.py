@@ -21,19 +21,21 @@ CLASSES = {  # name -> the colour that CamVid results are usually shown in
     "pedestrian": (64, 64, 0),
     "bicyclist": (0, 128, 192),
 }
-LAYOUT = "ROOT/{train,val}.txt and ROOT/{train,val}/{images,masks} with one mask a picture"
+LAYOUT = "ROOT/{train,val}/{images,masks} with one mask a picture"
 SOURCE = "http://mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid (CC BY-NC 4.0)"
 
 
 def load(root: Path, split: str) -> Dataset:
-    """Lists one split of CamVid: ROOT/SPLIT.txt, ROOT/SPLIT/images, ROOT/SPLIT/masks (void 11).
+    """Lists one split of CamVid: ROOT/SPLIT/images and ROOT/SPLIT/masks (void 11).
 
+    ROOT/SPLIT.txt selects and orders the pictures; without it, they are all that there are.
     Raises DataError when the folder does not look like this; what is missing is in `problems`.
     """
     listing, folder = root / f"{split}.txt", root / split
-    if not (listing.is_file() and (folder / "images").is_dir() and (folder / "masks").is_dir()):
+    if not ((folder / "images").is_dir() and (folder / "masks").is_dir()):
         raise MissingSplitError(f"{root}: holds no CamVid split '{split}'; expected {LAYOUT}")
-    samples, problems = pair_folders(folder / "images", folder / "masks", read_names(listing))
+    names = read_names(listing) if listing.exists() else None
+    samples, problems = pair_folders(folder / "images", folder / "masks", names)
     return Dataset(
         name="camvid",
         split=split,

@@ -2,51 +2,81 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segdeform.data.dataset import IGNORE, colour_map
+from segdeform.data.dataset import IGNORE, ListingProblem, colour_map
+from segdeform.data.depth import ValueRange
 from segdeform.errors import DataError
 
 Colour = tuple[int, int, int]
 
+_NUMBER = re.compile(r"-?\d{1,6}", re.ASCII)
+
 
 @dataclass(frozen=True)
 class ClassList:
-    """Names and colours of K classes, and how mask values become class indices."""
+    """Names and colours of K classes, and how the values of files are to be understood."""
 
     names: tuple[str, ...]
     palette: tuple[Colour, ...]
     void: frozenset[int] = frozenset({IGNORE})
     label_map: dict[int, int] | None = None
+    value_range: ValueRange | None = None  # of pictures of more than 8 bits
 
 
-def find_class_list(root: Path) -> ClassList | None:
-    """Reads ROOT/classes.json or ROOT/classes.txt (one name a line); None when there is neither.
+_FILES = ("classes.json", "classes.txt")
 
-    Raises DataError when the file cannot be understood.
+
+def find_class_list(root: Path) -> tuple[ClassList, Path] | None:
+    """Reads ROOT/classes.json or ROOT/classes.txt (one name a line), and tells which of them.
+
+    Returns None when there is neither. Raises DataError when the file cannot be understood.
     """
-    listed, plain = root / "classes.json", root / "classes.txt"
+    path = next((path for name in _FILES if (path := root / name).is_file()), None)
+    return None if path is None else (_read_list(path), path)
+
+
+def other_lists(root: Path, source: Path, labels: ClassList) -> Iterator[ListingProblem]:
+    """Yields the class lists beside `source` that name other classes, and are not read."""
+    for name in _FILES:
+        path = root / name
+        if path == source or not path.is_file():
+            continue
+        try:
+            same = _read_list(path).names == labels.names
+        except DataError:
+            same = False
+        if not same:
+            text = f"{path}: names other classes than {source.name}, and is not used"
+            yield ListingProblem("unused-list", path, text)
+
+
+def _read_list(path: Path) -> ClassList:
     try:
-        if listed.is_file():
-            content = json.loads(listed.read_text(encoding="utf-8"))
-            if not isinstance(content, dict):
-                raise DataError(f'{listed}: expected {{"names": [...]}}')
-            return parse_class_list(content, listed)
-        if plain.is_file():
-            lines = plain.read_text(encoding="utf-8").splitlines()
-            names = [line.strip() for line in lines if line.strip()]
-            return parse_class_list({"names": names}, plain)
+        content = path.read_bytes()
+        # A byte order mark is what Windows begins a text with.
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        if path.suffix == ".txt":
+            names = [line.strip() for line in text.splitlines() if line.strip()]
+            return parse_class_list({"names": names}, path)
+        keys = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{root}: the class list cannot be read: {error}") from error
-    return None
+        raise DataError(f"{path}: the class list cannot be read: {error}") from error
+    if not isinstance(keys, dict):
+        raise DataError(f'{path}: expected {{"names": [...]}}')
+    return parse_class_list(keys, path)
 
 
 def parse_class_list(content: Mapping[Any, Any], source: Path) -> ClassList:
-    """Understands the keys names, nc, palette, void_id and label_mapping of a class list.
+    """Understands the keys names, nc, palette, void_id, label_mapping and value_range.
 
     Raises DataError naming the file and the key.
     """
@@ -62,6 +92,7 @@ def parse_class_list(content: Mapping[Any, Any], source: Path) -> ClassList:
         colour_map(len(names)) if palette is None else _palette(palette, len(names), source),
         frozenset({void, IGNORE}),
         _label_map(content.get("label_mapping"), len(names), source),
+        _value_range(content.get("value_range"), source),
     )
 
 
@@ -94,16 +125,37 @@ def _label_map(mapping: Any, count: int, source: Path) -> dict[int, int] | None:
         return None
     if not isinstance(mapping, Mapping):
         raise DataError(f"{source}: label_mapping maps mask values to classes, 7: 0")
-    for value, label in mapping.items():
-        if not _is_index(label, count) and label != IGNORE:
+    found: dict[int, int] = {}
+    for key, label in mapping.items():
+        # The keys of JSON are texts.
+        value = int(key) if isinstance(key, str) and _NUMBER.fullmatch(key) else key
+        if not (_is_index(label, count) or (type(label) is int and label == IGNORE)):
             raise DataError(
-                f"{source}: label_mapping {value}: {label!r} is neither a class "
+                f"{source}: label_mapping {key}: {label!r} is neither a class "
                 f"(0 to {count - 1}) nor {IGNORE} (ignore)"
             )
-        if not isinstance(value, int) or value >= 1 << 16:
-            raise DataError(f"{source}: label_mapping holds {value!r}, which no mask can hold")
+        if type(value) is not int or value >= 1 << 16:
+            raise DataError(f"{source}: label_mapping holds {key!r}, which no mask can hold")
+        if value in found:
+            raise DataError(f"{source}: label_mapping gives {value} twice")
+        found[value] = label
     # Negative values (Cityscapes' -1) stand in no mask file.
-    return {value: label for value, label in mapping.items() if value >= 0}
+    return {value: label for value, label in found.items() if value >= 0}
+
+
+def _value_range(given: Any, source: Path) -> ValueRange | None:
+    if given is None:
+        return None
+    numbers = [0, given] if not isinstance(given, list) else given
+    good = len(numbers) == 2 and all(
+        type(number) in (int, float) and math.isfinite(number) for number in numbers
+    )
+    if not good or not numbers[0] < numbers[1]:
+        raise DataError(
+            f"{source}: value_range is [lowest, highest], the values of pictures of more than 8 "
+            f"bits that are black and white, not {given!r}"
+        )
+    return numbers[0], numbers[1]
 
 
 def _is_index(value: Any, end: int) -> bool:

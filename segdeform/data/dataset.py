@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segdeform.data.decoded import Cache
+from segdeform.data.depth import ValueRange
 from segdeform.data.image_io import UInt8, read_image, read_mask
 from segdeform.errors import DataError
 
@@ -18,6 +19,10 @@ Mask = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 IGNORE = 255  # the label of pixels that are neither trained on nor scored
 MAX_CLASSES = 255
+_HARMLESS = {
+    *("orphan-mask", "mask-suffix", "moved-folder"),
+    *("unused-list", "unused-key", "unused-block"),
+}
 
 
 class MissingSplitError(DataError):
@@ -37,14 +42,14 @@ class Sample:
 class ListingProblem:
     """Something that the folders or lists of a split lack, hold twice or hold in vain."""
 
-    kind: str  # missing-picture, missing-mask, jpeg-mask, double, orphan-mask or class-values
+    kind: str  # of finding: missing-picture, missing-mask, jpeg-mask, double, class-values, ...
     file: Path
     text: str  # one line that names the file
 
     @property
     def harmless(self) -> bool:
         """Whether the rest can be used as it is."""
-        return self.kind == "orphan-mask"
+        return self.kind in _HARMLESS
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,9 @@ class Dataset:
     cache: Cache | None = None  # where decoded pairs are read from instead of the files
     decode_mask: Callable[[Path], Mask] = read_mask  # mask file -> its values [H, W]
     problems: tuple[ListingProblem, ...] = ()  # of what is not among the samples
+    value_range: ValueRange | None = (
+        None  # of pictures of more than 8 bits; None: all they can hold
+    )
 
     def __post_init__(self) -> None:
         count = len(self.classes)
@@ -74,6 +82,10 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def in_range(self, value_range: ValueRange | None) -> Dataset:
+        """Returns the data set as a model reads it, in that model's range if it names none."""
+        return self if self.value_range else replace(self, value_range=value_range)
 
     @cached_property
     def lookup(self) -> npt.NDArray[np.int16]:
@@ -98,7 +110,7 @@ def read_pair(dataset: Dataset, index: int) -> tuple[UInt8, UInt8]:
     sample = dataset.samples[index]
     if sample.mask is None:
         raise DataError(f"{sample.image}: has no mask")
-    image = read_image(sample.image)
+    image = read_image(sample.image, dataset.value_range)
     labels = read_labels(dataset, sample.mask)
     if labels.shape != image.shape[:2]:
         (height, width), (rows, columns) = image.shape[:2], labels.shape

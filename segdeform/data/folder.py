@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from segdeform.config.strict_yaml import read_yaml
-from segdeform.data.class_list import ClassList, find_class_list, parse_class_list
+from segdeform.data.class_list import (
+    ClassList,
+    find_class_list,
+    other_lists,
+    parse_class_list,
+)
+from segdeform.data.data_yaml import (
+    OTHER_NAMES,
+    check_keys,
+    find_data_yaml,
+    read_data_yaml,
+    split_folders,
+    text_of,
+    unused_keys,
+)
 from segdeform.data.dataset import (
     IGNORE,
     Dataset,
@@ -21,26 +33,12 @@ from segdeform.data.dataset import (
 )
 from segdeform.data.image_io import MASK_SUFFIXES, read_mask
 from segdeform.data.layout import files_by_name, pair_folders
-from segdeform.errors import DataError, UnsafeInputError, nearest
+from segdeform.errors import DataError, UnsafeInputError
 
 LAYOUT = (
     "ROOT/{train,val}/{images,masks} or ROOT/{images,masks}/{train,val}, "
     "or a data YAML with names, train and val"
 )
-_SPLIT_KEYS = ("train", "val", "test")
-_YAML_KEYS = {
-    *_SPLIT_KEYS,
-    "path",
-    "names",
-    "nc",
-    "masks",
-    "masks_dir",
-    "label_mapping",
-    "palette",
-    "void_id",
-}
-# What data YAMLs of other tools hold beside that, without a meaning here.
-_UNUSED_KEYS = {"download", "channels", "author", "license", "version", "description"}
 
 
 def load(root: Path, split: str) -> Dataset:
@@ -50,15 +48,18 @@ def load(root: Path, split: str) -> Dataset:
     are counted in the masks of all splits. What is missing, double or odd is in `problems`; raises
     DataError when the folder or the YAML cannot be understood at all.
     """
-    description = root if root.is_file() else _find_data_yaml(root)
+    description = root if root.is_file() else find_data_yaml(root)
     if description is not None:
         return _load_yaml(root, description, split)
     images, masks = _split_folders(root, split)
     samples, problems = pair_folders(images, masks)
-    labels = find_class_list(root)
-    if labels is None:
+    listed = find_class_list(root)
+    if listed is not None:
+        labels, source = listed
+        problems += other_lists(root, source, labels)
+    else:
         labels, odd = _count_classes(root)
-        problems.extend(odd)
+        problems += odd
     return _dataset(root, split, samples, labels, problems)
 
 
@@ -78,68 +79,31 @@ def _dataset(
         samples=tuple(samples),
         label_map=labels.label_map,
         void=labels.void,
+        value_range=labels.value_range,
         problems=tuple(problems),
     )
 
 
-def _find_data_yaml(root: Path) -> Path | None:
-    files = {path: _read_mapping(path) for path in [*root.glob("*.yaml"), *root.glob("*.yml")]}
-    described = sorted(path for path, content in files.items() if "names" in content)
-    if not described:  # one that lacks its names, or misspells them, is to be refused, not ignored
-        ours = ("data.yaml", "data.yml")
-        described = sorted(
-            path for path, found in files.items() if path.name in ours or _YAML_KEYS & found.keys()
-        )
-    if len(described) > 1:
-        names = ", ".join(path.name for path in described)
-        raise DataError(f"{root}: holds several data YAMLs ({names}); give the path of one")
-    return described[0] if described else None
-
-
-def _read_mapping(path: Path) -> dict[Any, Any]:
-    content = read_yaml(path, DataError)
-    return content if isinstance(content, dict) else {}
-
-
 def _load_yaml(root: Path, description: Path, split: str) -> Dataset:
-    content = _read_mapping(description)
-    for key in content:
-        if key not in _YAML_KEYS | _UNUSED_KEYS:
-            raise DataError(f"{description}: unknown key '{key}'.{nearest(str(key), _YAML_KEYS)}")
-    if "names" not in content:
-        raise DataError(f"{description}: a data YAML needs names: a list of the class names")
-    if split not in _SPLIT_KEYS:
-        raise MissingSplitError(f"{description}: no split '{split}'.{nearest(split, _SPLIT_KEYS)}")
-    if not isinstance(content.get(split), str):
-        raise MissingSplitError(f"{description}: needs {split}: images/{split}, or another folder")
-    base = description.parent / _text(content, "path", "", description)
-    images = base / content[split]
-    beside = _text(content, "masks", _text(content, "masks_dir", "masks", description), description)
-    parts = list(Path(content[split]).parts)
-    if "images" not in parts:
-        raise DataError(
-            f"{description}: {split}: {content[split]} has no part 'images' that '{beside}' "
-            "could take the place of to find the masks"
-        )
-    parts[len(parts) - 1 - parts[::-1].index("images")] = beside
-    samples, problems = pair_folders(images, base / Path(*parts))
-    return _dataset(root, split, samples, parse_class_list(content, description), problems)
-
-
-def _text(content: dict[Any, Any], key: str, default: str, source: Path) -> str:
-    value = content.get(key, default)
-    if not isinstance(value, str):
-        raise DataError(f"{source}: {key} is the name of a folder, not {value!r}")
-    return value
+    content = read_data_yaml(description)
+    check_keys(content, description)
+    images, masks, odd = split_folders(content, description, split)
+    suffix = text_of(content, "mask_suffix", "", description) if "mask_suffix" in content else None
+    samples, problems = pair_folders(images, masks, mask_suffix=suffix)
+    labels = parse_class_list(content, description)
+    problems += [*odd, *unused_keys(content, description)]
+    problems += other_lists(description.parent, description, labels)
+    return _dataset(root, split, samples, labels, problems)
 
 
 def _split_folders(root: Path, split: str) -> tuple[Path, Path]:
-    for images, masks in (
-        (root / split / "images", root / split / "masks"),
-        (root / "images" / split, root / "masks" / split),
-    ):
-        if images.is_dir() and masks.is_dir():
-            return images, masks
+    for name in (split, *OTHER_NAMES.get(split, ())):
+        for images, masks in (
+            (root / name / "images", root / name / "masks"),
+            (root / "images" / name, root / "masks" / name),
+        ):
+            if images.is_dir() and masks.is_dir():
+                return images, masks
     raise MissingSplitError(f"{root}: holds no split '{split}'; expected {LAYOUT}")
 
 
@@ -148,7 +112,9 @@ def _count_classes(root: Path) -> tuple[ClassList, list[ListingProblem]]:
 
     Masks that cannot be read do not count here: whoever reads them says so.
     """
-    folders = [*root.glob("*/masks"), *(root / "masks").glob("*")]
+    found = (*root.glob("*/masks"), *(root / "masks").glob("*"))
+    hidden = [path.name.startswith(".") or path.parent.name.startswith(".") for path in found]
+    folders = [path for path, dot in zip(found, hidden, strict=True) if path.is_dir() and not dot]
     named = [files for folder in folders for files in files_by_name(folder, MASK_SUFFIXES).values()]
     with ThreadPoolExecutor(max_workers=2) as pool:
         used = set().union(*pool.map(_mask_values, [mask for masks in named for mask in masks]))

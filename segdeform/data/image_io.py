@@ -1,6 +1,7 @@
 """Reads and writes pictures and index masks: arrays of known shape and type, or a clean error.
 
 Pictures become uint8 RGB. Masks stay what the file holds: integers, one a pixel, never converted.
+Pillow decodes; what it would read wrong or not at all is left to `bands` (TIFFs) and `depth`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,15 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from segdeform.data.bands import BandsFile, holds_bands
+from segdeform.data.depth import (
+    Samples,
+    ValueRange,
+    as_stored,
+    declared_white,
+    stored_samples,
+    to_8_bits,
+)
 from segdeform.errors import (
     EXHAUSTED,
     DataError,
@@ -37,6 +47,7 @@ from segdeform.errors import (
 from segdeform.files.atomic import atomic_path
 
 UInt8 = npt.NDArray[np.uint8]
+IndexValues = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 MAX_PIXELS = 500_000_000
 PICTURE_SUFFIXES = frozenset(
@@ -97,35 +108,58 @@ class MaskKindError(DataError):
         self.kind = kind  # jpeg-mask, turned-mask, colour-mask or mask-kind
 
 
-def read_image(path: Path) -> UInt8:
+def read_image(path: Path, value_range: ValueRange | None = None) -> UInt8:
     """Reads the first frame of a picture as uint8 [H, W, 3] RGB, upright by its EXIF orientation.
 
-    Grey, palette and CMYK pictures become RGB, alpha is dropped, 16-bit values are divided by 257.
-    Raises DataError (missing, unreadable, damaged, of no known format), UnsafeInputError (more than
-    500 megapixels) or ResourceError.
+    Grey, palette and CMYK pictures become RGB, of bands the first three are it, alpha is dropped.
+    Of more than 8 bits a channel, `value_range` says which values become 0 and 255; without it, 0
+    and the highest one that the file can hold (16-bit values are divided by 257).
+    Raises DataError (missing, unreadable, damaged, of no known format or range), UnsafeInputError
+    (more than 500 megapixels) or ResourceError.
     """
     with opened(path) as image:
-        return np.array(upright_rgb(image, path))
+        return np.array(upright_rgb(image, path, value_range))
 
 
-def upright_rgb(image: ImageFile.ImageFile, path: Path) -> Image.Image:
+def upright_rgb(
+    image: ImageFile.ImageFile, path: Path, value_range: ValueRange | None = None
+) -> Image.Image:
     """Decodes an opened picture; the rules and the errors are those of `read_image`."""
-    image.load()
-    turn = UPRIGHT.get(orientation(image))
-    rgb = _to_rgb(image, path)
+    samples = deep_samples(image, path)
+    if samples is None:
+        image.load()
+        rgb = _to_rgb(image)
+    else:
+        rgb = Image.fromarray(_shown(samples, path, value_range)).convert("RGB")
+    turn = UPRIGHT.get(orientation(image))  # asked now: Pillow turns TIFFs itself, while decoding
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def deep_samples(image: ImageFile.ImageFile, path: Path) -> Samples | None:
+    """Decodes an opened picture of more than 8 bits a channel; None for any other."""
+    if not isinstance(image, BandsFile):
+        return stored_samples(image, path)
+    return None if image.white == 255 else Samples(image.samples(), image.white)
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Returns the (H, W) that `read_image` would give, from the header. Raises as it does."""
     with opened(path) as image:
-        width, height = image.size
-        return (width, height) if orientation(image) >= 5 else (height, width)
+        return upright_size(image)
 
 
-def read_mask(path: Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+def upright_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """Returns the (H, W) of an opened picture that is not decoded yet, turned upright."""
+    width, height = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # its own size may be turned already
+        width, height = image.tag_v2[256], image.tag_v2[257]
+    return (width, height) if orientation(image) >= 5 else (height, width)
+
+
+def read_mask(path: Path) -> IndexValues:
     """Reads an index mask [H, W] exactly as stored: 8-bit grey or palette indices, or 16-bit grey.
 
+    The values of a PGM are not stretched to its maximum either.
     Raises MaskKindError for whatever is no index mask (RGB, JPEG, 1-bit, turned by EXIF), and
     DataError, UnsafeInputError or ResourceError as `read_image` does.
     """
@@ -133,9 +167,7 @@ def read_mask(path: Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
         return index_values(image, path)
 
 
-def index_values(
-    image: ImageFile.ImageFile, path: Path
-) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+def index_values(image: ImageFile.ImageFile, path: Path) -> IndexValues:
     """Decodes an opened mask, [H, W]; the rules and the errors are those of `read_mask`."""
     if image.format in ("JPEG", "MPO"):
         raise MaskKindError(
@@ -148,9 +180,11 @@ def index_values(
         raise MaskKindError(
             "turned-mask", f"{path}: a mask with an EXIF orientation is ambiguous; save it upright"
         )
+    highest = declared_white(image)
+    as_stored(image)
     image.load()
-    if kind.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)
+    if kind.startswith("I;16") or (kind == "I" and image.format == "PPM"):
+        return _within(np.asarray(image).astype(np.uint16), highest, path)
     if kind not in ("L", "P") or stretch is None:
         raise MaskKindError(
             "colour-mask" if kind in _COLOUR_MODES else "mask-kind",
@@ -158,7 +192,13 @@ def index_values(
             "8-bit grey, palette or 16-bit grey",
         )
     values = np.array(image)
-    return values if stretch == 1 else values // np.uint8(stretch)
+    return values // np.uint8(stretch) if stretch > 1 else _within(values, highest, path)
+
+
+def _within(values: IndexValues, highest: int, path: Path) -> IndexValues:
+    if values.size and values.max() > highest:
+        raise DataError(f"{path}: damaged: holds {values.max()}, and says at most {highest}")
+    return values
 
 
 def write_index_png(path: Path, labels: UInt8, palette: Sequence[tuple[int, int, int]]) -> None:
@@ -221,7 +261,7 @@ def _identify(path: Path, file: Any) -> ImageFile.ImageFile:
         factory, accept = Image.OPEN[format_name]
         if accept is not None and accept(prefix) is True:
             file.seek(0)
-            image = factory(file, str(path))
+            image = _open_tiff(path, file) if format_name == "TIFF" else factory(file, str(path))
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnsafeInputError(
@@ -233,12 +273,27 @@ def _identify(path: Path, file: Any) -> ImageFile.ImageFile:
     raise DataError(f"{path}: not a picture of a known format ({', '.join(_FORMATS)})")
 
 
-def orientation(image: Image.Image) -> int:
-    """Returns the EXIF orientation, 1 (upright) to 8."""
+def _open_tiff(path: Path, file: Any) -> ImageFile.ImageFile:
+    """Opens a TIFF by Pillow, or by tifffile where Pillow would read it wrong or not at all."""
     try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+        image: ImageFile.ImageFile = TiffImagePlugin.TiffImageFile(file, str(path))
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and not holds_bands(image):
+            return image
+    except (OSError, *_DAMAGE):  # layouts that it does not know look like damage, too
+        pass
+    file.seek(0)
+    bands = BandsFile(file, str(path))
+    bands.refuse_unknown(path)
+    return bands
+
+
+def orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 (upright) to 8; any other value means nothing: 1."""
+    try:
+        turn = int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except _DAMAGE:
         return 1  # broken metadata does not make a good picture unreadable
+    return turn if 1 <= turn <= 8 else 1
 
 
 def _stored_as(image: ImageFile.ImageFile) -> str:
@@ -246,14 +301,17 @@ def _stored_as(image: ImageFile.ImageFile) -> str:
     return str(arguments if isinstance(arguments, str) else (arguments or [image.mode])[0])
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise DataError(f"{path}: 32-bit values have no known range; save it with 8 or 16 bits")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise DataError(f"{path}: floating-point values have no known range; save it with 8 bits")
+def _shown(samples: Samples, path: Path, value_range: ValueRange | None) -> UInt8:
+    if value_range is None and samples.white is None:
+        raise DataError(
+            f"{path}: values of {samples.values.dtype} have no known range; write "
+            "value_range: [lowest, highest] into the data YAML, or save it with 8 or 16 bits"
+        )
+    low, high = value_range or (0, samples.white or 65535)
+    return to_8_bits(samples.values, low, high)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         return image.convert("RGBA").convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")

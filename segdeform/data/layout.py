@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Set
 from pathlib import Path, PurePosixPath
 
 from segdeform.data.dataset import ListingProblem, Sample
 from segdeform.data.image_io import LOSSY_SUFFIXES, MASK_SUFFIXES, PICTURE_SUFFIXES
 from segdeform.errors import DataError, UnsafeInputError
+
+# What tells masks from pictures in their names, as _mask, -labels or .seg: never a bare number.
+_SUFFIX = re.compile(r"[ _.-](?=.*[^\W\d_]).*")
 
 
 def read_names(path: Path) -> list[str]:
@@ -38,6 +44,7 @@ def read_names(path: Path) -> list[str]:
 def files_by_name(folder: Path, suffixes: Iterable[str]) -> dict[str, list[Path]]:
     """Returns the files below a folder by relative name without suffix, sorted; dot files left out.
 
+    Names are in one spelling: macOS writes letters with accents in two parts, others in one.
     Raises DataError when the folder cannot be read.
     """
     suffixes = frozenset(suffixes)
@@ -51,22 +58,32 @@ def files_by_name(folder: Path, suffixes: Iterable[str]) -> dict[str, list[Path]
     for path in paths:
         relative = path.relative_to(folder)
         if not any(part.startswith(".") for part in relative.parts):
-            found.setdefault(relative.with_suffix("").as_posix(), []).append(path)
+            found.setdefault(_spelt(relative.with_suffix("").as_posix()), []).append(path)
     return found
 
 
 def pair_folders(
-    images: Path, masks: Path, names: Iterable[str] | None = None
+    images: Path,
+    masks: Path,
+    names: Iterable[str] | None = None,
+    mask_suffix: str | None = None,
 ) -> tuple[list[Sample], list[ListingProblem]]:
     """Pairs pictures with masks of the same relative name; `names` selects and orders them.
 
+    `mask_suffix` ends the masks' names (NAME_mask); None: looked for where no name is the same.
     Returns the pairs, and what is missing or there twice. Raises DataError for no picture at all.
     """
     pictures = files_by_name(images, PICTURE_SUFFIXES)
     labels = files_by_name(masks, MASK_SUFFIXES)
     lossy = files_by_name(masks, LOSSY_SUFFIXES)
     samples, problems = [], []
-    for name in pictures if names is None else names:
+    suffix = mask_suffix
+    if suffix is None and (suffix := _common_suffix(pictures.keys(), {*labels, *lossy})):
+        text = f"{masks}: the masks are called NAME{suffix}"
+        problems.append(ListingProblem("mask-suffix", masks, text))
+    if suffix:
+        labels, lossy = _without(suffix, labels), _without(suffix, lossy)
+    for name in pictures if names is None else map(_spelt, names):
         found = pictures.get(name, []), labels.get(name, []), lossy.get(name, [])
         problem = _pairing_problem(name, images, masks, *found)
         if problem:
@@ -80,6 +97,29 @@ def pair_folders(
             text = f"{labels[name][0]}: a mask without a picture; it is not used"
             problems.append(ListingProblem("orphan-mask", labels[name][0], text))
     return samples, sorted(problems, key=lambda problem: problem.harmless)
+
+
+def _common_suffix(pictures: Set[str], masks: Set[str]) -> str:
+    """Returns what every mask's name has after a picture's, as _mask; "" where that is nothing."""
+    if not pictures.isdisjoint(masks):
+        return ""
+    found = Counter(
+        mask[end:] for mask in masks for end in range(1, len(mask)) if mask[:end] in pictures
+    )
+    for suffix, _ in found.most_common():
+        if _SUFFIX.fullmatch(suffix) and all(mask.endswith(suffix) for mask in masks):
+            return suffix
+    return ""
+
+
+def _without(suffix: str, files: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    return {
+        name.removesuffix(suffix): paths for name, paths in files.items() if name.endswith(suffix)
+    }
+
+
+def _spelt(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _pairing_problem(

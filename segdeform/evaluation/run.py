@@ -200,7 +200,8 @@ def predict_for_server(
 
         def predict(index: int) -> None:
             sample = dataset.samples[index]
-            keep(sample, predict_sample(segmenter, sample, read_image(sample.image)))
+            image = read_image(sample.image, dataset.value_range)
+            keep(sample, predict_sample(segmenter, sample, image))
 
         share_pictures(len(dataset), predict, peers, progress, stop)
         with peers.in_step():

@@ -27,7 +27,8 @@ def load_split(
         raise UsageError(
             f"{segmenter.info['path']} does not say what it was trained on: give --dataset NAME"
         )
-    return load_dataset(kind, data_root(kind, data), split)
+    dataset = load_dataset(kind, data_root(kind, data), split)
+    return dataset.in_range(segmenter.value_range)
 
 
 def refuse_other_classes(classes: tuple[str, ...], dataset: Dataset) -> None:

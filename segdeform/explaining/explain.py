@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeform.data.image_io import read_image
 from segdeform.errors import UsageError
 from segdeform.explaining.clickable import render_page
 from segdeform.explaining.drawing import draw_offsets, draw_points, point_colours
@@ -35,7 +34,7 @@ def explain_picture(
         ModelError: no deformable layers.
         DataError: the picture cannot be read or is too large.
     """
-    image = read_image(picture)
+    image = segmenter.read(picture)
     height, width = image.shape[:2]
     for x, y in at:
         if not (0 <= x < width and 0 <= y < height):

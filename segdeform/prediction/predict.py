@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeform.callbacks import Progress, Stop
-from segdeform.data.image_io import read_image, write_image, write_index_png
+from segdeform.data.image_io import write_image, write_index_png
 from segdeform.errors import (
     DataError,
     InterruptedByUserError,
@@ -135,7 +135,7 @@ def _predict_one(
     Raises PartialFailureError for what concerns this picture alone, ResourceError for a full disk.
     """
     try:
-        image = read_image(source)
+        image = segmenter.read(source)
         labels = predict_labels(segmenter.model, image, segmenter.options, segmenter.device)
     except SegdeformError as error:
         raise _failure(source, error) from error

@@ -157,4 +157,5 @@ def _fingerprint(dataset: Dataset) -> dict[str, Any]:
         "pictures": len(dataset),
         "names_sha256": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest(),
         "classes": list(dataset.classes),
+        **({"value_range": list(dataset.value_range)} if dataset.value_range else {}),
     }

@@ -44,6 +44,7 @@ def describe(plan: Plan, training: dict[str, Any]) -> ModelDescription:
         classes=plan.train_set.classes,
         palette=plan.train_set.palette,
         eval=plan.config.eval,
+        value_range=plan.train_set.value_range,
         training=training,
     )
 

@@ -60,6 +60,11 @@ def _save(
     return write
 
 
+def _pgm(highest: int) -> bytes:
+    values = TRUTH.astype(np.uint8 if highest < 256 else ">u2")
+    return b"P5 %d %d %d\n" % (W, H, highest) + values.tobytes()
+
+
 def _palette(
     values: npt.NDArray[Any],
     colours: list[list[int]] = COLOURS,
@@ -216,6 +221,9 @@ GOOD = [
     _good("palette gif", _palette(TRUTH, name="b.gif", optimize=False)),
     _good("interlaced gif", _palette(TRUTH, name="b.gif", interlace=True, optimize=False)),
     _good("pgm", _save(TRUTH, name="b.pgm")),
+    _good("16-bit pgm", _save(_DEEP.astype(np.int32), name="b.pgm")),
+    _good("pgm of a low maximum", _bytes(lambda: _pgm(20), "b.pgm")),
+    _good("pgm of a middle maximum", _bytes(lambda: _pgm(1000), "b.pgm")),
     _good("png in capitals", _save(TRUTH, name="b.PNG")),
     _good("png named tif", _bytes(lambda: _encoded(Image.fromarray(TRUTH), "PNG"), "b.tif")),
     _good("link to a mask", _with_target),
@@ -248,7 +256,6 @@ BAD = [
          lambda folder: Image.new("LAB", (W, H)).save(folder / "b.tif")),
     _bad("32-bit tiff", "mask-kind", _save(TRUTH.astype(np.int32), name="b.tif")),
     _bad("float tiff", "mask-kind", _save(TRUTH.astype(np.float32), name="b.tif")),
-    _bad("16-bit pgm", "mask-kind", _save(_DEEP.astype(np.int32), name="b.pgm")),
     _bad("webp named png", "colour-mask",
          _bytes(lambda: _encoded(Image.fromarray(TRUTH), "WEBP", lossless=True))),
     _bad("webp", "jpeg-mask", _save(TRUTH, name="b.webp", lossless=True)),

@@ -30,7 +30,6 @@ REPAIRED = {
     "rgb tiff": TRUTH,
     "32-bit tiff": TRUTH,
     "float tiff": TRUTH,
-    "16-bit pgm": TRUTH,
     "0 and 255": _BITS,
     "0 and 255 in a palette": _BITS,
     "0 and 1 as 0 and 128": _BITS,

@@ -122,7 +122,6 @@ for kind, listing in LISTS.items():
         (kind, "picture in no list", copy(picture.format("a"), picture.format("z")), ["a", "b"]),
     ]
     BAD += [
-        (kind, "no list", drop(listing), 4, "train"),
         (kind, "empty list", write(listing, b""), 4, r"train\.txt: lists no picture"),
         (kind, "list of blanks", write(listing, b" \n\r\n"), 4, r"train\.txt: lists no picture"),
         (kind, "listed twice", write(listing, b"a\nb\na\n"), 4, "lists 'a' twice"),
@@ -144,9 +143,11 @@ for kind, listing in LISTS.items():
         (kind, "no pictures", drop(str(Path(picture).parent)), 4, "expected ROOT"),
     ]
 BAD += [
-    ("voc", "suffix of another case", rename("JPEGImages/a.jpg", "JPEGImages/a.JPG"), 4, "a.jpg")
+    ("voc", "no list", drop(LISTS["voc"]), 4, "train"),
+    ("voc", "suffix of another case", rename("JPEGImages/a.jpg", "JPEGImages/a.JPG"), 4, "a.jpg"),
 ]
 GOOD += [
+    ("camvid", "no list", drop("train.txt"), ["a", "b"]),
     (
         "camvid",
         "suffix of another case",

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from segdeform.config.schema import EvalConfig
 from segdeform.errors import DataError, InterruptedByUserError, ResourceError, UsageError
 from segdeform.prediction import predict as module
 from segdeform.prediction.predict import Summary, predict
+from segdeform.segmenter import Segmenter
 from tests.conftest import external_data
 
 PALETTE = ((0, 0, 0), (250, 0, 0), (0, 0, 250))
@@ -39,8 +39,9 @@ class Reddest(nn.Module):
 
 @pytest.fixture
 def segmenter() -> Any:
-    return SimpleNamespace(
-        model=Reddest(),
+    model: Any = Reddest()
+    return Segmenter(
+        model=model,
         classes=("green", "red", "blue"),
         palette=PALETTE,
         options=EvalConfig(),

@@ -1,0 +1,172 @@
+"""TIFFs of bands: aerial and microscope pictures whose layout Pillow does not know or reads wrong.
+
+Pillow takes four bands for premultiplied colours, five for damage, and keeps 8 bits of 16; tifffile
+gives the bands as they are stored. The first three are red, green and blue, whatever the others say
+of themselves; a TIFF of one or two bands is grey.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image, ImageFile, TiffImagePlugin
+
+from segdeform.data.depth import to_8_bits
+from segdeform.errors import DataError, UnsafeInputError
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # our own lines tell of damage
+
+_MAX_SEGMENT = 1 << 32  # bytes, of a strip or tile, unpacked
+_MAX_PAGES = 100_000  # of a stack; beyond it, they are not counted further
+_REDUCED_OR_MASK = 0b101  # bits of NewSubfileType: overviews and masks are no pages
+# Tags.
+_SUBFILE, _BITS, _PHOTOMETRIC = 254, 258, 262
+_DESCRIPTION, _ORIENTATION, _SAMPLES = 270, 274, 277
+_GREY, _RGB = 1, 2  # photometric interpretations; others (palettes, CMYK, JPEG's) are Pillow's
+# None, LZW, deflate, PackBits, deflate, LZMA, Zstandard: of imagecodecs' many decoders the only
+# ones that ever see a byte of an input; they stop at the size that the header asks for.
+_COMPRESSIONS = {1, 5, 8, 32773, 32946, 34925, 50000}
+
+
+class BandsFile(ImageFile.ImageFile):
+    """A TIFF opened by tifffile, for whoever handles pictures of Pillow."""
+
+    format = "TIFF"
+    format_description = "TIFF of bands"
+
+    def _open(self) -> None:
+        try:
+            assert self.fp is not None
+            page = tifffile.TiffFile(self.fp).pages[0]
+        except (tifffile.TiffFileError, RuntimeError) as error:
+            raise ValueError(str(error)) from error
+        assert isinstance(page, tifffile.TiffPage)
+        self.page = page
+        self._size = page.imagewidth, page.imagelength
+        self._mode = "RGB" if page.samplesperpixel > 2 else "L"
+        turn = page.tags.get(_ORIENTATION)
+        if turn is not None and isinstance(turn.value, int) and 1 <= turn.value <= 8:
+            exif = Image.Exif()
+            exif[_ORIENTATION] = turn.value
+            self.info["exif"] = exif.tobytes()
+
+    def load(self) -> Any:
+        """Decodes the bands into an 8-bit picture; deeper ones are only read by `samples`."""
+        if self._im is None:
+            self.im = Image.fromarray(to_8_bits(self.samples(), 0, self.white or 65535)).im
+        return super(ImageFile.ImageFile, self).load()
+
+    @property
+    def white(self) -> int | None:
+        """The value of full brightness: of 10 or 12 declared bits their highest one."""
+        if self.page.dtype is None or self.page.dtype.kind != "u" or self.page.dtype.itemsize > 2:
+            return None
+        bits = self.page.bitspersample
+        return (1 << bits) - 1 if isinstance(bits, int) and 0 < bits <= 16 else None
+
+    def refuse_unknown(self, path: object) -> None:
+        """Raises DataError for what tifffile does not read either, or nobody knows as a picture."""
+        page = self.page
+        known = (
+            page.photometric in (_GREY, _RGB)
+            and page.compression in _COMPRESSIONS
+            and page.dtype is not None
+            and page.dtype.kind in "uif"
+            and page.imagedepth == 1
+        )
+        if not known:
+            kinds = (page.photometric, page.compression)
+            named = ", ".join(str(getattr(kind, "name", kind)) for kind in kinds)
+            raise DataError(
+                f"{path}: a TIFF of {page.samplesperpixel} bands of {page.dtype}, {named}, is not "
+                "read here; save it as RGB or grey of 8 or 16 bits, plain or compressed by LZW, "
+                "deflate or Zstandard"
+            )
+
+    def samples(self) -> npt.NDArray[Any]:  # [H, W] or [H, W, 3]
+        """Decodes the first band, or the first three, strip by strip. Raises ValueError."""
+        page, (width, height) = self.page, self.size
+        count = 3 if page.samplesperpixel > 2 else 1
+        self._refuse_cut()
+        values = np.zeros((height, width, count), page.dtype)
+        planes = page.planarconfig == 2
+        try:
+            for segment, (plane, _, top, left, _), _ in page.segments(maxworkers=1):
+                if segment is None or (planes and plane >= count):  # a hole; a further band
+                    continue
+                rows, columns = segment.shape[1:3]
+                inside = segment[0, : height - top, : width - left]
+                place = slice(top, top + rows), slice(left, left + columns)
+                if planes:
+                    values[(*place, plane)] = inside[..., 0]
+                else:
+                    values[place] = inside[..., :count]
+        except (tifffile.TiffFileError, RuntimeError) as error:  # RuntimeError: imagecodecs'
+            raise ValueError(str(error)) from error
+        return values if count == 3 else values[..., 0]
+
+    def _refuse_cut(self) -> None:
+        """Refuses strips and tiles larger than any picture's, or outside of the file."""
+        page = self.page
+        pixels = page.imagewidth * min(page.rowsperstrip or 1, page.imagelength)
+        if page.is_tiled:
+            pixels = page.tilewidth * page.tilelength
+        size = pixels * page.samplesperpixel * (page.dtype.itemsize if page.dtype else 1)
+        if size > _MAX_SEGMENT:
+            raise UnsafeInputError(f"{self.filename!s}: a strip or tile unpacks to {size} bytes")
+        wanted = math.prod(page.chunked)
+        if min(len(page.dataoffsets), len(page.databytecounts)) < wanted:
+            raise ValueError(f"{len(page.dataoffsets)} of {wanted} strips or tiles are listed")
+        end = page.parent.filehandle.size
+        for offset, length in zip(page.dataoffsets, page.databytecounts, strict=False):
+            if length and offset + length > end:
+                raise ValueError(f"cut off: strips reach to byte {offset + length} of {end}")
+
+
+def holds_bands(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Tells whether a TIFF that Pillow would read is of the kinds that it reads wrong."""
+    tags = image.tag_v2
+    samples, bits = tags.get(_SAMPLES, 1), tags.get(_BITS, (1,))
+    if tags.get(_PHOTOMETRIC) not in (_GREY, _RGB) or samples == 1:
+        return False
+    return bool(samples != 3 or max(bits) > 8)
+
+
+def frame_count(image: Image.Image) -> int:
+    """Counts the pictures in a file: frames, pages, the planes of an ImageJ stack.
+
+    Overviews and masks of a TIFF are no pictures of their own.
+    """
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        if not image.tag_v2.next:
+            return _planes(image.tag_v2.get(_DESCRIPTION))
+        with tifffile.TiffFile(str(image.filename)) as file:
+            return _pages(file)
+    if isinstance(image, BandsFile):
+        return _pages(image.page.parent)
+    return int(getattr(image, "n_frames", 1))
+
+
+def _pages(file: tifffile.TiffFile) -> int:
+    count = 0
+    for number, page in enumerate(file.pages):
+        if number >= _MAX_PAGES:
+            break
+        kind = page.tags.valueof(_SUBFILE, 0) if isinstance(page, tifffile.TiffPage) else 0
+        count += not (isinstance(kind, int) and kind & _REDUCED_OR_MASK)
+    first = file.pages[0]
+    assert isinstance(first, tifffile.TiffPage)
+    return max(1, count, _planes(first.description))
+
+
+def _planes(description: object) -> int:
+    """Returns what ImageJ writes where it stores a stack as one page."""
+    if not isinstance(description, str) or not description.startswith("ImageJ="):
+        return 1
+    found = [line for line in description.splitlines() if line.startswith("images=")]
+    return int(found[0][7:]) if found and found[0][7:].isdecimal() else 1
