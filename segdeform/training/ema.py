@@ -22,11 +22,12 @@ def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
 
     def move(averaged: Sequence[Tensor], current: Sequence[Tensor], update: Tensor | int) -> None:
         if averaged[0].is_floating_point():
-            of_update = get_ema_multi_avg_fn(ema_decay(decay, int(update)))  # type: ignore[no-untyped-call]
+            updates = int(average.n_averaged)  # on the CPU, unlike `update`: no wait for a GPU
+            of_update = get_ema_multi_avg_fn(ema_decay(decay, updates))  # type: ignore[no-untyped-call]
             of_update(averaged, current, update)
-            return
-        for count, counted in zip(averaged, current, strict=True):  # BatchNorm's, of batches
-            count.copy_(counted)
+        else:
+            for count, counted in zip(averaged, current, strict=True):  # BatchNorm's, of batches
+                count.copy_(counted)
 
     average = AveragedModel(model, multi_avg_fn=move, use_buffers=True)
     return average.eval().requires_grad_(False)
