@@ -24,7 +24,7 @@ from segdeform.errors import (
 )
 from segdeform.evaluation.evaluate import evaluate
 from segdeform.files.lock import run_lock
-from segdeform.files.manifest import sha256
+from segdeform.files.manifest import sha256, write_manifest
 from segdeform.files.tensors import read_tensors
 from segdeform.models import build_model
 from segdeform.preparing.shapes import write_shapes
@@ -158,6 +158,12 @@ def test_other_config_or_data_is_not_resumed(shapes: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match="the train split lists other pictures"):
         _train(tiny_config(), other, run, resume=True)
     assert checkpoint_folders(run) == kept
+    record = json.loads((kept[0] / "state.json").read_text())
+    del record["config"]["train"]["auxiliary_weight"]  # as if the key were newer than the run
+    (kept[0] / "state.json").write_text(json.dumps(record))
+    write_manifest(kept[0])
+    with pytest.raises(ConfigError, match=r"train\.auxiliary_weight is 0\.5 now and was 0\.4"):
+        _train(tiny_config(auxiliary_weight=0.5), shapes, run, resume=True)
     assert _train(tiny_config(save_every=3, log_every=2), shapes, run, resume=True).steps == 4
 
 
