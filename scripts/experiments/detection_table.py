@@ -4,7 +4,8 @@
 
 Boxes come from the generated data set `shapes`, or are CamVid's cars (--data). Every run is kept as
 soon as it is done: the same command goes on after an interruption, and more --seeds or --arms are
-added to what is there. FOLDER then holds table.md, table.json and bins.png.
+added to what is there. FOLDER then holds table.md, table.json and bins.png. Boxes are scored by
+pycocotools, which `pip install -e .[dev]` brings.
 """
 
 from __future__ import annotations

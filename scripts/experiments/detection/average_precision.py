@@ -1,24 +1,30 @@
-"""Average precision of boxes by COCO's rules, without its tools.
+"""Average precision of boxes by COCO's own code.
 
-Rules (cocoeval): per class, the 100 best detections of each picture, best score first, each take
-the truth of largest overlap not yet taken whose IoU reaches the threshold; precision is made
-monotone and averaged at recalls 0, 0.01, ..., 1; AP is the mean over classes and the thresholds
-0.50, 0.55, ..., 0.95. Ignored truth is COCO's crowd: it takes any number of detections, by the
-share of the detection inside it, which then count neither as right nor as wrong.
+Its rules: per class, the 100 best detections of each picture, best score first, each take the truth
+of largest overlap not yet taken whose IoU reaches the threshold; precision is made monotone and
+averaged at recalls 0, 0.01, ..., 1; AP is the mean over classes and the thresholds 0.50, 0.55, ...,
+0.95. Ignored truth is COCO's crowd: it takes any number of detections, by the share of the
+detection inside it, which then count neither as right nor as wrong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 Float = npt.NDArray[np.float64]
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _RECALLS = np.linspace(0, 1, 101)
+_LAST_BIT = 1e-10  # 7 objects in 10 reach a recall of 0.7, whatever the last bit of either says
 _MOST = 100  # detections a picture and class
 
 
@@ -67,73 +73,46 @@ def average_precision(truth: Sequence[Truth], found: Sequence[Found], classes: i
 
     Raises ValueError when there is no truth at all or the numbers of pictures differ.
     """
-    table = np.stack([_class_precision(truth, found, label) for label in range(1, classes + 1)])
+    there, seen = [], []
+    for picture, (real, guess) in enumerate(zip(truth, found, strict=True)):
+        there += _annotations(picture, real.boxes, real.labels, "iscrowd", real.ignored)
+        seen += _annotations(picture, guess.boxes, guess.labels, "score", guess.scores)
+    with redirect_stdout(StringIO()):  # it tells of its progress
+        pictures, labels = range(len(truth)), range(1, classes + 1)
+        scoring = COCOeval(*(_data_set(part, pictures, labels) for part in (there, seen)), "bbox")
+        settings = scoring.params
+        settings.iouThrs, settings.recThrs = THRESHOLDS - _LAST_BIT, _RECALLS - _LAST_BIT
+        settings.maxDets, settings.areaRng, settings.areaRngLbl = [_MOST], [[0, np.inf]], ["all"]
+        scoring.evaluate()
+        scoring.accumulate()
+    precision = scoring.eval["precision"][:, :, :, 0, 0]  # [10, 101, K], -1: no truth
+    table = np.where(precision[:, 0] < 0, np.nan, precision.mean(axis=1)).T
     if np.isnan(table).all():
         raise ValueError("no picture shows an object: there is no precision")
     return Precision(table)
 
 
-def _class_precision(truth: Sequence[Truth], found: Sequence[Found], label: int) -> Float:
-    """Returns [10], NaN if no picture shows the class."""
-    scores, right, counted, objects = [], [], [], 0
-    for there, seen in zip(truth, found, strict=True):
-        own = np.asarray(there.labels) == label
-        boxes = np.asarray(there.boxes, np.float64).reshape(-1, 4)[own]
-        ignored = np.asarray(there.ignored, bool)[own]
-        chosen = np.flatnonzero(np.asarray(seen.labels) == label)
-        score = np.asarray(seen.scores, np.float64)
-        chosen = chosen[np.argsort(-score[chosen], kind="stable")][:_MOST]
-        detections = np.asarray(seen.boxes, np.float64).reshape(-1, 4)[chosen]
-        hit, excused = match(detections, boxes, ignored)
-        scores.append(score[chosen])
-        right.append(hit)
-        counted.append(~excused)
-        objects += np.count_nonzero(~ignored)
-    if not objects:
-        return np.full(len(THRESHOLDS), np.nan)
-    order = np.argsort(-np.concatenate(scores), kind="stable")
-    hits, valid = np.concatenate(right, 1)[:, order], np.concatenate(counted, 1)[:, order]
-    return np.array([_area(h[v], objects) for h, v in zip(hits, valid, strict=True)])
+def _annotations(
+    picture: int, boxes: npt.ArrayLike, labels: npt.ArrayLike, key: str, values: npt.ArrayLike
+) -> list[dict[str, Any]]:
+    """Returns the boxes of one picture as COCO writes them, with one more value each."""
+    corners = np.asarray(boxes, np.float64).reshape(-1, 4)
+    places = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])  # x, y, width, height
+    rows = zip(places, np.asarray(labels), np.asarray(values), strict=True)
+    return [
+        {"image_id": picture, "bbox": place.tolist(), "area": float(place[2] * place[3])}
+        | {"category_id": int(label), "iscrowd": 0, key: value.item()}
+        for place, label, value in rows
+    ]
 
 
-def match(
-    detections: Float,  # [m, 4], best first
-    boxes: Float,  # [n, 4]
-    ignored: npt.NDArray[np.bool_],  # [n]
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Tells for each threshold which detections are right and which are excused, [10, m] each."""
-    hit = np.zeros((len(THRESHOLDS), len(detections)), bool)
-    excused = np.zeros_like(hit)
-    iou, share = overlaps(detections, boxes)
-    for row, threshold in enumerate(THRESHOLDS):
-        free = ~ignored
-        for number in range(len(detections)):
-            candidates = np.flatnonzero(free & (iou[number] >= threshold - 1e-10))
-            if len(candidates):
-                best = candidates[np.argmax(iou[number, candidates])]
-                free[best], hit[row, number] = False, True
-            else:
-                excused[row, number] = bool((share[number, ignored] >= threshold).any())
-    return hit, excused
-
-
-def overlaps(a: Float, b: Float) -> tuple[Float, Float]:
-    """Returns intersection over union, and the share of `a` inside `b`: [m, n] each."""
-    corner = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    common = corner.clip(0).prod(2)
-    area_a, area_b = ((box[:, 2:] - box[:, :2]).clip(0).prod(1) for box in (a, b))
-    union = area_a[:, None] + area_b[None] - common
-    return (
-        common / np.maximum(union, np.finfo(float).tiny),
-        common / np.maximum(area_a[:, None], np.finfo(float).tiny),
-    )
-
-
-def _area(hits: npt.NDArray[np.bool_], objects: int) -> float:
-    """Averages the monotone precision at 101 recalls; `hits` best detection first."""
-    right = np.cumsum(hits)
-    precision = right / np.arange(1, len(hits) + 1)
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
-    # A recall of 7 objects in 10 must reach 0.7, whatever the last bit of either says.
-    places = np.searchsorted(right / objects, _RECALLS - 1e-12, side="left")
-    return float(np.append(precision, np.zeros(1))[places].mean())
+def _data_set(annotations: list[dict[str, Any]], pictures: range, labels: range) -> COCO:
+    data_set = COCO()
+    data_set.dataset = {
+        "images": [{"id": picture} for picture in pictures],
+        "categories": [{"id": label} for label in labels],
+        # From 1: 0 stands for "no match" in COCO's code.
+        "annotations": [entry | {"id": k} for k, entry in enumerate(annotations, 1)],
+    }
+    data_set.createIndex()
+    return data_set

@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torchvision.models.detection import FasterRCNN
+from torchvision.ops import box_iou
 
 from cuda_ops import MultiScaleDeformRoIPool
-from detection.average_precision import Found, overlaps
+from detection.average_precision import Found
 from detection.detector import pyramid_of
 from detection.scenes import Scene
 from detection.training import as_tensor, find
@@ -82,7 +83,7 @@ def _apart(boxes: NDArray[np.float32], count: int) -> list[int]:
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) if len(boxes) else np.zeros(0)
     chosen: list[int] = []
     for index in np.argsort(-areas, kind="stable").tolist():
-        iou, _ = overlaps(boxes[[index]].astype(float), boxes[chosen].astype(float))
+        iou = box_iou(*(torch.from_numpy(boxes[which]) for which in ([index], chosen)))
         if len(chosen) < count and (iou < 0.05).all():
             chosen.append(index)
     return chosen
