@@ -24,7 +24,7 @@ class Cause:
     def fix(self) -> str:
         """The line for the data YAML."""
         pairs = ", ".join(f"{value}: {label}" for value, label in self.mapping.items())
-        return f"write label_mapping: {{{pairs}}} into the data YAML, or use --fix"
+        return f"write label_mapping: {{{pairs}}} into the data YAML"
 
 
 def find_cause(dataset: Dataset, masks: Sequence[Set[int]]) -> Cause | None:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 from PIL import Image, ImageFile
 
+from segdeform.data.bands import frame_count
+from segdeform.data.dataset import Mask
+from segdeform.data.depth import Samples
 from segdeform.data.image_io import (
     MaskKindError,
+    UInt8,
+    deep_samples,
     index_values,
     opened,
     orientation,
     read_mask,
     upright_rgb,
+    upright_size,
 )
 from segdeform.errors import DataError, UnsafeInputError
 
@@ -38,6 +45,12 @@ class Facts:
     orientation: int = 1  # EXIF
     frames: int = 1
     digest: str = ""  # of a picture's decoded pixels
+    doubt: str = ""  # of a JPEG: what libjpeg says of damage that it passes over
+    # Of a picture of more than 8 bits: its lowest and highest value, and the one that would be
+    # white (None: nobody knows).
+    span: tuple[float, float] | None = None
+    white: int | None = None
+    plain: bool = False  # of a mask of another kind: it holds whole numbers nevertheless
     # Of a mask: value -> number of pixels and place of the first one, row by row.
     values: dict[int, tuple[int, int]] = field(default_factory=dict)
     # Of a palette mask: value -> the colour that viewers show. Of a colour mask: 0, 1, ... -> its
@@ -50,21 +63,57 @@ def picture_facts(path: Path) -> Facts:
     read, and damage found, in half the time. Raises ResourceError."""
     try:
         with opened(path) as image:
-            width, height = image.size
-            turn = orientation(image)
+            # Asked for first: decoding closes what holds further frames, and turns TIFFs.
+            facts = Facts(
+                *upright_size(image), orientation=orientation(image), frames=frame_count(image)
+            )
+            image.seek(0)
             if image.format == "JPEG":
-                image.draft(None, (max(1, width // 8), max(1, height // 8)))
-                image.load()
-                pixels: Image.Image = image
-            else:
-                pixels = upright_rgb(image, path)
-            digest = hashlib.sha256(f"{image.mode} {pixels.size}".encode())
-            digest.update(pixels.tobytes())
+                return _jpeg_facts(facts, image, path.read_bytes())
+            samples = deep_samples(image, path)
+            if samples is not None:
+                return _deep_facts(facts, samples)
+            rgb = upright_rgb(image, path)
+            return replace(facts, digest=_digest(f"{image.mode} {rgb.size}", rgb.tobytes()))
     except (DataError, UnsafeInputError) as error:
         return _failure(error)
-    if turn >= 5:
-        height, width = width, height
-    return Facts(height, width, orientation=turn, digest=digest.hexdigest()[:32])
+
+
+def _jpeg_facts(facts: Facts, image: ImageFile.ImageFile, content: bytes) -> Facts:
+    """Decodes strictly, then as Pillow does, which goes on after what libjpeg calls corrupt."""
+    width, height = max(1, image.width // 8), max(1, image.height // 8)
+    try:
+        pixels = _decoded_jpeg(content, height, width, strict=True)
+        return replace(facts, digest=_digest(f"JPEG {pixels.shape}", pixels.tobytes()))
+    except ValueError as error:
+        doubt = str(error)
+    image.draft(None, (width, height))
+    image.load()
+    try:
+        _decoded_jpeg(content, height, width, strict=False)
+    except ValueError:  # a kind that this decoder does not know: its words are not of damage
+        doubt = ""
+    digest = _digest(f"{image.mode} {image.size}", image.tobytes())
+    return replace(facts, digest=digest, doubt=" ".join(doubt.split()))
+
+
+def _decoded_jpeg(content: bytes, height: int, width: int, strict: bool) -> UInt8:
+    pixels = simplejpeg.decode_jpeg(content, min_height=height, min_width=width, strict=strict)
+    return np.asarray(pixels)
+
+
+def _deep_facts(facts: Facts, samples: Samples) -> Facts:
+    values = samples.values
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    span = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    digest = _digest(f"{values.dtype.str} {values.shape}", values.tobytes())
+    return replace(facts, digest=digest, span=span, white=samples.white)
+
+
+def _digest(head: str, content: bytes) -> str:
+    digest = hashlib.sha256(head.encode())
+    digest.update(content)
+    return digest.hexdigest()[:32]
 
 
 def mask_facts(path: Path, decode: Callable[[Path], npt.NDArray[np.integer]] = read_mask) -> Facts:
@@ -74,7 +123,7 @@ def mask_facts(path: Path, decode: Callable[[Path], npt.NDArray[np.integer]] = r
             return index_facts(decode(path))
         with opened(path) as image:
             # Asked for first: decoding closes what holds further frames.
-            frames = int(getattr(image, "n_frames", 1))
+            frames = frame_count(image)
             image.seek(0)
             values = index_values(image, path)
             return index_facts(values, _palette(image), frames)
@@ -103,9 +152,30 @@ def _other_kind(path: Path, error: MaskKindError) -> Facts:
             width, height = image.size
             turn = orientation(image)
             colours = colours_of(image) if error.kind == "colour-mask" else {}
+            blurred = image.format in ("JPEG", "MPO", "WEBP")  # WebP unless told not to
+            plain = not blurred and plain_values(image) is not None
     except (DataError, UnsafeInputError) as damage:
         return _failure(damage)
-    return Facts(height, width, error.kind, str(error), orientation=turn, colours=colours)
+    return Facts(
+        height, width, error.kind, str(error), orientation=turn, colours=colours, plain=plain
+    )
+
+
+def plain_values(image: Image.Image) -> Mask | None:
+    """Returns the values [H, W] of a mask of another kind, None where they are no whole numbers."""
+    image.load()
+    if image.mode == "1":
+        return np.asarray(image).astype(np.uint8)
+    if image.mode in ("LA", "La"):
+        return np.asarray(image.getchannel(0))
+    if image.mode == "PA":
+        return np.asarray(image)[..., 0] if np.asarray(image).ndim == 3 else np.asarray(image)
+    if image.mode in ("I", "F"):
+        values = np.asarray(image)
+        # NaN fails every comparison, so that it is refused too.
+        whole = (values >= 0) & (values < 1 << 16) & (values == np.floor(values))
+        return values.astype(np.uint16) if whole.all() else None
+    return np.asarray(image) if image.mode in ("L", "P") else None
 
 
 def index_facts(

@@ -15,7 +15,10 @@ class Kind(NamedTuple):
     severity: Severity  # error: refused; warning: told, and gone on with; note: reported only
     title: str
     fix: str  # what to do, where a finding does not know better
+    mended: bool = False  # whether --fix always mends it
 
+
+_MAP = "write label_mapping into the data YAML"
 
 # In the order of the report: first what is wrong with the whole, then with single files.
 KINDS = {
@@ -24,30 +27,42 @@ KINDS = {
     "class-values": Kind(
         "error", "Mask values that count no classes", "describe the values in a data YAML"
     ),
-    "binary": Kind(
-        "error", "Black and white masks", "write label_mapping into the data YAML, or use --fix"
-    ),
-    "label-ids": Kind(
-        "error", "Cityscapes label ids", "write label_mapping into the data YAML, or use --fix"
-    ),
-    "off-by-one": Kind(
-        "error", "Labels that count from 1", "write label_mapping into the data YAML, or use --fix"
-    ),
+    "binary": Kind("error", "Black and white masks", _MAP, mended=True),
+    "label-ids": Kind("error", "Cityscapes label ids", _MAP, mended=True),
+    "off-by-one": Kind("error", "Labels that count from 1", _MAP, mended=True),
     "no-labels": Kind("error", "No labelled pixel at all", "are these the right masks?"),
     "missing-picture": Kind("error", "Missing pictures", "restore the picture or drop its name"),
     "missing-mask": Kind("error", "Missing masks", "restore the mask or remove the picture"),
     "double": Kind("error", "Names given twice", "keep one of the files"),
     "unreadable": Kind("error", "Unreadable files", "restore the file or remove the pair"),
+    "no-range": Kind(
+        "error",
+        "Values of no known range",
+        "write value_range: [lowest, highest] into the data YAML",
+    ),
     "jpeg-mask": Kind(
         "error", "JPEG masks", "export the mask again as PNG: what JPEG blurred is lost"
     ),
     "turned-mask": Kind("error", "Masks turned by EXIF", "save the mask upright"),
     "colour-mask": Kind("error", "Colour masks", "write class indices instead of colours"),
-    "mask-kind": Kind("error", "Masks of no index kind", "save it as 8-bit grey, or use --fix"),
-    "palette": Kind("error", "Masks of another palette", "convert by colour: use --fix"),
+    "mask-kind": Kind("error", "Masks of no index kind", "save it as 8-bit grey"),
+    "palette": Kind("error", "Masks of another palette", "convert by colour"),
     "size": Kind("error", "Sizes that differ", "make picture and mask of one size"),
     "label-outside": Kind(
         "error", "Labels outside the classes", "correct the mask, or map the value"
+    ),
+    "damaged-jpeg": Kind(
+        "warning", "JPEGs with damage inside", "look at it: a part may be grey or shifted"
+    ),
+    "value-range": Kind(
+        "warning", "Pictures that use little of their range", "write value_range into the data YAML"
+    ),
+    "clipped": Kind("warning", "Values above value_range", "are the camera's values the same?"),
+    "frames": Kind("warning", "Pictures of several frames", "the first frame is used"),
+    "white-mask": Kind(
+        "warning",
+        "Masks of 0 and 255 among others",
+        "255 is ignored: if it means a class here, write the number of that class",
     ),
     "palette-differs": Kind(
         "warning", "Palettes that differ", "do the masks number the classes in the same way?"
@@ -66,12 +81,23 @@ KINDS = {
     "moved-folder": Kind("note", "Folders found elsewhere", "write where they are"),
     "mask-suffix": Kind("note", "Masks with a suffix", "write mask_suffix to be sure of it"),
     "absent": Kind("note", "Classes absent from a split", "they are left out of its mIoU"),
+    "placeholders": Kind("note", "Masks that hold no class", "they can be predicted, not scored"),
     "unlabelled": Kind("note", "Pictures without a mask", "they can be predicted, not scored"),
     "repeated": Kind("note", "Pictures given twice", "the same picture counts twice"),
     "turned-picture": Kind(
         "note", "Pictures turned by EXIF", "they are read upright: the masks must be upright too"
     ),
 }
+
+
+@dataclass(frozen=True)
+class Place:
+    """A mask value, the row and column of its first pixel, and the number of its pixels."""
+
+    value: int
+    row: int | None = None
+    column: int | None = None
+    count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,11 +109,9 @@ class Finding:
     file: Path
     text: str  # names the file, whatever its name holds; to be shown, use `line`
     fix: str = ""  # "": the kind's
-    value: int | None = None  # the mask value, with the place of its first pixel and their number
-    row: int | None = None
-    column: int | None = None
-    count: int | None = None
+    place: Place | None = None
     sample: int | None = None  # index in its split
+    mendable: bool = False  # whether --fix mends it, where that depends on the file
 
     @property
     def severity(self) -> Severity:
@@ -102,8 +126,14 @@ class Finding:
         )
 
     @property
+    def mended(self) -> bool:
+        """Whether --fix mends it."""
+        return self.mendable or KINDS[self.kind].mended
+
+    @property
     def advice(self) -> str:
-        return self.fix or KINDS[self.kind].fix
+        """What to do."""
+        return (self.fix or KINDS[self.kind].fix) + (", or use --fix" if self.mended else "")
 
     def to_json(self) -> dict[str, Any]:
         """Returns the finding as JSON values."""
@@ -114,8 +144,8 @@ class Finding:
             "file": str(self.file),
             "text": self.line,
             "fix": self.advice,
-            "value": self.value,
-            "row": self.row,
-            "column": self.column,
-            "count": self.count,
+            "value": self.place and self.place.value,
+            "row": self.place and self.place.row,
+            "column": self.place and self.place.column,
+            "count": self.place and self.place.count,
         }

@@ -14,7 +14,7 @@ from PIL import Image
 
 from segdeform.callbacks import Progress
 from segdeform.checking.check import check, list_splits
-from segdeform.checking.facts import Facts, mask_facts
+from segdeform.checking.facts import Facts, mask_facts, plain_values
 from segdeform.checking.judge import class_of_colour, foreign_index
 from segdeform.checking.report import Report
 from segdeform.data.dataset import IGNORE, Dataset, Mask
@@ -180,12 +180,14 @@ def _labels(dataset: Dataset, mask: Path, turn: int) -> UInt8:
             if image.format in ("JPEG", "MPO", "WEBP"):  # they blur, WebP unless told not to
                 raise
             if error.kind == "colour-mask":
-                return _labels_of_colours(dataset, image, error)
-            if error.kind == "turned-mask":
-                if orientation(image) != turn:
-                    raise
-                return _looked_up(dataset, mask, _turned(_plain_values(image, error), turn))
-            return _looked_up(dataset, mask, _plain_values(image, error))
+                return _labels_of_colours(dataset, mask, image, error)
+            turned = error.kind == "turned-mask"
+            if turned and orientation(image) != turn:
+                raise
+            plain = plain_values(image)
+            if plain is None:
+                raise
+            return _looked_up(dataset, mask, _turned(plain, turn) if turned else plain)
     if dataset.decode_mask is read_mask:
         facts = mask_facts(mask)
         if class_of_colour(dataset) and foreign_index(dataset, facts) is not None:
@@ -201,27 +203,9 @@ def _looked_up(dataset: Dataset, mask: Path, values: Mask) -> UInt8:
     return labels.astype(np.uint8)
 
 
-def _plain_values(image: Image.Image, error: MaskKindError) -> Mask:
-    """Returns the values of a mask of another kind, where they are whole numbers."""
-    image.load()
-    if image.mode == "1":
-        return np.asarray(image).astype(np.uint8)
-    if image.mode in ("LA", "La"):
-        return np.asarray(image.getchannel(0))
-    if image.mode == "PA":
-        return np.asarray(image)[..., 0] if np.asarray(image).ndim == 3 else np.asarray(image)
-    if image.mode in ("I", "F"):
-        values = np.asarray(image)
-        # NaN fails every comparison, so that it is refused too.
-        if not ((values >= 0) & (values < 1 << 16) & (values == np.floor(values))).all():
-            raise error
-        return values.astype(np.uint16)
-    if image.mode in ("L", "P"):
-        return np.asarray(image)
-    raise error
-
-
-def _labels_of_colours(dataset: Dataset, image: Image.Image, error: MaskKindError) -> UInt8:
+def _labels_of_colours(
+    dataset: Dataset, mask: Path, image: Image.Image, error: MaskKindError
+) -> UInt8:
     """Converts the classes' own colours, or grey of three equal channels, to labels."""
     pixels = np.asarray(image.convert("RGB"))
     packed = _packed(pixels)
@@ -233,7 +217,7 @@ def _labels_of_colours(dataset: Dataset, image: Image.Image, error: MaskKindErro
         return np.asarray(table[packed])
     grey = (pixels == pixels[..., :1]).all()
     if grey and image.mode in ("RGB", "RGBA"):
-        return _looked_up(dataset, Path(str(error).partition(":")[0]), pixels[..., 0])
+        return _looked_up(dataset, mask, pixels[..., 0])
     raise error
 
 

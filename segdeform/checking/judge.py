@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from segdeform.checking.causes import Cause
 from segdeform.checking.facts import Colour, Facts
-from segdeform.checking.finding import Finding
+from segdeform.checking.finding import Finding, Place
 from segdeform.checking.scan import PairFacts
 from segdeform.data.dataset import IGNORE, Dataset, colour_map
 
@@ -24,25 +24,43 @@ def judge_pair(
     picture, mask = pair
     if picture.problem:
         yield Finding(picture.problem, split, sample.image, picture.text, sample=index)
-    elif picture.orientation != 1:
-        text = f"{sample.image}: has the EXIF orientation {picture.orientation}"
-        yield Finding("turned-picture", split, sample.image, text, sample=index)
+    else:
+        yield from _judge_picture(dataset, index, picture)
     if sample.mask is None or mask is None:
         path = sample.image
         kind = "unlabelled" if split == "test" else "missing-mask"  # benchmarks keep theirs
         yield Finding(kind, split, path, f"{path}: has no mask", sample=index)
         return
     if mask.problem:
-        fix = _colour_fix(dataset, mask) if mask.problem == "colour-mask" else ""
-        yield Finding(mask.problem, split, sample.mask, mask.text, fix, sample=index)
+        fix, mendable = _kind_fix(dataset, picture, mask)
+        path, problem = sample.mask, mask.problem
+        yield Finding(problem, split, path, mask.text, fix, sample=index, mendable=mendable)
         return
     if not picture.problem and (mask.height, mask.width) != (picture.height, picture.width):
         text = (
             f"{sample.mask}: is {mask.height}x{mask.width} (HxW), its picture {sample.image} "
             f"is {picture.height}x{picture.width}"
         )
-        yield Finding("size", split, sample.mask, text, _size_fix(picture, mask), sample=index)
+        fix, mendable = _size_fix(picture, mask)
+        yield Finding("size", split, sample.mask, text, fix, sample=index, mendable=mendable)
     yield from _judge_values(dataset, index, mask, cause)
+
+
+def _judge_picture(dataset: Dataset, index: int, picture: Facts) -> Iterator[Finding]:
+    path, split = dataset.samples[index].image, dataset.split
+    if picture.orientation != 1:
+        text = f"{path}: has the EXIF orientation {picture.orientation}"
+        yield Finding("turned-picture", split, path, text, sample=index)
+    if picture.doubt:
+        text = f"{path}: libjpeg says: {picture.doubt}"
+        yield Finding("damaged-jpeg", split, path, text, sample=index)
+    if picture.frames > 1:
+        text = f"{path}: holds {picture.frames} frames or pages"
+        yield Finding("frames", split, path, text, sample=index)
+    if picture.span and picture.white is None and dataset.value_range is None:
+        low, high = picture.span
+        text = f"{path}: holds values from {low:g} to {high:g}, and nobody says which is white"
+        yield Finding("no-range", split, path, text, sample=index)
 
 
 def label_counts(dataset: Dataset, mask: Facts) -> npt.NDArray[np.int64]:
@@ -95,7 +113,9 @@ def _judge_values(
             f"{dataset.palette.index(colour)}: its indices are not the classes"
         )
         kind = "palette" if has_own_colours(dataset) else "palette-differs"
-        yield Finding(kind, split, path, text, value=foreign, sample=index)
+        mendable = kind == "palette" and bool(class_of_colour(dataset))
+        place = Place(foreign)
+        yield Finding(kind, split, path, text, place=place, sample=index, mendable=mendable)
     outside = [value for value in mask.values if dataset.lookup[value] < 0]
     outside.sort(key=lambda value: mask.values[value][1])
     for value in outside[:_SHOWN_VALUES]:
@@ -128,31 +148,36 @@ def _outside(
             fix += "; if all masks count the classes from 1, write label_mapping"
     else:
         fix = ""
-    return Finding(
-        "label-outside", dataset.split, path, text, fix, value, row, column, count, index
-    )
+    mendable = cause is not None and (value in cause.mapping or value in dataset.void)
+    place = Place(value, row, column, count)
+    split = dataset.split
+    return Finding("label-outside", split, path, text, fix, place, index, mendable)
 
 
-def _colour_fix(dataset: Dataset, mask: Facts) -> str:
-    colours = set(mask.colours.values())
-    if colours and colours <= {*class_of_colour(dataset)}:
-        return "its colours are those of the classes: use --fix"
-    if colours and all(red == green == blue for red, green, blue in colours):
-        return "it is grey: use --fix, or save one channel"
-    return "give the classes' colours as palette in the data YAML, then use --fix"
+def _kind_fix(dataset: Dataset, picture: Facts, mask: Facts) -> tuple[str, bool]:
+    """Returns what to do about a mask of another kind, and whether --fix does it."""
+    if mask.problem == "colour-mask":
+        colours = set(mask.colours.values())
+        if colours and colours <= {*class_of_colour(dataset)}:
+            return "its colours are those of the classes: write their numbers", True
+        if colours and all(red == green == blue for red, green, blue in colours):
+            return "it is grey: save one channel", True
+        return "give the classes' colours as palette in the data YAML, then use --fix", False
+    turned = mask.problem == "turned-mask" and mask.orientation != picture.orientation
+    return "", mask.plain and mask.problem in ("mask-kind", "turned-mask") and not turned
 
 
-def _size_fix(picture: Facts, mask: Facts) -> str:
+def _size_fix(picture: Facts, mask: Facts) -> tuple[str, bool]:
+    """Returns what to do about sizes that differ, and whether --fix does it."""
     height, width = picture.height, picture.width
     if (mask.width, mask.height) == (height, width):
         if picture.orientation >= 5:
-            return (
-                "the mask was drawn on the picture as stored, not upright as EXIF says: use --fix"
-            )
-        return "the mask is turned by 90 degrees: turn it"
+            return "the mask was drawn on the picture as stored, not upright as EXIF says", True
+        return "the mask is turned by 90 degrees: turn it", False
     if max(abs(mask.height - height), abs(mask.width - width)) <= 2:
-        return "a border was cut or added: cut the larger one to the size of the other"
+        return "a border was cut or added: cut the larger one to the size of the other", False
     if mask.height and mask.height * width == mask.width * height:
         factor = height / mask.height
-        return f"scale the mask by {factor:.4g}, nearest neighbour, or the picture to the mask"
-    return ""
+        text = f"scale the mask by {factor:.4g}, nearest neighbour, or the picture to the mask"
+        return text, False
+    return "", False

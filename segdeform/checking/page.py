@@ -101,9 +101,10 @@ def _mask_picture(dataset: Dataset, path: Path, finding: Finding) -> str:
         with opened(path) as image:
             shown = image.convert("RGB")
     small = _small(shown, Image.Resampling.NEAREST)
-    if finding.row is not None and finding.column is not None:
+    place = finding.place
+    if place is not None and place.row is not None and place.column is not None:
         scale = small.width / shown.width
-        x, y = (finding.column + 0.5) * scale, (finding.row + 0.5) * scale
+        x, y = (place.column + 0.5) * scale, (place.row + 0.5) * scale
         drawer = ImageDraw.Draw(small)
         for radius, colour in ((9, "black"), (8, "white"), (7, "black")):
             drawer.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour)

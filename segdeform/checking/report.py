@@ -71,6 +71,18 @@ class Report:
             groups.setdefault(finding.kind, []).append(finding)
         return groups
 
+    def repair_offer(self) -> str:
+        """Words what --fix would give, "" where that is nothing: no pair would be left in the copy,
+        or none with a label."""
+        hopeless = {(e.split, e.sample) for e in self.errors if not e.mended}
+        whole = any(error.kind == "no-labels" for error in self.errors)
+        left = self.pairs - sum(sample is not None for _, sample in hopeless)
+        if whole or not self.errors or not left:
+            return ""
+        if any(error.mended for error in self.errors):
+            return "--fix FOLDER writes a repaired copy"
+        return f"--fix FOLDER writes a copy of the {left} pairs without an error"
+
     def summary(self) -> str:
         """Words the check in one line."""
         known = f", {self.reused} of {self.files} files known" if self.reused else ""
@@ -97,7 +109,7 @@ class Report:
             return
         lines = [error.line for error in errors[:_SHOWN]]
         if errors[0].fix:
-            lines[0] = f"{lines[0]}; {errors[0].fix}"
+            lines[0] = f"{lines[0]}; {errors[0].advice}"
         if len(errors) > _SHOWN:
             more = len(errors) - _SHOWN
             lines.append(f"and {more} more: segdeform check {self.root} shows them")

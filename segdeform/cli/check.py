@@ -83,9 +83,10 @@ def check(
             print_repair(repaired)
     if repaired is None and report.errors:
         count = len(report.errors)
+        offers = filter(None, ("--html FILE shows the pictures", report.repair_offer()))
         raise report.refusal(
-            f"{root}: not fit for training: {count} error{'s' if count > 1 else ''}; --html FILE "
-            "shows the pictures, --fix FOLDER writes a repaired copy"
+            f"{root}: not fit for training: {count} error{'s' if count > 1 else ''}; "
+            f"{', '.join(offers)}"
         )
     if repaired and repaired.left_out:
         raise PartialFailureError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,7 @@ from segdeform.cli.progress import progress_bars
 from segdeform.errors import PartialFailureError
 from segdeform.machine.interrupts import stop_on_interrupt
 
-_LISTED = 10  # failed pictures named on the terminal; summary.json has all
+_LISTED = 10  # files of a kind named on the terminal; summary.json has all
 
 
 @inference_options
@@ -43,8 +44,12 @@ def predict(
     if json_output:
         print_json({"output": str(output), **summary.to_json()})
     else:
-        skipped = f", {_count(summary.skipped, 'other file')} skipped" if summary.skipped else ""
+        others = len(summary.skipped)
+        skipped = f", {_count(others, 'other file')} skipped" if others else ""
         print(f"{_count(len(summary.done))} predicted{skipped}: {output / 'masks'}")
+        _list("skipped", [str(path) for path in summary.skipped])
+        several = [f"{d.source} ({d.frames})" for d in summary.done if d.frames > 1]
+        _list("only the first of several frames or pages was predicted", several)
         if summary.earlier:
             print(f"{_count(summary.earlier, 'mask')} of earlier predictions lie there as well")
         if overlays and summary.done:
@@ -56,6 +61,14 @@ def predict(
             f"{_count(len(summary.failed))} of {len(summary.failed) + len(summary.done)} failed; "
             f"the reasons are in {output / 'summary.json'}"
         )
+
+
+def _list(what: str, names: Sequence[str]) -> None:
+    """Prints the first names; summary.json has all."""
+    for name in names[:_LISTED]:
+        print(f"{what}: {name}")
+    if len(names) > _LISTED:
+        print(f"{what}: and {len(names) - _LISTED} more, listed in summary.json")
 
 
 def _count(number: int, thing: str = "picture") -> str:

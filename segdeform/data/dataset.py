@@ -87,6 +87,11 @@ class Dataset:
         """Returns the data set as a model reads it, in that model's range if it names none."""
         return self if self.value_range else replace(self, value_range=value_range)
 
+    def without_masks(self) -> Dataset:
+        """Returns the pictures alone."""
+        bare = tuple(replace(sample, mask=None) for sample in self.samples)
+        return replace(self, samples=bare)
+
     @cached_property
     def lookup(self) -> npt.NDArray[np.int16]:
         """Maps every possible file value, [65536], to a class, to IGNORE, or to -1: not allowed."""

@@ -28,7 +28,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from segdeform.data.bands import BandsFile, holds_bands
+from segdeform.data.bands import BandsFile, frame_count, holds_bands
 from segdeform.data.depth import (
     Samples,
     ValueRange,
@@ -133,6 +133,15 @@ def upright_rgb(
         rgb = Image.fromarray(_shown(samples, path, value_range)).convert("RGB")
     turn = UPRIGHT.get(orientation(image))  # asked now: Pillow turns TIFFs itself, while decoding
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def count_frames(path: Path) -> int:
+    """Counts the frames or pages of a picture, of which `read_image` reads the first."""
+    try:
+        with opened(path) as image:
+            return frame_count(image)
+    except (DataError, UnsafeInputError):
+        return 1  # what comes after the first one is damaged
 
 
 def deep_samples(image: ImageFile.ImageFile, path: Path) -> Samples | None:

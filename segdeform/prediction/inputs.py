@@ -14,10 +14,10 @@ from segdeform.errors import DataError, UsageError
 
 
 class Found(NamedTuple):
-    """The pictures to predict, and how much else lay in the folders."""
+    """The pictures to predict, and what else lay in the folders."""
 
     pictures: list[tuple[Path, str]]  # source, output name: relative, '/' between, no suffix
-    skipped: int  # files of other kinds, hidden ones and linked folders
+    skipped: list[Path]  # files of other kinds, hidden ones and linked folders
 
 
 def find_images(inputs: Sequence[Path], exclude: Iterable[Path] = ()) -> Found:
@@ -38,14 +38,14 @@ def find_images(inputs: Sequence[Path], exclude: Iterable[Path] = ()) -> Found:
     excluded = {_identity(path) for path in exclude}
     prefixes = _prefixes(inputs)
     listed: dict[Path, tuple[Path, Path]] = {}  # absolute path -> source, relative name
-    skipped = 0
+    skipped = []
     for source, prefix in zip(inputs, prefixes, strict=True):
         if not source.is_dir():
             listed.setdefault(_identity(source), (source, Path(source.name)))
             continue
         for path in _walk(source, excluded):
             if path.name.startswith(".") or path.suffix.lower() not in PICTURE_SUFFIXES:
-                skipped += 1
+                skipped.append(path)
             else:
                 name = Path(prefix, path.relative_to(source))
                 listed.setdefault(_identity(path), (path, name))

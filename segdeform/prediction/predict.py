@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeform.callbacks import Progress, Stop
-from segdeform.data.image_io import write_image, write_index_png
+from segdeform.data.image_io import count_frames, write_image, write_index_png
 from segdeform.errors import (
     DataError,
     InterruptedByUserError,
@@ -51,6 +51,7 @@ class Done:
     name: str  # of its outputs, below masks/ and overlays/, without suffix
     size: tuple[int, int]  # H, W
     shares: dict[str, float]  # class -> share of the picture's pixels; absent classes left out
+    frames: int = 1  # frames or pages in the file; the first one was predicted
 
 
 @dataclass
@@ -60,17 +61,28 @@ class Summary:
     output: Path
     done: list[Done] = field(default_factory=list)
     failed: list[tuple[Path, str]] = field(default_factory=list)  # source, one-line reason
-    skipped: int = 0  # files in the input folders that are no pictures
+    skipped: list[Path] = field(default_factory=list)  # in the input folders, and no pictures
     earlier: int = 0  # masks of earlier predictions of other pictures, left where they are
 
     def to_json(self) -> dict[str, Any]:
         """Returns the lists as JSON values."""
         done = [
-            {"picture": str(d.source), "name": d.name, "size": list(d.size), "shares": d.shares}
+            {
+                "picture": str(d.source),
+                "name": d.name,
+                "size": list(d.size),
+                "shares": d.shares,
+                "frames": d.frames,
+            }
             for d in self.done
         ]
-        failed = [{"picture": str(source), "reason": reason} for source, reason in self.failed]
-        return {"done": done, "failed": failed, "skipped": self.skipped, "earlier": self.earlier}
+        return {
+            "done": done,
+            "failed": [{"picture": str(path), "reason": reason} for path, reason in self.failed],
+            "skipped": len(self.skipped),
+            "skipped_files": [str(path) for path in self.skipped],
+            "earlier": self.earlier,
+        }
 
 
 def predict(
@@ -96,7 +108,8 @@ def predict(
     found = find_images(inputs, exclude=[output / name for name in _OUTPUTS])
     total = len(found.pictures)
     if not total:
-        raise DataError(f"no pictures in {', '.join(str(path) for path in inputs)}")
+        others = f"; {len(found.skipped)} files of other kinds" if found.skipped else ""
+        raise DataError(f"no pictures in {', '.join(str(path) for path in inputs)}{others}")
     _refuse_foreign(output)
     summary = Summary(output, skipped=found.skipped)
     _write_summary(summary, segmenter, finished=False)
@@ -136,6 +149,7 @@ def _predict_one(
     """
     try:
         image = segmenter.read(source)
+        frames = count_frames(source)
         labels = predict_labels(segmenter.model, image, segmenter.options, segmenter.device)
     except SegdeformError as error:
         raise _failure(source, error) from error
@@ -152,7 +166,7 @@ def _predict_one(
     except MemoryError as error:
         raise PartialFailureError("memory ended while the masks were written") from error
     shares = _shares(labels, segmenter.classes)
-    return Done(source, name, (image.shape[0], image.shape[1]), shares), tinted
+    return Done(source, name, (image.shape[0], image.shape[1]), shares, frames), tinted
 
 
 def _failure(source: Path, error: SegdeformError) -> PartialFailureError:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from segdeform.cli import main
 from segdeform.config.schema import EvalConfig
 from segdeform.errors import DataError, InterruptedByUserError, ResourceError, UsageError
 from segdeform.prediction import predict as module
@@ -107,6 +108,7 @@ def test_the_summary_is_whole(segmenter: Any, tmp_path: Path) -> None:
     assert value["finished"] is True
     assert value["model_sha256"] == "abc"
     assert value["skipped"] == 1
+    assert value["skipped_files"] == [str(tmp_path / "in" / "notes.txt")]
     assert [d["name"] for d in value["done"]] == ["a"]
     assert value["done"][0]["size"] == [20, 24]
     assert value["failed"][0]["picture"].endswith("b.jpg")
@@ -243,7 +245,7 @@ def check_awkward(summary: Summary, folder: Path) -> None:
         mask = Image.open(summary.output / "masks" / f"{done.name}.png")
         assert (mask.height, mask.width) == done.size
     assert len(summary.done) > 10
-    assert len(summary.done) + len(summary.failed) + summary.skipped == len(
+    assert len(summary.done) + len(summary.failed) + len(summary.skipped) == len(
         [path for path in folder.rglob("*") if path.is_file()]
     )
 
@@ -271,3 +273,41 @@ def test_masks_of_other_pictures_stay_and_are_counted(segmenter: Any, tmp_path: 
         summary.earlier == 2 == json.loads((tmp_path / "out/summary.json").read_text())["earlier"]
     )
     assert len(list((tmp_path / "out" / "masks").iterdir())) == 3
+
+
+def test_only_the_first_of_several_frames_is_predicted_and_said(
+    segmenter: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    frames = [
+        Image.fromarray(np.full((8, 9, 3), colour, np.uint8))
+        for colour in ([250, 9, 9], [9, 250, 9], [9, 9, 250])
+    ]
+    (tmp_path / "in").mkdir()
+    for name in ("a.gif", "b.tif", "c.png", "d.webp"):
+        frames[0].save(tmp_path / "in" / name, save_all=True, append_images=frames[1:])
+    for name in ("e.png", "f.tif", "g.jpg"):
+        frames[0].save(tmp_path / "in" / name)
+    for number in range(12):
+        (tmp_path / "in" / f"notes{number:02d}.txt").touch()
+    monkeypatch.setattr("segdeform.segmenter.load", lambda *_: segmenter)
+    assert main(["predict", "model", str(tmp_path / "in"), "--output", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    value = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [done["frames"] for done in value["done"]] == [3, 3, 3, 3, 1, 1, 1]
+    assert all(done["shares"] == {"red": 1.0} for done in value["done"])
+    said = [line for line in out.splitlines() if line.startswith("only the first of several")]
+    assert [line.rpartition("/")[2] for line in said] == [
+        *("a.gif (3)", "b.tif (3)", "c.png (3)", "d.webp (3)")
+    ]
+    assert "12 other files skipped" in out and out.count("\nskipped: ") == 11
+    assert "notes09.txt" in out and "skipped: and 2 more, listed in summary.json" in out
+
+
+def test_frames_of_other_programs(segmenter: Any, tmp_path: Path) -> None:
+    summary = predict(segmenter, [external_data("cases/frames")], tmp_path / "out")
+    assert [(done.name, done.frames) for done in summary.done] == [
+        *(("three_frames", 3), ("three_pages", 3))
+    ]

@@ -1,0 +1,202 @@
+"""What only the whole of a data set shows: causes, absent classes, repeated pictures, ranges."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from segdeform.checking.causes import Cause
+from segdeform.checking.finding import Finding, Place
+from segdeform.checking.judge import judge_pair, label_counts
+from segdeform.checking.report import SplitCount
+from segdeform.checking.scan import PairFacts
+from segdeform.data.dataset import IGNORE, Dataset
+from segdeform.data.image_io import read_image
+
+
+def mask_values(pairs: Sequence[list[PairFacts]]) -> list[set[int]]:
+    """Returns the values of each mask."""
+    return [set(pair.mask.values) for facts in pairs for pair in facts if pair.mask is not None]
+
+
+def judge(
+    datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]], cause: Cause | None
+) -> Iterator[Finding]:
+    """Yields all that is wrong with the splits of one data set."""
+    yield from _listed(datasets)
+    if cause:
+        yield _first_of(cause, datasets, pairs)
+    else:
+        yield from _white_among(datasets, pairs)
+    for dataset, facts in zip(datasets, pairs, strict=True):
+        bare = _is_bare(dataset, facts)
+        if bare:
+            path = dataset.samples[0].mask or dataset.root
+            text = f"{path}: no mask of {dataset.split} holds a class"
+            yield Finding("placeholders", dataset.split, path, text)
+        for index, pair in enumerate(facts):
+            for finding in judge_pair(dataset, index, pair, cause):
+                if not (bare and finding.kind == "void-mask"):
+                    yield finding
+    yield from _absent(datasets, pairs)
+    yield from _ranges(datasets, pairs)
+    yield from _repeated(datasets, pairs)
+
+
+def _listed(datasets: Sequence[Dataset]) -> Iterator[Finding]:
+    """Yields what was odd in the listing; what concerns all splits, once."""
+    told: set[str] = set()
+    for dataset in datasets:
+        for problem in dataset.problems:
+            if problem.text not in told:
+                told.add(problem.text)
+                yield Finding(problem.kind, dataset.split, problem.file, problem.text)
+
+
+def _is_bare(dataset: Dataset, facts: Sequence[PairFacts]) -> bool:
+    """Tells whether these are the masks that a benchmark puts in the place of its own."""
+    if dataset.split != "test" or not any(pair.mask and pair.mask.values for pair in facts):
+        return False
+    return not any(count_split(dataset, facts).pixels)
+
+
+def _white_among(
+    datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]]
+) -> Iterator[Finding]:
+    """Yields black and white masks among masks of classes, whose white would be ignored.
+
+    Masks of a class and 255 show that 255 does mean void, unless there is one class to mean.
+    """
+    first, masks = datasets[0], mask_values(pairs)
+    classes = set(range(1, len(first.classes)))
+    if first.label_map is not None or not any(values & classes for values in masks):
+        return
+    if len(classes) > 1 and any(IGNORE in values and values & classes for values in masks):
+        return
+    for dataset, facts in zip(datasets, pairs, strict=True):
+        for index, pair in enumerate(facts):
+            if pair.mask is not None and pair.mask.values.keys() == {0, IGNORE}:
+                count, start = pair.mask.values[IGNORE]
+                place = Place(IGNORE, *divmod(start, pair.mask.width), count)
+                path = dataset.samples[index].mask or dataset.root
+                text = f"{path}: holds only 0 and {IGNORE}, where others hold classes"
+                yield Finding("white-mask", dataset.split, path, text, place=place, sample=index)
+
+
+def _ranges(datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]]) -> Iterator[Finding]:
+    """Yields a picture of more than 8 bits that shows that `value_range` is missing, or wrong."""
+    deep = [
+        (dataset, index, pair.picture.span, pair.picture.white)
+        for dataset, facts in zip(datasets, pairs, strict=True)
+        for index, pair in enumerate(facts)
+        if pair.picture.span and pair.picture.white is not None
+    ]
+    if not deep:
+        return
+    given = datasets[0].value_range
+    dataset, index, (_, top), white = max(deep, key=lambda entry: entry[2][1] / entry[3])
+    path, split = dataset.samples[index].image, dataset.split
+    lowest = min(span[0] for _, _, span, _ in deep)
+    if given is not None and top > given[1]:
+        over = sum(span[1] > given[1] for _, _, span, _ in deep)
+        text = (
+            f"{path}: holds values up to {top:g}, above value_range [{given[0]:g}, {given[1]:g}] "
+            f"({over} of {len(deep)} pictures of more than 8 bits do)"
+        )
+        yield Finding("clipped", split, path, text, sample=index)
+    if given is None and 0 < top <= white // 2:
+        text = (
+            f"{path}: the {len(deep)} pictures of more than 8 bits hold values from {lowest:g} to "
+            f"{top:g} of {white}: they are read as 0 to {255 * top / white:.0f} of 255"
+        )
+        # Cameras have whole bits: 4095 is the white of 12 of them.
+        full = (1 << int(top).bit_length()) - 1
+        fix = f"write value_range: [0, {full}] into the data YAML"
+        yield Finding("value-range", split, path, text, fix, sample=index)
+
+
+def _first_of(
+    cause: Cause, datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]]
+) -> Finding:
+    """Words a cause with the first pixel of the highest value as its witness."""
+    used = set().union(*mask_values(pairs))
+    witness = IGNORE if cause.kind == "binary" and IGNORE in used else max(used - {IGNORE})
+    for dataset, facts in zip(datasets, pairs, strict=True):
+        for index, pair in enumerate(facts):
+            if pair.mask is not None and witness in pair.mask.values:
+                count, first = pair.mask.values[witness]
+                row, column = divmod(first, pair.mask.width)
+                path = dataset.samples[index].mask or dataset.root
+                text = f"{path}: {witness} at row {row}, column {column}: {cause.text}"
+                place = Place(witness, row, column, count)
+                return Finding(cause.kind, dataset.split, path, text, cause.fix, place, index)
+    raise AssertionError("a value that is used stands in a mask")
+
+
+def count_split(dataset: Dataset, facts: Sequence[PairFacts]) -> SplitCount:
+    """Counts the pixels of each class in the masks of a split."""
+    counts = np.zeros(IGNORE + 1, np.int64)
+    for pair in facts:
+        if pair.mask is not None:
+            counts += label_counts(dataset, pair.mask)
+    classes = counts[: len(dataset.classes)]
+    return SplitCount(dataset.split, len(dataset), tuple(map(int, classes)), int(counts[IGNORE]))
+
+
+def _absent(datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]]) -> Iterator[Finding]:
+    counted = [
+        count_split(dataset, facts)
+        for dataset, facts in zip(datasets, pairs, strict=True)
+        if not _is_bare(dataset, facts)
+    ]
+    if not counted:
+        return
+    root, names = datasets[0].root, datasets[0].classes
+    total = [sum(split.pixels[index] for split in counted) for index in range(len(names))]
+    if not any(total):
+        if any(pair.mask and pair.mask.values for facts in pairs for pair in facts):
+            yield Finding("no-labels", "", root, f"{root}: no pixel of any mask has a class")
+        return
+    for index, name in enumerate(names):
+        if not total[index]:
+            yield Finding("never", "", root, f"class {index} ({name}) occurs in no mask")
+            continue
+        for split in counted:
+            if not split.pixels[index]:
+                kind = "absent-train" if split.name == "train" else "absent"
+                text = f"class {index} ({name}) does not occur in {split.name}"
+                yield Finding(kind, split.name, root, text)
+
+
+def _repeated(datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]]) -> Iterator[Finding]:
+    """Yields the pictures whose decoded pixels are those of an earlier one."""
+    seen: dict[str, tuple[str, Path]] = {}
+    digests = Counter(pair.picture.digest for facts in pairs for pair in facts)
+    for dataset, facts in zip(datasets, pairs, strict=True):
+        for index, pair in enumerate(facts):
+            path = dataset.samples[index].image
+            if not pair.picture.digest or digests[pair.picture.digest] == 1:
+                continue
+            if pair.picture.span and not (pair.picture.white or dataset.value_range):
+                continue  # of no known range, it cannot be read as a picture
+            split, first = seen.setdefault(_whole_digest(dataset, index), (dataset.split, path))
+            if first is not path:
+                kind = "repeated" if split == dataset.split else "leak"
+                text = f"{path}: the same picture as {first} of {split}"
+                yield Finding(kind, dataset.split, path, text, sample=index)
+
+
+def _whole_digest(dataset: Dataset, index: int) -> str:
+    """Digests a picture at its full size: the facts of JPEGs are those of an eighth of it.
+
+    Raises DataError, UnsafeInputError where it is no longer what was read before.
+    """
+    if dataset.cache is not None:
+        picture = dataset.cache.read(index)[0]
+    else:
+        picture = read_image(dataset.samples[index].image, dataset.value_range)
+    return hashlib.sha256(f"{picture.shape}".encode() + picture.tobytes()).hexdigest()
