@@ -27,6 +27,14 @@ def external_data(relative: str) -> Path:
     return path
 
 
+@pytest.fixture
+def hang_up_heard() -> Iterator[None]:
+    """Has SIGHUP its usual meaning during a test, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keeps what checks remember out of the user's cache folder."""

@@ -44,6 +44,7 @@ def test_a_hang_up_that_is_ignored_stays_so() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("hang_up_heard")
 @pytest.mark.parametrize(
     ("number", "error", "code"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import signal
 import subprocess
 import sys
 import termios
@@ -18,6 +19,7 @@ from tests.training.conftest import tiny_config
 
 
 def _own_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 

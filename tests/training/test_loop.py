@@ -180,6 +180,7 @@ def test_stopped_in_the_final_evaluation(shapes: Path, tmp_path: Path) -> None:
     assert (run / "metrics.json").exists()
 
 
+@pytest.mark.usefixtures("hang_up_heard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_while_saving_lose_no_save(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
