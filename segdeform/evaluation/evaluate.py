@@ -42,11 +42,9 @@ from segdeform.evaluation.counts import (
 from segdeform.evaluation.split import refuse_other_classes
 from segdeform.files.atomic import json_number
 from segdeform.inference import AUTOMATIC_TILE, WHOLE_LIMIT, predict_labels
-from segdeform.machine.processes import Processes
+from segdeform.machine.processes import ALONE, Processes
 from segdeform.segmenter import Segmenter
 from segdeform.version import __version__
-
-ALONE = Processes()
 
 KeepLabels = Callable[[Sample, NDArray[np.uint8]], None]  # gets label maps [H, W]
 

@@ -21,7 +21,6 @@ from segdeform.errors import DataError, UsageError
 from segdeform.evaluation import cityscapes
 from segdeform.evaluation.boundary import BOUNDARY_WIDTH
 from segdeform.evaluation.evaluate import (
-    ALONE,
     Evaluation,
     evaluate,
     predict_sample,
@@ -41,7 +40,7 @@ from segdeform.files.atomic import write_error
 from segdeform.machine.cpu import available_cores
 from segdeform.machine.device import resolve_device
 from segdeform.machine.interrupts import stop_on_interrupt
-from segdeform.machine.processes import Processes, own_device, processes
+from segdeform.machine.processes import ALONE, Processes, own_device, processes
 from segdeform.segmenter import Segmenter, load
 
 

@@ -133,6 +133,9 @@ class Processes:
         return torch.cat(kept).numpy()
 
 
+ALONE = Processes()
+
+
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
     """Joins the processes that torchrun's environment describes; alone without one.
