@@ -35,9 +35,10 @@ class Ranks:
         self, size: int, work: Callable[..., Any], *arguments: Any, **environment: str
     ) -> None:
         """Starts `work(*arguments)` as each of `size` ranks, with more of the environment."""
+        self._size, self._work = size, work
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         kept = ("XDG_CACHE_HOME", "PYTHONPATH")
-        shared = {name: os.environ[name] for name in kept if name in os.environ} | {
+        self._shared = {name: os.environ[name] for name in kept if name in os.environ} | {
             "WORLD_SIZE": str(size),
             "LOCAL_WORLD_SIZE": str(size),
             "MASTER_ADDR": "127.0.0.1",
@@ -46,25 +47,22 @@ class Ranks:
             "TORCH_CPP_LOG_LEVEL": "ERROR",
             **environment,
         }
+        self.start(*arguments)
+
+    def start(self, *arguments: Any) -> None:
+        """Starts them all once more, with other arguments, as torchrun does after a loss."""
         self.processes: list[BaseProcess] = []
         self._ends: list[Connection] = []
-        for rank in range(size):
-            self.start(rank, shared, work, arguments)
-
-    def start(
-        self,
-        rank: int,
-        shared: dict[str, str],
-        work: Callable[..., Any],
-        arguments: tuple[Any, ...],
-    ) -> None:
-        ours, theirs = _CONTEXT.Pipe(duplex=False)
-        environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = _CONTEXT.Process(target=_run, args=(environment, theirs, work, arguments))
-        process.start()
-        theirs.close()
-        self.processes.append(process)
-        self._ends.append(ours)
+        for rank in range(self._size):
+            ours, theirs = _CONTEXT.Pipe(duplex=False)
+            environment = {**self._shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            process = _CONTEXT.Process(
+                target=_run, args=(environment, theirs, self._work, arguments)
+            )
+            process.start()
+            theirs.close()
+            self.processes.append(process)
+            self._ends.append(ours)
 
     def ended(self, seconds: float = 100) -> list[Ended]:
         """Waits until all have ended; kills them when that takes longer than told."""

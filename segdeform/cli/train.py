@@ -51,6 +51,7 @@ def train(
 
     import torch
 
+    from segdeform.machine.processes import own_rank
     from segdeform.training.loop import train
 
     if threads is not None:
@@ -64,6 +65,8 @@ def train(
         resume=resume,
         overwrite=overwrite,
     )
+    if own_rank() > 0:
+        return
     if json_output:
         print_json({**asdict(result), "model": str(result.model)})
         return

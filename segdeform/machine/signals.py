@@ -75,4 +75,4 @@ class StopSignals:
         advice = "go on with the same command and --resume"
         if self.received == signal.SIGINT:
             return InterruptedByUserError(f"Interrupted, {state}: {advice}")
-        return StoppedError(f"Stopped on request, {state}: {advice}")
+        return StoppedError(f"Stopped on request, {state}: {advice}")  # perhaps of another process

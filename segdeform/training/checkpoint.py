@@ -96,7 +96,7 @@ def save(
         write_tensors(new / "model.safetensors", state.model.state_dict())
         if state.averaged is not None:
             write_tensors(new / "ema.safetensors", state.averaged.module.state_dict())
-        write_tensors(new / "optimizer.safetensors", _optimizer_tensors(state))
+        write_tensors(new / "optimizer.safetensors", optimizer_tensors(state))
         write_description(new, description)
         progress = {"step": state.step, "seconds": round(state.seconds, 3)}
         scaler = state.scaler.state_dict()
@@ -135,11 +135,43 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> None:
     _load_model(state.model, folder / "model.safetensors")
     if state.averaged is not None:
         _load_model(state.averaged.module, folder / "ema.safetensors")
-    _load_optimizer(state, folder / "optimizer.safetensors")
+    path = folder / "optimizer.safetensors"
+    fill_optimizer(state, read_tensors(path), str(path))
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(checkpoint.record["scaler"])
     state.step = checkpoint.step
     state.seconds = float(checkpoint.record["seconds"])
+
+
+def optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
+    """Names each tensor of the optimiser's state "PARAMETER/KEY"."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in state.model.named_parameters()
+        for key, value in state.optimizer.state.get(parameter, {}).items()
+        if value is not None
+    }
+
+
+def fill_optimizer(state: TrainState, tensors: dict[str, Tensor], source: str) -> None:
+    """Sets the optimiser's state from what `optimizer_tensors` returned, keeping memory layouts.
+
+    Raises:
+        ModelError: the tensors are not those of this network; names their source.
+    """
+    parameters = dict(state.model.named_parameters())
+    for full_name, value in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        parameter = parameters.get(name)
+        if parameter is None:
+            raise ModelError(f"{source} does not fit this network: it has unknown {name}")
+        if value.dim() == 0:  # AdamW's step counter, which stays on the CPU
+            state.optimizer.state[parameter][key] = value
+        elif value.shape == parameter.shape:
+            # The parameter's memory layout: sums over another one round differently.
+            state.optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)
+        else:
+            raise ModelError(f"{source} does not fit: {full_name} has shape {list(value.shape)}")
 
 
 def remove_leftovers(run: Path) -> None:
@@ -175,33 +207,7 @@ def _delete_others(run: Path, newest_folder: Path) -> None:
     sync(newest_folder.parent)
 
 
-def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    """Names each tensor of the optimiser's state "PARAMETER/KEY"."""
-    return {
-        f"{name}/{key}": value
-        for name, parameter in state.model.named_parameters()
-        for key, value in state.optimizer.state.get(parameter, {}).items()
-        if value is not None
-    }
-
-
 def _load_model(model: nn.Module, path: Path) -> None:
     tensors = read_tensors(path)
     check_fit(model.state_dict(), tensors, path)
     model.load_state_dict(tensors)
-
-
-def _load_optimizer(state: TrainState, path: Path) -> None:
-    parameters = dict(state.model.named_parameters())
-    for full_name, value in read_tensors(path).items():
-        name, _, key = full_name.rpartition("/")
-        parameter = parameters.get(name)
-        if parameter is None:
-            raise ModelError(f"{path} does not fit this network: it has unknown {name}")
-        if value.dim() == 0:  # AdamW's step counter, which stays on the CPU
-            state.optimizer.state[parameter][key] = value
-        elif value.shape == parameter.shape:
-            # The parameter's memory layout: sums over another one round differently.
-            state.optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)
-        else:
-            raise ModelError(f"{path} does not fit: {full_name} has shape {list(value.shape)}")

@@ -27,9 +27,10 @@ from segdeform.training.logging import Meter, Reporter, RunLog
 from segdeform.training.losses import segmentation_loss
 from segdeform.training.optim import set_learning_rate
 from segdeform.training.plan import Plan
-from segdeform.training.result import TrainResult, describe, read_result, write_result
+from segdeform.training.result import TrainResult, describe, shared_result, write_result
 from segdeform.training.scoring import score_last_checkpoint, score_now, show_scores
 from segdeform.training.setup import class_weights, open_run
+from segdeform.training.together import average_statistics
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -80,10 +81,8 @@ def train(
             with RunLog(output, state.step) if plan.peers.first else nullcontext() as log:
                 plan.stop.deferred = True
                 _train_steps(plan, state, log)
-                with plan.peers.in_step():
-                    if plan.peers.first:
-                        _finish(plan, state, log)
-        return read_result(output)
+                _finish(plan, state, log)
+        return shared_result(plan)
 
 
 def _train_steps(plan: Plan, state: TrainState, log: RunLog | None) -> None:
@@ -103,19 +102,18 @@ def _train_steps(plan: Plan, state: TrainState, log: RunLog | None) -> None:
             torch.manual_seed(step_seed(train.seed, step, peers.rank))
             rate = set_learning_rate(state.optimizer, train, step)
             images, labels = _to_device(plan, images, labels)
-            loss = _loss(plan, network, images, labels, weights, step)
+            loss = _loss(plan, network, images, labels, weights)
+            whole, labelled = _of_all(plan, loss, labels, step)
             _update(plan, state, loss)
             state.step = step + 1
             state.seconds = meter.seconds()
 
-            meter.add(loss.detach(), (labels != IGNORE).any(), train.batch_size, waited)
+            meter.add(whole, labelled > 0, train.batch_size, waited)
             plan.reporter.step(state.step)
             if log is not None and _due(state.step, train.log_every, train.steps):
                 _log(plan, meter, log, state.step, rate)
             if train.eval_every and state.step % train.eval_every == 0 and state.step < train.steps:
-                with peers.in_step():
-                    if peers.first:
-                        _evaluate(plan, state, log, meter)
+                _evaluate(plan, state, log, meter)
             stopped = peers.anyone(plan.stop())
             if stopped or _due(state.step, train.save_every, train.steps):
                 with peers.in_step():
@@ -163,17 +161,25 @@ def _loss(
     images: Tensor,  # [N, 3, H, W] float32, 0..1
     labels: Tensor,  # [N, H, W] int64
     weights: Tensor | None,  # [K] float32
-    step: int,
 ) -> Tensor:
-    """Computes the loss; on the CPU, where looking is free, refuses one that is not finite."""
+    """Computes this process's share of the loss."""
     train = plan.config.train
     dtype = PRECISIONS[train.precision]
     with torch.autocast(plan.device.type, dtype, enabled=dtype != torch.float32):
         output = network(images)
-    loss = segmentation_loss(output.logits, output.auxiliary, labels, train, weights)
+    return segmentation_loss(output.logits, output.auxiliary, labels, train, weights, plan.peers)
+
+
+def _of_all(plan: Plan, loss: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Sums loss and labelled pixels over all processes, [] float64 each.
+
+    On the CPU, where looking is free, it refuses a loss that is not finite.
+    """
+    shares = torch.stack([loss.detach().double(), (labels != IGNORE).sum().double()])
+    whole, labelled = plan.peers.total(shares)
     if plan.device.type == "cpu":
-        _refuse_not_finite("the loss", loss.item(), step + 1)
-    return loss
+        _refuse_not_finite("the loss", whole.item(), step + 1)
+    return whole, labelled
 
 
 def _update(plan: Plan, state: TrainState, loss: Tensor) -> None:
@@ -181,6 +187,7 @@ def _update(plan: Plan, state: TrainState, loss: Tensor) -> None:
     train, scaler = plan.config.train, state.scaler
     state.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(scaler.scale(loss))
+    average_statistics(plan.peers, state.model)
     if train.clip_grad_norm is not None:
         scaler.unscale_(state.optimizer)
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), train.clip_grad_norm)
@@ -206,10 +213,12 @@ def _evaluate(plan: Plan, state: TrainState, log: RunLog | None, meter: Meter) -
 
 
 def _finish(plan: Plan, state: TrainState, log: RunLog | None) -> None:
-    evaluation = score_last_checkpoint(plan)
-    show_scores(plan, log, state.step, evaluation)
-    with plan.stop.finishing():
-        write_result(plan, state, evaluation)
+    evaluation = score_last_checkpoint(plan, state)
+    with plan.peers.in_step():
+        if plan.peers.first:
+            show_scores(plan, log, state.step, evaluation)
+            with plan.stop.finishing():
+                write_result(plan, state, evaluation)
 
 
 def _save(plan: Plan, state: TrainState, meter: Meter) -> None:

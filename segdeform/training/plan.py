@@ -17,7 +17,7 @@ from segdeform.config.schema import Config, EvalConfig
 from segdeform.data.dataset import Dataset
 from segdeform.errors import ConfigError, DataError
 from segdeform.machine.cpu import available_cores
-from segdeform.machine.processes import Processes
+from segdeform.machine.processes import Processes, neighbours
 from segdeform.machine.signals import StopSignals
 from segdeform.training.logging import Reporter
 
@@ -128,6 +128,33 @@ def check_resumable(plan: Plan, record: dict[str, Any]) -> None:
             )
 
 
+def check_same_everywhere(plan: Plan) -> None:
+    """Refuses processes, perhaps on other machines, that were given something else than rank 0.
+
+    Raises:
+        ConfigError: names the first key that differs.
+        DataError: the split that has other pictures or classes.
+        PeerLostError: another process was.
+    """
+    peers = plan.peers
+    ours = {key: value for key, value in plan.record().items() if key in ("config", "data")}
+    theirs = peers.share(ours)
+    with peers.in_step():
+        old, new = dotted(theirs["config"]), dotted(ours["config"])
+        for key in sorted((old.keys() | new.keys()) - {"model.weights"}):  # rank 0 alone reads them
+            if old.get(key) != new.get(key):
+                raise ConfigError(
+                    f"{key} is {new.get(key)} for process {peers.rank} and {old.get(key)} for "
+                    "process 0: start all of them with the same config"
+                )
+        for split, fingerprint in ours["data"].items():
+            if theirs["data"][split] != fingerprint:
+                raise DataError(
+                    f"the {split} split of process {peers.rank} lists other pictures or classes "
+                    "than that of process 0: give all machines the same data set"
+                )
+
+
 def environment(device: torch.device, processes: int) -> dict[str, Any]:
     """Returns what the last bits of a result depend on besides config and data."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -142,8 +169,11 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
 
 
 def default_workers(device: torch.device) -> int:
-    """Returns how many loader processes keep a GPU busy; a CPU that computes has one to spare."""
-    cores = available_cores()
+    """Returns how many loader processes keep a GPU busy; a CPU that computes has one to spare.
+
+    The processes of a machine share its cores.
+    """
+    cores = available_cores() // neighbours()
     if device.type == "cuda":
         return max(1, min(16, cores - 2))
     return max(1, cores // 8)

@@ -116,6 +116,22 @@ def read_result(run: Path) -> TrainResult:
     )
 
 
+def shared_result(plan: Plan) -> TrainResult:
+    """Returns the result that rank 0 reads from its run folder, to every process.
+
+    Raises:
+        ModelError: the folder is damaged.
+        PeerLostError: on the others, likewise.
+    """
+    values = None
+    with plan.peers.in_step():
+        if plan.peers.first:
+            values = asdict(read_result(plan.run))
+            values["model"] = str(values["model"])
+    values = plan.peers.share(values)
+    return TrainResult(**{**values, "model": Path(values["model"])})
+
+
 def _summary(plan: Plan, result: TrainResult, weights_sha256: str | None) -> dict[str, Any]:
     """Returns what model.json tells of the training."""
     started_from = {"weights": Path(plan.config.model.weights).name}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
 from segdeform.errors import InterruptedByUserError
 from segdeform.evaluation.evaluate import Evaluation, evaluate
+from segdeform.models import build_model
 from segdeform.segmenter import Segmenter, load
 from segdeform.training import checkpoint
 from segdeform.training.checkpoint import TrainState
@@ -12,7 +15,7 @@ from segdeform.training.plan import Plan
 
 
 def score_now(plan: Plan, state: TrainState) -> Evaluation:
-    """Scores the state's best network and leaves it in training mode.
+    """Scores the state's best network, all processes together, and leaves it in training mode.
 
     Raises:
         InterruptedByUserError: a stop was asked for.
@@ -24,6 +27,7 @@ def score_now(plan: Plan, state: TrainState) -> Evaluation:
         options=plan.config.eval,
         device=plan.device,
         info={"sha256": None},
+        value_range=plan.train_set.value_range,
     )
     try:
         return _score(plan, segmenter)
@@ -31,13 +35,20 @@ def score_now(plan: Plan, state: TrainState) -> Evaluation:
         state.model.train()
 
 
-def score_last_checkpoint(plan: Plan) -> Evaluation:
+def score_last_checkpoint(plan: Plan, state: TrainState) -> Evaluation:
     """Scores the network of the newest checkpoint, in the way that the config says now.
+
+    All processes do, those without a run folder with the same weights from the state.
 
     Raises:
         InterruptedByUserError, StoppedError: a stop was asked for; the training itself is saved.
     """
-    segmenter = load(checkpoint.checkpoint_folders(plan.run)[0], str(plan.device))
+    with plan.peers.in_step():
+        if plan.peers.first:
+            segmenter = load(checkpoint.checkpoint_folders(plan.run)[0], str(plan.device))
+        else:
+            segmenter = _as_loaded(plan, state)
+    segmenter.info = plan.peers.share(segmenter.info)
     segmenter.options = plan.config.eval
     try:
         return _score(plan, segmenter)
@@ -53,5 +64,28 @@ def show_scores(plan: Plan, log: RunLog | None, step: int, evaluation: Evaluatio
         log.evaluation(step, scores.miou, scores.accuracy)
 
 
+def _as_loaded(plan: Plan, state: TrainState) -> Segmenter:
+    """Returns what rank 0 loads, for a process that has no run folder."""
+    config, classes = plan.config, plan.train_set.classes
+    model = build_model(config.model, config.deform, len(classes), pretrained=False)
+    model.load_state_dict(state.best_model.state_dict())
+    model.to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Segmenter(
+        model.eval(),
+        classes,
+        plan.train_set.palette,
+        config.eval,
+        plan.device,
+        info={},
+        value_range=plan.train_set.value_range,
+    )
+
+
 def _score(plan: Plan, segmenter: Segmenter) -> Evaluation:
-    return evaluate(segmenter, plan.val_set, progress=plan.reporter.evaluating, stop=plan.stop)
+    return evaluate(
+        segmenter,
+        plan.val_set,
+        peers=plan.peers,
+        progress=plan.reporter.evaluating,
+        stop=plan.stop,
+    )

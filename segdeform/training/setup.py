@@ -37,10 +37,12 @@ from segdeform.training.plan import (
     check_config,
     check_resumable,
     check_same_classes,
+    check_same_everywhere,
     default_workers,
 )
 from segdeform.training.result import is_finished
 from segdeform.training.run_folder import holds_run, refuse_run, remove_run
+from segdeform.training.together import batch_norm_warning, share_state, synchronize_batch_norm
 
 _CHECK_NEWS = 10.0  # seconds between lines while a large data set is checked for the first time
 
@@ -66,13 +68,13 @@ def open_run(
     require_right_kernels(own)
     if own.type == "cpu":
         keep_freed_memory()
-    train_set = load_dataset(config.data.name, data, config.data.train_split)
-    val_set = load_dataset(config.data.name, data, config.data.val_split)
-    check_same_classes(train_set, val_set)
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
         stack.enter_context(_memory_errors())
         peers = stack.enter_context(processes(own))
+        train_set = load_dataset(config.data.name, data, config.data.train_split)
+        val_set = load_dataset(config.data.name, data, config.data.val_split)
+        check_same_classes(train_set, val_set)
         check_config(config, train_set, own, peers)
         reporter = (reporter or Reporter()) if peers.first else Reporter(Console(quiet=True))
         train_set = with_cache(train_set, reporter.message)
@@ -80,6 +82,7 @@ def open_run(
         if workers is None:
             workers = default_workers(own)
         plan = Plan(config, train_set, val_set, run, own, workers, peers, stop, reporter)
+        check_same_everywhere(plan)
         with peers.in_step():
             if peers.first:
                 stack.enter_context(run_lock(run))
@@ -88,15 +91,29 @@ def open_run(
 
 
 def _first_state(plan: Plan, resume: bool, overwrite: bool) -> TrainState | None:
-    """Returns the state to go on from or to begin with; None where nothing is left to do."""
-    if resume and is_finished(plan):
+    """Returns the state to go on from or to begin with; None where nothing is left to do.
+
+    Rank 0 decides, by its run folder, and gives the others its state.
+    """
+    peers, finished, found = plan.peers, False, None
+    with peers.in_step():
+        if peers.first and resume:
+            finished = is_finished(plan)
+            found = None if finished else find_checkpoint(plan)
+    if peers.share(finished):
         plan.reporter.message(f"{plan.run} is finished: {plan.config.train.steps} steps")
         return None
-    found = find_checkpoint(plan) if resume else None
-    state = build_state(plan, found)
-    with plan.peers.in_step():
-        if plan.peers.first:
+    with peers.in_step():
+        state = build_state(plan, found)
+    share_state(peers, state)
+    warning = batch_norm_warning(state.model, peers, plan.config.train.batch_size)
+    if warning is not None:
+        plan.reporter.message(warning)
+    with peers.in_step():
+        if peers.first_here:
             check_pictures(plan)
+    with peers.in_step():
+        if peers.first:
             begin_run(plan, overwrite)
     return state
 
@@ -149,13 +166,16 @@ def begin_run(plan: Plan, overwrite: bool) -> None:
 def build_state(plan: Plan, found: Checkpoint | None) -> TrainState:
     """Builds network, average, optimiser and scaler, and fills them from a checkpoint if given.
 
+    Only rank 0 looks for weights to start from.
+
     Raises:
         ConfigError: the settings do not suit the backbone.
         ModelError, DownloadError: the weights to start from are damaged, do not fit or are missing.
     """
     train = plan.config.train
     torch.manual_seed(train.seed)
-    model = _build_network(plan, pretrained=found is None)
+    model = _build_network(plan, pretrained=found is None and plan.peers.first)
+    model = synchronize_batch_norm(model, plan.peers, plan.device)
     if train.freeze_bn:
         freeze_batch_norm(model.backbone)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
@@ -167,7 +187,7 @@ def build_state(plan: Plan, found: Checkpoint | None) -> TrainState:
     if found is not None:
         checkpoint.restore(found, state)
         state.weights_sha256 = found.record.get("weights_sha256")
-    elif plan.config.model.weights not in ("none", "imagenet"):
+    elif plan.peers.first and plan.config.model.weights not in ("none", "imagenet"):
         state.weights_sha256 = sha256(Path(plan.config.model.weights))
     return state
 

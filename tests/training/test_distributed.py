@@ -1,67 +1,333 @@
+"""Several processes are one training: the same loss, gradient and weights as one process."""
+
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import re
+import signal
 from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from segdeform.config.loading import dump_config
-from segdeform.config.schema import Config
+from segdeform.config.schema import Config, TrainConfig
+from segdeform.data import load_dataset
 from segdeform.errors import ConfigError
-from segdeform.machine.processes import Processes
-from segdeform.training import setup
-from segdeform.training.checkpoint import checkpoint_folders
+from segdeform.evaluation.evaluate import evaluate
+from segdeform.files.tensors import read_tensors, write_tensors
+from segdeform.machine.processes import Processes, own_rank, processes
+from segdeform.models import build_model, freeze_batch_norm
+from segdeform.models.deeplab import DeepLab
+from segdeform.models.frozen import FrozenBatchNorm2d
+from segdeform.preparing.shapes import write_shapes
+from segdeform.segmenter import load
+from segdeform.training import loop, setup
+from segdeform.training import plan as plan_module
+from segdeform.training.checkpoint import TrainState, checkpoint_folders, optimizer_tensors
 from segdeform.training.loop import step_seed, train
+from segdeform.training.losses import segmentation_loss
+from segdeform.training.optim import set_learning_rate
+from segdeform.training.plan import Plan, default_workers
+from segdeform.training.together import (
+    average_statistics,
+    batch_norm_warning,
+    own_batch_norm,
+    synchronize_batch_norm,
+)
+from tests.ranks import Ranks, run_ranks
 from tests.training.conftest import ReporterThat, tiny_config
 
-TRAIN = """
-import sys
-from pathlib import Path
-import torch
-from segdeform.config.loading import load_config
-from segdeform.errors import SegdeformError
-from segdeform.machine.processes import Processes
-from segdeform.training.loop import train
-torch.set_num_threads(1)
-config, data, run = sys.argv[1:4]
-try:
-    train(load_config(config), Path(data), Path(run), device="cpu", workers=0)
-except SegdeformError as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-"""
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+VOID = (0.0, 0.97, 0.2, 1.0, 0.5, 0.9, 0.03)  # share of each picture that has no label
 
 
-def _torchrun(
-    tmp_path: Path, config: Config, data: Path, run: Path
-) -> subprocess.CompletedProcess[str]:
-    (tmp_path / "train.py").write_text(TRAIN)
-    (tmp_path / "config.yaml").write_text(dump_config(config))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    arguments = [str(path) for path in (tmp_path / "train.py", tmp_path / "config.yaml", data, run)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run(
-        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=240
+@pytest.fixture(scope="session")
+def partly_void(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("void")
+    write_shapes(root, seed=3, train=len(VOID), val=3, size=64)
+    for path, share in zip(sorted((root / "train" / "masks").iterdir()), VOID, strict=True):
+        mask = np.asarray(Image.open(path)).copy()
+        mask[:, : round(share * mask.shape[1])] = 255
+        Image.fromarray(mask).save(path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights whose BatchNorm statistics keep the size of what passes, as if trained."""
+    torch.manual_seed(0)
+    network = torchvision.models.mobilenet_v2(weights=None)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    network(torch.randn(4, 3, 64, 64))
+    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
+    save_file(network.state_dict(), path)
+    return path
+
+
+def small_config(weights: Path, **train: Any) -> Config:
+    """Returns a config without dropout, all of whose BatchNorm is frozen."""
+    values = {
+        "data": {"name": "shapes", "crop": [32, 48]},
+        "model": {"backbone": "mobilenet_v2", "weights": str(weights), "head": "deeplab"},
+        "deform": {"layers": 2},
+        "train": {"batch_size": 6, "log_every": 1, "freeze_bn": True, "schedule": "constant"},
+    }
+    values["train"].update(train)
+    values["model"]["head_channels"] = 16
+    return Config.model_validate(values)
+
+
+def without_kinks(model: DeepLab, seed: int = 0) -> DeepLab:
+    """Makes the loss smooth, so that rounding stays small: no ReLU, no sample on an exact pixel."""
+    generator = torch.Generator().manual_seed(seed)
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ReLU | nn.ReLU6):
+                setattr(parent, name, nn.SiLU())
+    for name, parameter in model.named_parameters():
+        if name.endswith("offset_conv.bias"):
+            parameter.data.uniform_(0.2, 0.8, generator=generator)
+    return model
+
+
+def trains(config: str, data: Path, run: Path, **options: Any) -> list[str]:
+    """Trains in one of several processes; only rank 0 has the run folder. Returns what was told."""
+    reporter = ReporterThat()
+    own = run if own_rank() == 0 else run.with_name(f"nowhere-{own_rank()}")
+    options = {"device": "cpu", "workers": 0, "reporter": reporter, **options}
+    result = train(Config.model_validate_json(config), data, own, **options)
+    assert result.model == run / "model"
+    assert own.exists() == (own_rank() == 0)
+    return reporter.messages
+
+
+def trains_without_kinks(config: str, data: Path, run: Path) -> None:
+    """Trains from weights that only rank 0 knows; leaves the first gradient in the run folder."""
+    build, update = setup._build_network, loop._update
+
+    def update_and_look(plan: Plan, state: TrainState, loss: Tensor) -> None:
+        update(plan, state, loss)
+        if state.step == 0 and own_rank() == 0:  # of the first step, the momentum is the gradient
+            write_tensors(run / "gradient.safetensors", optimizer_tensors(state))
+
+    setup._build_network = lambda *arguments, **named: without_kinks(
+        build(*arguments, **named), own_rank()
     )
+    loop._update = update_and_look
+    trains(config, data, run)
 
 
-@pytest.mark.slow
-def test_two_processes_train_one_model(shapes: Path, tmp_path: Path) -> None:
-    config, run = tiny_config(steps=3, save_every=2), tmp_path / "run"
-    done = _torchrun(tmp_path, config, shapes, run)
-    assert done.returncode == 0, done.stderr
-    state = json.loads((checkpoint_folders(run)[0] / "state.json").read_text())
-    assert (state["step"], state["environment"]["processes"]) == (3, 2)
-    assert (run / "metrics.json").exists()
+def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Returns |found - expected| / |expected| over all tensors together."""
+    assert found.keys() == expected.keys()
+    apart = sum(float((found[k].double() - v.double()).square().sum()) for k, v in expected.items())
+    return float((apart / sum(float(v.double().square().sum()) for v in expected.values())) ** 0.5)
 
-    refused = _torchrun(tmp_path, config, shapes, run)
-    assert refused.returncode != 0
-    assert "UsageError" in refused.stderr
-    assert "PeerLostError: Another process failed (number 0: " in refused.stderr
+
+def test_any_number_of_processes_trains_as_one(
+    partly_void: Path, weights: Path, tmp_path: Path
+) -> None:
+    of_classes = [0.2, 1.0, 3.0, 1.0, 2.0, 0.5, 1.5]
+    settings = {"class_weights": of_classes, "label_smoothing": 0.1, "weight_decay": 0, "lr": 3e-3}
+    config = small_config(weights, steps=20, **settings)
+    torch.manual_seed(config.train.seed)
+    start = without_kinks(build_model(config.model, config.deform, len(of_classes))).state_dict()
+    gradients, changes, losses = {}, {}, {}
+    for size in (1, 2, 3):
+        run = tmp_path / str(size)
+        run_ranks(size, trains_without_kinks, config.model_dump_json(), partly_void, run)
+        gradients[size] = read_tensors(run / "gradient.safetensors")
+        end = read_tensors(run / "model" / "model.safetensors")
+        changes[size] = {name: end[name] - start[name] for name in end}
+        log = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+        losses[size] = [entry["loss"] for entry in log if entry["kind"] == "train"]
+    for size in (2, 3):
+        apart = distance(gradients[size], gradients[1]), distance(changes[size], changes[1])
+        print(f"{size} processes: first gradient {apart[0]:.1e}, change {apart[1]:.1e}")
+        assert apart[0] < 1e-6 and apart[1] < 1e-3
+        assert losses[size] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[1][-1] < losses[1][0]
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "cross entropy": {},
+    "weights and smoothing": {"class_weights": (0.5, 2.0, 0.0), "label_smoothing": 0.2},
+    "hard pixels, a share": {"loss": "ohem", "ohem_keep": 0.3, "ohem_threshold": 0.0},
+    "hard pixels, all in one": {"loss": "ohem", "ohem_keep": 0.001, "ohem_threshold": 0.0},
+    "hard pixels, a threshold": {"loss": "ohem", "ohem_keep": 0.0, "ohem_threshold": 0.3},
+}
+
+
+def scores_and_labels() -> tuple[Tensor, Tensor, Tensor]:
+    """Returns logits and auxiliary ones, [6, 3, 5, 7], and labels, most of them void in places."""
+    generator = torch.Generator().manual_seed(0)
+    logits, auxiliary = 2 * torch.randn(2, 6, 3, 5, 7, generator=generator)
+    labels = torch.randint(0, 3, (6, 5, 7), generator=generator)
+    void = torch.tensor([0.1, 0.99, 0.0, 0.5, 1.0, 1.0])[:, None, None]
+    return logits, auxiliary, labels.where(torch.rand(6, 5, 7, generator=generator) >= void, 255)
+
+
+def shares() -> dict[str, tuple[float, Tensor, Tensor]]:
+    """Returns this process's share of each loss, with its gradients, for its part of the batch."""
+    found = {}
+    with processes(CPU) as peers:
+        part = slice(6 * peers.rank // peers.size, 6 * (peers.rank + 1) // peers.size)
+        for name, case in CASES.items():
+            train_config = TrainConfig.model_validate(case)
+            logits, auxiliary, labels = (tensor[part] for tensor in scores_and_labels())
+            logits, auxiliary = logits.requires_grad_(), auxiliary.requires_grad_()
+            weights = train_config.class_weights
+            of_classes = None if weights is None else torch.tensor(weights)
+            loss = segmentation_loss(logits, auxiliary, labels, train_config, of_classes, peers)
+            loss.backward()  # type: ignore[no-untyped-call]
+            assert logits.grad is not None and auxiliary.grad is not None
+            found[name] = (loss.item(), logits.grad.numpy(), auxiliary.grad.numpy())
+    return found
+
+
+def test_shares_of_a_loss_add_up_to_that_of_the_whole_batch() -> None:
+    """Rank 2 has no labelled pixel at all, and rank 0 nearly all of them."""
+    (alone,) = run_ranks(1, shares)
+    parts = run_ranks(3, shares)
+    for name in CASES:
+        whole = alone[name]
+        assert sum(part[name][0] for part in parts) == pytest.approx(whole[0], rel=1e-6), name
+        for place in (1, 2):
+            gradient = np.concatenate([part[name][place] for part in parts])
+            np.testing.assert_allclose(gradient, whole[place], rtol=1e-6, atol=1e-9, err_msg=name)
+    assert len({alone[name][0] for name in CASES}) == len(CASES)
+
+
+def dies(config: str, data: Path, run: Path, rank: int | None) -> list[str]:
+    """Trains with --resume; one rank is killed in its fourth step."""
+
+    def rate(optimizer: Any, train: TrainConfig, step: int) -> float:
+        if step == 3 and own_rank() == rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return set_learning_rate(optimizer, train, step)
+
+    loop.set_learning_rate = rate
+    return trains(config, data, run, resume=True)
+
+
+def test_a_restart_after_a_lost_rank_ends_with_the_same_bits(shapes: Path, tmp_path: Path) -> None:
+    """As under `torchrun --max-restarts`: the store still holds what the lost ones wrote."""
+    settings = {"steps": 5, "save_every": 2, "eval_every": 3, "ema_decay": 0.9, "batch_size": 4}
+    config = tiny_config(optimizer="adamw", lr=1e-3, **settings)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    messages, _ = run_ranks(2, trains, config.model_dump_json(), shapes, whole)
+    warning = r"\d+ BatchNorm layers see the 2 crops of their own process, not all 4"
+    assert any(re.search(warning, message) for message in messages)
+
+    ranks = Ranks(2, dies, config.model_dump_json(), shapes, broken, 1)
+    first, second = ranks.ended()
+    assert first.error.startswith("PeerLostError: Another process is lost") and second.code == -9
+    assert checkpoint_folders(broken)[0].name == "step-00000002"
+    ranks.start(config.model_dump_json(), shapes, broken, None)
+    assert not any(end.error for end in ranks.ended())
+    files = [path.relative_to(whole) for path in checkpoint_folders(whole)[0].glob("*.safetensors")]
+    for file in [*files, Path("model/model.safetensors"), Path("metrics.json")]:
+        assert (whole / file).read_bytes() == (broken / file).read_bytes(), file
+    alone = evaluate(load(whole, "cpu"), load_dataset("shapes", shapes, "val"))
+    assert alone.to_json() == json.loads((whole / "metrics.json").read_text())
+
+
+def is_told_to_stop(config: str, data: Path, run: Path) -> list[str]:
+    """Rank 1 alone is sent SIGTERM, in its second step."""
+
+    def rate(optimizer: Any, train: TrainConfig, step: int) -> float:
+        if step == 1 and own_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return set_learning_rate(optimizer, train, step)
+
+    loop.set_learning_rate = rate
+    return trains(config, data, run)
+
+
+def test_a_stop_of_one_process_saves_and_ends_all(shapes: Path, tmp_path: Path) -> None:
+    ends = Ranks(2, is_told_to_stop, tiny_config().model_dump_json(), shapes, tmp_path).ended()
+    for end in ends:
+        assert end.error.startswith("StoppedError: Stopped on request, saved at step 2 of 4")
+    assert checkpoint_folders(tmp_path)[0].name == "step-00000002"
+
+
+def trains_each_its_own(configs: list[str], data: list[Path], run: Path) -> list[str]:
+    """Gives every rank a config and a data set of its own."""
+    return trains(configs[own_rank()], data[own_rank()], run)
+
+
+def test_processes_with_other_settings_or_data_are_refused(shapes: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_shapes(other, seed=0, train=5, val=2, size=64)
+    configs = [tiny_config(seed=seed).model_dump_json() for seed in (0, 1)]
+    first, second = Ranks(2, trains_each_its_own, configs, [shapes, shapes], tmp_path).ended()
+    refusal = "train.seed is 1 for process 1 and 0 for process 0"
+    assert refusal in second.error and second.error.startswith("ConfigError")
+    assert refusal in first.error and first.error.startswith("PeerLostError")
+    configs = 2 * configs[:1]
+    first, second = Ranks(2, trains_each_its_own, configs, [shapes, other], tmp_path).ended()
+    assert second.error.startswith("DataError: the train split of process 1 lists other pictures")
+    first, second = Ranks(2, trains_each_its_own, configs, [tmp_path, shapes], tmp_path).ended()
+    assert "holds no shapes" in first.error
+    assert second.error.startswith("PeerLostError: Another process failed (number 0: ")
+    assert not checkpoint_folders(tmp_path)
+
+
+def statistics() -> tuple[list[float], list[float]]:
+    """Returns the running mean that two BatchNorm layers, one of them frozen, have together."""
+    with processes(CPU) as peers:
+        model = nn.Sequential(nn.BatchNorm2d(2), nn.Sequential(nn.BatchNorm2d(1)))
+        freeze_batch_norm(model[1])
+        for buffer in model.buffers():
+            buffer.fill_(4 * peers.rank + 1)
+        average_statistics(peers, model)
+        return model[0].running_mean.tolist(), model[1][0].running_mean.tolist()
+
+
+def test_running_statistics_are_those_of_all_processes() -> None:
+    assert run_ranks(2, statistics) == [([3.0, 3.0], [1.0]), ([3.0, 3.0], [5.0])]
+
+
+def test_batch_norm_is_synchronized_where_torch_can() -> None:
+    config, peers = tiny_config(), Processes(0, 2)
+    model = build_model(config.model, config.deform, 3)
+    keys = list(model.state_dict())
+    layers = len(own_batch_norm(model))
+    warning = batch_norm_warning(model, peers, 4)
+    assert warning is not None and warning.startswith(
+        f"warning: {layers} BatchNorm layers see the 2"
+    )
+    assert synchronize_batch_norm(model, peers, CPU) is model
+    assert len(own_batch_norm(synchronize_batch_norm(model, Processes(), GPU))) == layers
+    model = synchronize_batch_norm(model, peers, GPU)
+    assert not own_batch_norm(model) and batch_norm_warning(model, peers, 4) is None
+    freeze_batch_norm(model.backbone)
+    kinds = {type(layer) for layer in model.backbone.modules()}
+    assert FrozenBatchNorm2d in kinds and nn.SyncBatchNorm not in kinds
+    assert any(isinstance(layer, nn.SyncBatchNorm) for layer in model.head.modules())
+    assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize(
+    ("kind", "here", "workers"), [("cpu", 1, 8), ("cpu", 3, 2), ("cuda", 1, 16), ("cuda", 4, 14)]
+)
+def test_processes_of_a_machine_share_its_cores(
+    kind: str, here: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    monkeypatch.setattr(plan_module, "available_cores", lambda: 64)
+    assert default_workers(torch.device(kind)) == workers
 
 
 def test_batch_that_cannot_be_shared(
