@@ -102,7 +102,7 @@ class TrainConfig(_Section):
     ohem_threshold: Fraction = Field(0.7, description="pixels with p(truth) below this are kept")
     class_weights: tuple[float, ...] | None = Field(
         None,
-        description="one a class, in order, 0 or more and not all 0; the loss is divided by them",
+        description="one a class, in order, 0 or more and not all 0; the loss is the mean by them",
     )
     label_smoothing: Fraction = 0.0
     auxiliary_weight: float = Field(0.4, ge=0, description="weight of the auxiliary loss")

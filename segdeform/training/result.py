@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from segdeform.errors import ModelError
 from segdeform.evaluation.evaluate import Evaluation
 from segdeform.evaluation.result import write_metrics
-from segdeform.files.manifest import MANIFEST, verify_manifest
+from segdeform.files.manifest import verify_manifest
 from segdeform.segmenter import (
     DESCRIPTION,
     WEIGHTS,
@@ -22,6 +21,7 @@ from segdeform.segmenter import (
 from segdeform.training.checkpoint import TrainState
 from segdeform.training.logging import peak_memory
 from segdeform.training.plan import Plan, check_resumable, environment
+from segdeform.training.run_folder import remove_broken_model
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ def describe(plan: Plan, training: dict[str, Any]) -> ModelDescription:
 def write_result(plan: Plan, state: TrainState, evaluation: Evaluation) -> None:
     """Writes RUN/model, then timing.json and, as the last file of a run, metrics.json."""
     model = plan.run / "model"
-    if not (model / MANIFEST).exists():
-        shutil.rmtree(model, ignore_errors=True)  # a damaged one; only our files are in it
+    remove_broken_model(plan.run)
     result = TrainResult(
         model=model,
         steps=state.step,

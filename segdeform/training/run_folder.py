@@ -52,6 +52,13 @@ def _refuse_other_files(folder: Path, ours: tuple[str, ...]) -> None:
         raise UsageError(f"{folder} holds '{others[0]}', which no run wrote: move it elsewhere")
 
 
+def remove_broken_model(run: Path) -> None:
+    """Deletes our files of a model folder that has lost its manifest, and no others."""
+    if not (run / "model" / MANIFEST).exists():
+        for name in MODEL_FILES:
+            (run / "model" / name).unlink(missing_ok=True)
+
+
 def remove_run(run: Path) -> None:
     """Deletes what a run wrote and nothing else; a folder goes when nothing else is in it."""
     for name in FILES:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from segdeform.config.schema import Config
-from segdeform.errors import ConfigError, DataError, ModelError, StoppedError
+from segdeform.errors import ConfigError, DataError, ModelError, StoppedError, UsageError
 from segdeform.files.manifest import sha256
 from segdeform.preparing.shapes import write_shapes
 from segdeform.training.loop import train
@@ -114,6 +114,20 @@ def test_a_damaged_model_is_written_again_from_its_checkpoint(
         assert any("has to be written again" in text for text in reporter.messages)
     result = _resume(CONFIG, shapes, run)
     assert result.model == run / "model"
+
+
+def test_a_file_put_into_the_model_folder_meanwhile_is_kept(shapes: Path, tmp_path: Path) -> None:
+    thesis = tmp_path / "model" / "thesis.pdf"
+
+    def put() -> None:
+        thesis.parent.mkdir()
+        thesis.write_text("x")
+
+    with pytest.raises(UsageError, match="holds other files"):
+        _resume(CONFIG, shapes, tmp_path, ReporterThat(1, put))
+    assert thesis.read_text() == "x"
+    shutil.rmtree(thesis.parent)
+    assert _resume(CONFIG, shapes, tmp_path).steps == 2
 
 
 def test_neither_model_nor_checkpoint_empties_no_log(shapes: Path, run: Path) -> None:
