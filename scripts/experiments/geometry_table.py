@@ -183,8 +183,10 @@ def run_experiment(experiment: Experiment, names: list[str], command: str, draw:
             write_text(experiment.output / "table.md", table)
     print(table)
     if draw:
-        _save(draw_curves(results, names), experiment.output / "curves.png")
-        _save(_draw_sampling(experiment, names), experiment.output / "sampling.png")
+        with atomic_path(experiment.output / "curves.png") as part:
+            draw_curves(results, names).savefig(part)
+        with atomic_path(experiment.output / "sampling.png") as part:
+            _draw_sampling(experiment, names).save(part)
 
 
 def _draw_sampling(experiment: Experiment, names: list[str]) -> Image.Image:
@@ -194,11 +196,6 @@ def _draw_sampling(experiment: Experiment, names: list[str]) -> Image.Image:
         test = experiment.pictures[row.source].test
         shown[name] = (experiment.load(name, 0), moved_once(row, test))
     return draw_sampling(shown)
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    with atomic_path(path) as part:
-        picture.save(part, format="PNG")
 
 
 def _names(text: str) -> list[str]:

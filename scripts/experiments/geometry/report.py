@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
@@ -34,8 +36,8 @@ PUBLISHED = {
     "cifar": (67.36, 68.52),
     "cifar-rotated": (53.01, 55.16),
 }
-_PAPER, _INK, _FAINT = (255, 255, 255), (30, 30, 30), (215, 215, 215)
-_COLOURS: dict[Net, tuple[int, int, int]] = {"plain": (90, 90, 200), "deformable": (215, 70, 30)}
+_PAPER, _INK = (255, 255, 255), (30, 30, 30)
+_COLOURS: dict[Net, str] = {"plain": "#5a5ac8", "deformable": "#d7461e"}
 
 
 def summarise(results: Results, names: Sequence[str]) -> list[Row]:
@@ -141,91 +143,41 @@ def _environment(values: Mapping[str, Any]) -> str:
     )
 
 
-_PANEL = (560, 400)  # width and height of a set's learning curves, pixels
-_MARGIN = {"left": 70, "right": 20, "top": 44, "bottom": 52}
+_PANEL = (5.6, 4.0)  # width and height of a set's learning curves, inches of 100 pixels
 
 
-def draw_curves(results: Results, names: Sequence[str]) -> Image.Image:
+def draw_curves(results: Results, names: Sequence[str]) -> Figure:
     """Draws the test error against the steps for each set: a thin line a run, the mean thick."""
     columns = min(3, len(names))
-    width, height = _PANEL
-    head = 44
-    size = (max(columns * width, 860), head + math.ceil(len(names) / columns) * height)
-    canvas = Image.new("RGB", size, _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    left = 20.0
-    for net in NETS:
-        draw.line((left, 24, left + 36, 24), fill=_COLOURS[net], width=4)
-        draw.text((left + 44, 13), net, fill=_INK, font=_font(18))
-        left += 60 + _font(18).getlength(net) + 20
-    note = f"test error of up to {WATCHED} pictures; thin: one seed, thick: mean"
-    draw.text((left, 13), note, fill=_INK, font=_font(18))
-    for number, name in enumerate(names):
-        corner = (number % columns * width, head + number // columns * height)
-        _draw_panel(draw, corner, name, results)
-    return canvas
-
-
-def _draw_panel(
-    draw: ImageDraw.ImageDraw, corner: tuple[int, int], name: str, results: Results
-) -> None:
-    curves = {
-        net: [run["curve"] for (of, kind, _), run in results.items() if (of, kind) == (name, net)]
-        for net in NETS
-    }
-    runs = [curve for found in curves.values() for curve in found]
-    errors = [_error(point) for curve in runs for point in curve]
-    low, high = min(errors) / 1.15, max(errors) * 1.15
-    last = max(point["step"] for curve in runs for point in curve)
-    left, right = corner[0] + _MARGIN["left"], corner[0] + _PANEL[0] - _MARGIN["right"]
-    top, bottom = corner[1] + _MARGIN["top"], corner[1] + _PANEL[1] - _MARGIN["bottom"]
-
-    def at(step: float, error: float) -> tuple[float, float]:
-        share = math.log(error / low) / math.log(high / low)
-        return left + (right - left) * step / last, bottom - (bottom - top) * share
-
-    draw.text((left, corner[1] + 14), name, fill=_INK, font=_font(20))
-    for tick in _ticks(low, high):
-        y = at(0, tick)[1]
-        draw.line((left, y, right, y), fill=_FAINT)
-        draw.text((left - 8, y), f"{tick:g} %", fill=_INK, font=_font(15), anchor="rm")
-    for quarter in range(5):
-        step = last * quarter / 4
-        x = at(step, low)[0]
-        draw.line((x, bottom, x, bottom + 5), fill=_INK)
-        draw.text((x, bottom + 8), f"{step:g}", fill=_INK, font=_font(15), anchor="mt")
-    draw.text(((left + right) / 2, bottom + 30), "steps", fill=_INK, font=_font(15), anchor="mt")
-    draw.line((left, top, left, bottom, right, bottom), fill=_INK)
-    for net, found in curves.items():
-        for curve in found:
-            line = [at(point["step"], _error(point)) for point in curve]
-            draw.line(line, fill=_lighter(_COLOURS[net]), width=1)
-    for net, found in curves.items():
-        if found:
-            mean = [
-                at(points[0]["step"], statistics.fmean(map(_error, points)))
-                for points in zip(*found, strict=True)
-            ]
-            draw.line(mean, fill=_COLOURS[net], width=4, joint="curve")
+    rows = math.ceil(len(names) / columns)
+    size = (columns * _PANEL[0], rows * _PANEL[1])
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for panel, name in zip(panels, names, strict=False):
+        for net in NETS:
+            runs = [run["curve"] for (*row, _), run in results.items() if row == [name, net]]
+            if not runs:
+                continue
+            steps = [point["step"] for point in runs[0]]
+            errors = np.array([[_error(point) for point in run] for run in runs])  # [seeds, points]
+            panel.plot(steps, errors.T, color=_COLOURS[net], alpha=0.5, linewidth=1)
+            panel.plot(steps, errors.mean(axis=0), color=_COLOURS[net], linewidth=3, label=net)
+        panel.set(title=name, xlabel="steps", ylabel="test error, %", yscale="log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.grid(axis="y", color="0.85")
+    panels[0].legend()
+    for panel in panels[len(names) :]:
+        panel.remove()
+    note = f"Test error of up to {WATCHED} pictures; thin: one seed, thick: mean"
+    figure.suptitle(note, fontsize="medium")
+    return figure
 
 
 def _error(point: Mapping[str, float]) -> float:
     """Returns the error of a curve's point, %; a logarithm needs it above 0."""
     return max(100 * (1 - point["accuracy"]), 50 / WATCHED)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Picks round numbers between two positive ones, at least two if they allow it."""
-    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
-        ticks = [m * 10.0**e for e in range(-2, 3) for m in steps if low <= m * 10.0**e <= high]
-        if len(ticks) > 1:
-            break
-    return ticks
-
-
-def _lighter(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    red, green, blue = ((value + 255) // 2 for value in colour)
-    return red, green, blue
 
 
 _CELL, _CAPTION = 480, 52  # pixels: side of a picture of sampling points, height of its heading
