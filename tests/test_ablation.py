@@ -28,9 +28,11 @@ from segdeform.ablation import (
 from segdeform.ablation.comparison import _low
 from segdeform.cli import main
 from segdeform.config.loading import load_config
+from segdeform.errors import ModelError
 from segdeform.files.lock import run_lock
 from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
+from segdeform.training.result import TrainResult
 
 
 def test_intervals_are_students() -> None:
@@ -243,17 +245,23 @@ def test_runs_that_fail_or_have_no_score_do_not_end_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Processes that stand for training runs: two fail, one has no labels to be scored by."""
-    odd = {(0, 0): "raise SystemExit('segdeform: loss is nan')", (1, 1): "print('?')"}
 
     def command(plan: Ablation, arm: Arm, seed: int, device: str) -> list[str]:
         model = plan.folder(arm, seed) / "model"
         model.mkdir(parents=True)
         save_file({"w": np.zeros((2, 3 + arm.layers), np.float32)}, model / "model.safetensors")
-        miou = None if (arm.layers, seed) == (0, 1) else 0.5 + 0.1 * arm.layers + 0.01 * seed
-        said = json.dumps({"miou": miou, "seconds": 1.0, "peak_memory_bytes": 5, "steps": 2})
-        return [sys.executable, "-c", odd.get((arm.layers, seed), f"print({said!r})")]
+        diverged = "raise SystemExit('segdeform: loss is nan')"
+        return [sys.executable, "-c", diverged if (arm.layers, seed) == (0, 0) else ""]
+
+    def read(run: Path) -> TrainResult:
+        layers, seed = int(run.name[6]), int(run.name[-1])
+        if (layers, seed) == (1, 1):
+            raise ModelError(f"{run} is damaged")
+        miou = None if (layers, seed) == (0, 1) else 0.5 + 0.1 * layers + 0.01 * seed
+        return TrainResult(run, 2, 1.0, miou, 5.0, 7)
 
     monkeypatch.setattr(Ablation, "command", command)
+    monkeypatch.setattr("segdeform.ablation.runner.read_result", read)
     given = words(tiny, tmp_path, "--layers", "0,1", "--seeds", "3")
     assert main(given) == 8
     out, err = capsys.readouterr()

@@ -83,11 +83,11 @@ def _run(plan: Ablation, say: Say) -> dict[str, Any]:
             run = finished.get((result.arm, seed))
             if run is None:
                 continue
-            if run["miou"] is not None:
-                result.miou[seed] = run["miou"]
-            result.seconds[seed] = run["seconds"]
-            result.memory[seed] = run["peak_memory_bytes"]
-            result.parameters = run["parameters"]
+            if run.result.miou is not None:
+                result.miou[seed] = run.result.miou
+            result.seconds[seed] = run.result.seconds
+            result.memory[seed] = run.result.peak_memory_bytes
+            result.parameters = run.parameters
     facts = {
         "config": plan.config,
         "overrides": list(plan.overrides),

@@ -105,7 +105,7 @@ class Ablation:
     def command(self, arm: Arm, seed: int, device: str) -> list[str]:
         """Returns the command line of a run; the same one starts it and goes on with it."""
         settings = [*self.overrides, *arm.overrides(), f"train.seed={seed}"]
-        words = [sys.executable, "-m", "segdeform", "train", self.config, "--resume", "--json"]
+        words = [sys.executable, "-m", "segdeform", "train", self.config, "--resume"]
         words += ["--output", str(self.folder(arm, seed)), "--device", device]
         words += [] if self.data is None else ["--data", str(self.data)]
         words += [] if self.threads is None else ["--threads", str(self.threads)]

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import math
 import queue
-import signal
 import subprocess
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
 from segdeform.ablation.plan import Ablation, Arm
 from segdeform.callbacks import Say
-from segdeform.errors import InterruptedByUserError, StoppedError
-from segdeform.machine.signals import stop_requests
+from segdeform.errors import InterruptedByUserError, ModelError, StoppedError
+from segdeform.machine.signals import StopSignals
+from segdeform.training.result import TrainResult, read_result
+
+_POLL = 0.2  # seconds between two looks whether an end was asked for
+
+
+class Finished(NamedTuple):
+    """A run that ended well."""
+
+    result: TrainResult
+    parameters: int
 
 
 class Runner:
@@ -26,35 +33,29 @@ class Runner:
 
     def __init__(self, plan: Ablation, say: Say) -> None:
         self.plan, self.say = plan, say
-        self.finished: dict[tuple[Arm, int], dict[str, Any]] = {}
+        self.finished: dict[tuple[Arm, int], Finished] = {}
         self.failed: list[tuple[str, int]] = []  # what it said, exit code
         self._waiting: queue.SimpleQueue[tuple[Arm, int]] = queue.SimpleQueue()
         self._children: set[subprocess.Popen[str]] = set()
         self._starting = threading.Lock()
         self._stopped = False
 
-    def run(self) -> dict[tuple[Arm, int], dict[str, Any]]:
+    def run(self) -> dict[tuple[Arm, int], Finished]:
         """Returns what every run that ended well gave; `failed` has the others.
 
         Raises InterruptedByUserError or StoppedError after a signal.
         """
         for job in self.plan.runs():
             self._waiting.put(job)
-        before = {number: signal.signal(number, _end) for number in stop_requests()}
-        with ThreadPoolExecutor(len(self.plan.devices)) as pool:
-            workers: list[Future[None]] = []
-            try:
-                workers += [pool.submit(self._work, device) for device in self.plan.devices]
-                wait(workers)
-            except (KeyboardInterrupt, StoppedError) as error:
-                self._stop()
-                wait(workers)
-                if isinstance(error, StoppedError):
-                    raise
-                raise InterruptedByUserError("interrupted; the same command goes on") from error
-            finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+        with StopSignals("the same command goes on") as stop:
+            stop.deferred = True
+            with ThreadPoolExecutor(len(self.plan.devices)) as pool:
+                workers = [pool.submit(self._work, device) for device in self.plan.devices]
+                while wait(workers, timeout=_POLL).not_done:
+                    if stop() and not self._stopped:
+                        self._stop()
+            if stop():
+                raise stop.error("the runs saved their states")
         for worker in workers:
             worker.result()
         self._raise_stop()
@@ -84,14 +85,14 @@ class Runner:
                     return
                 child = subprocess.Popen(
                     self.plan.command(arm, seed, device),
-                    stdout=subprocess.PIPE,
+                    stdout=file,
                     stderr=file,
                     stdin=subprocess.DEVNULL,
                     text=True,
                     start_new_session=True,  # Ctrl-C is ours to pass on
                 )
                 self._children.add(child)
-            out, _ = child.communicate()
+            child.wait()
             self._children.discard(child)
         if child.returncode != 0:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -99,15 +100,13 @@ class Runner:
             self._fail(folder.name, reason, child.returncode)
             return
         try:
-            told = json.loads(out)
-            result = {key: told[key] for key in ("miou", "seconds", "peak_memory_bytes")}
-            result["parameters"] = _parameters(folder)
-        except (ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
-            self._fail(folder.name, f"its result cannot be read ({error})", 0)
+            result = read_result(folder)
+            self.finished[arm, seed] = Finished(result, _parameters(folder))
+        except (ModelError, OSError, SafetensorError) as error:
+            self._fail(folder.name, str(error), 0)
             return
-        self.finished[arm, seed] = result
-        score = "no score" if result["miou"] is None else f"val mIoU {result['miou']:.4f}"
-        self.say(f"{folder.name}: {score}, {result['seconds']:.0f} s")
+        score = "no score" if result.miou is None else f"val mIoU {result.miou:.4f}"
+        self.say(f"{folder.name}: {score}, {result.seconds:.0f} s")
 
     def _fail(self, name: str, reason: str, code: int) -> None:
         self.failed.append((f"{name}: {reason}", code))
@@ -118,10 +117,6 @@ class Runner:
         for text, code in self.failed:
             if code == StoppedError.exit_code:
                 raise StoppedError(f"{text}; the same command goes on")
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    raise StoppedError("stopped; the same command goes on")
 
 
 def _parameters(run: Path) -> int:

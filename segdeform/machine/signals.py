@@ -30,7 +30,8 @@ class StopSignals:
     Python's main thread may set handlers: in any other the object just never reports a signal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, advice: str = "go on with the same command and --resume") -> None:
+        self.advice = advice
         self.received: int | None = None
         self.deferred = False
         self._unbroken = False
@@ -72,7 +73,6 @@ class StopSignals:
 
     def error(self, state: str) -> SegdeformError:
         """Returns the error for the signal received, saying what is saved and how to go on."""
-        advice = "go on with the same command and --resume"
         if self.received == signal.SIGINT:
-            return InterruptedByUserError(f"Interrupted, {state}: {advice}")
-        return StoppedError(f"Stopped on request, {state}: {advice}")  # perhaps of another process
+            return InterruptedByUserError(f"Interrupted, {state}: {self.advice}")
+        return StoppedError(f"Stopped on request, {state}: {self.advice}")  # perhaps of another process
