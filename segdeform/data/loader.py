@@ -1,32 +1,40 @@
-"""Feeds training: the batches of consecutive steps, made by worker processes."""
+"""Feeds training: the batches of consecutive steps, made by worker processes.
+
+The workers are programs of their own (see `worker.py`), started by `subprocess` and not by
+`multiprocessing`: nothing depends on how that starts processes, which differs between versions of
+Python; nothing is forked while threads of torch hold locks; a script that trains needs no
+`if __name__ == "__main__"`. Batches come through anonymous memory, so the size of /dev/shm, 64 MB
+in containers, does not matter.
+"""
 
 from __future__ import annotations
 
 import atexit
-import multiprocessing
+import mmap
+import os
+import pickle
 import signal
-import threading
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from multiprocessing.process import BaseProcess
-from typing import Any, cast
 
-import cv2
 import numpy as np
 import torch
-import torch.utils.data
 from torch import Tensor
 
 from segdeform.config.schema import DataConfig
-from segdeform.data.dataset import Dataset, read_pair
+from segdeform.data.batches import Batch, Batches
+from segdeform.data.dataset import Dataset
 from segdeform.data.image_io import UInt8
-from segdeform.data.sampler import batch_indices
-from segdeform.data.transforms import TrainTransform
-from segdeform.errors import ResourceError, SegdeformError
+from segdeform.errors import ResourceError
 
-_TIMEOUT = 300  # seconds without a batch after which the workers count as hanging
-
-Crop = tuple[UInt8, UInt8]
+_TIMEOUT = 300  # seconds that a batch may take; more count as hanging
+_LAST = 10.0  # seconds for a process to be gone after its end
+_PLACES = 2  # batches of a worker in memory: one that is trained on next, one in the making
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def train_loader(
@@ -45,132 +53,151 @@ def train_loader(
 
     Images are uint8 [N, 3, h, w] RGB (channels last in memory), labels uint8 [N, h, w]. Batches
     depend on the arguments alone, not on `workers`; `batch_size` counts over all ranks.
-    Raises SegdeformError for a picture that cannot be read, ResourceError for lost workers.
+    Raises SegdeformError for a picture that cannot be read, ResourceError for lost workers and
+    when memory, shared memory or open files end.
     """
-    plan = (
-        batch_indices(seed, step, batch_size, len(dataset), rank, world_size)
-        for step in range(first_step, first_step + steps)
-    )
-    loader: torch.utils.data.DataLoader[Crop] = torch.utils.data.DataLoader(
-        _Crops(dataset, config, seed),
-        batch_sampler=plan,
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=_start_worker,
-        # Its own generator, because the loader would draw a number from the global one.
-        generator=torch.Generator(),
-    )
-    batches, processes = _start(loader)
-    end = partial(_end, batches, processes)
-    atexit.register(end)  # an exception's traceback may hold this generator until then
+    batches = Batches(dataset, config, seed, batch_size, rank, world_size)
+    order = range(first_step, first_step + steps)
+    if workers:
+        yield from _made_by_workers(batches, order, min(workers, steps))
+        return
+    for step in order:
+        batch = batches.place(np.empty(batches.nbytes, np.uint8))
+        batches.fill(step, batch)
+        yield _tensors(batch)
+
+
+def _made_by_workers(batches: Batches, steps: range, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Asks `count` workers for the steps in turn, each for the next as soon as one is fetched."""
+    with ExitStack() as stack:
+        memory, workers = _start(batches, count, stack)
+        places = [batches.place(memory, place) for place in range(_PLACES * count)]
+        for turn, step in enumerate(steps[: len(places)]):
+            workers[turn % count].ask(step, turn)
+        for turn in range(len(steps)):
+            worker, place = workers[turn % count], turn % len(places)
+            worker.fetch()
+            images, labels = places[place]
+            batch = images.copy(), labels.copy()  # the place is needed again
+            if turn + len(places) < len(steps):
+                worker.ask(steps[turn + len(places)], place)
+            yield _tensors(batch)
+
+
+def _tensors(batch: Batch) -> tuple[Tensor, Tensor]:
+    images, labels = map(torch.from_numpy, batch)
+    return images.permute(0, 3, 1, 2), labels
+
+
+def _start(batches: Batches, count: int, stack: ExitStack) -> tuple[UInt8, list[_Worker]]:
+    """Starts the workers, which end with the stack; returns them and the memory that they share."""
+    job = pickle.dumps(batches)
+    start = _PLACES * count * batches.nbytes
+    descriptor, memory = _share(start + len(job), stack)
+    memory[start:] = np.frombuffer(job, np.uint8)
+    workers: list[_Worker] = []
+    end = partial(_end, workers)
+    stack.callback(atexit.unregister, end)
+    stack.callback(end)
+    # An exception's traceback may hold the generator, and with it the stack, until the very end.
+    atexit.register(end)
     try:
-        while (batch := _next_batch(batches, processes)) is not None:
-            yield batch
-    finally:
-        end()
-        atexit.unregister(end)
-
-
-def _start(loader: torch.utils.data.DataLoader[Crop]) -> tuple[Any, set[BaseProcess]]:
-    """Starts the workers; returns the iterator of batches and the processes."""
-    others = set(multiprocessing.active_children())
-    handler = signal.getsignal(signal.SIGCHLD)
-    batches: Any = iter(loader)
-    if threading.current_thread() is threading.main_thread():
-        # PyTorch's handler would raise in the midst of whatever runs when a worker dies.
-        signal.signal(signal.SIGCHLD, handler)
-    processes = set(multiprocessing.active_children()) - others
-    if processes:
-        # PyTorch's event takes a lock between processes, which a dead worker may hold for good.
-        # The workers keep theirs and never see it set: `_end` ends them.
-        batches._workers_done_event = threading.Event()
-    return batches, processes
-
-
-def _next_batch(batches: Any, processes: set[BaseProcess]) -> tuple[Tensor, Tensor] | None:
-    # Reading from a worker that stopped has no limit of its own, but ends with the worker.
-    guard = threading.Timer(_TIMEOUT, _kill, [processes])
-    guard.daemon = True
-    guard.start()
-    try:
-        batch = next(batches, None)
-    except (RuntimeError, EOFError, OSError) as error:
-        if not processes or "in DataLoader worker process" in str(error):
-            raise  # an error of our own code, passed on by a worker
+        for _ in range(count):
+            workers.append(_Worker(descriptor, start))
+    except OSError as error:
         raise ResourceError(
-            f"a data loader worker was lost, or hung for {_TIMEOUT} s; "
-            "free some memory or use fewer --workers, then continue with --resume"
+            f"a data loader worker cannot be started ({error.strerror}): use fewer --workers"
         ) from error
-    finally:
-        guard.cancel()
-    if isinstance(batch, SegdeformError):
-        raise batch
-    return cast("tuple[Tensor, Tensor] | None", batch)
+    return memory, workers
 
 
-def _end(batches: Any, processes: set[BaseProcess]) -> None:
-    """Ends the workers by force: they own nothing that outlives them, and may hang."""
-    _kill(processes)
-    for process in processes:
-        process.join()
-    if processes:
-        batches._shutdown_workers()
-
-
-def _kill(processes: set[BaseProcess]) -> None:
-    for process in processes:
-        process.kill()
-
-
-class _Crops(torch.utils.data.Dataset[Crop]):
-    """Training crops, addressed by (epoch, index)."""
-
-    def __init__(self, dataset: Dataset, config: DataConfig, seed: int) -> None:
-        self.dataset = dataset
-        self.seed = seed
-        self.transform = TrainTransform(
-            crop=config.crop,
-            scale=config.scale,
-            max_class_share=config.max_class_share,
-            flip=config.flip,
-            rotate=config.rotate,
-            color=config.color,
-        )
-
-    def __getitem__(self, key: tuple[int, int]) -> Crop | SegdeformError:  # type: ignore[override]
-        epoch, index = key
-        try:
-            image, labels = read_pair(self.dataset, index)
-            return self.transform(image, labels, self.seed, epoch, index)
-        except SegdeformError as error:
-            return error  # raised in a worker, it would arrive wrapped in a traceback
-        except (MemoryError, cv2.error) as error:
-            return _memory_ended(error)
-
-
-def _collate(crops: list[Crop | SegdeformError]) -> tuple[Tensor, Tensor] | SegdeformError:
-    images, labels = [], []
-    for crop in crops:
-        if isinstance(crop, SegdeformError):
-            return crop
-        images.append(crop[0])
-        labels.append(crop[1])
+def _share(size: int, stack: ExitStack) -> tuple[int, UInt8]:
+    """Returns an open file of anonymous memory, closed with the stack, and its bytes."""
     try:
-        stacked = torch.from_numpy(np.stack(images))  # [N, h, w, 3]
-        return stacked.permute(0, 3, 1, 2), torch.from_numpy(np.stack(labels))
-    except MemoryError as error:
-        return _memory_ended(error)
+        descriptor = os.memfd_create("segdeform-batches")
+        stack.callback(os.close, descriptor)
+        os.posix_fallocate(descriptor, 0, size)  # what cannot be had is told here, not by SIGBUS
+        return descriptor, np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
+    except OSError as error:
+        raise ResourceError(
+            f"{size / 2**20:.1f} MiB of shared memory for the loader's batches cannot be had "
+            f"({error.strerror}): use fewer --workers or --workers 0, or lower train.batch_size"
+        ) from error
 
 
-def _memory_ended(error: Exception) -> ResourceError:
-    """Returns what a worker says of its memory; raises what is about something else."""
-    if isinstance(error, MemoryError) or "memory" in str(error):  # cv2's has no type of its own
-        return ResourceError("memory ended while crops were made: lower data.crop or batch_size")
-    raise error
+class _Worker:
+    """A running worker process. Raises OSError where it cannot be started."""
+
+    def __init__(self, memory: int, job: int) -> None:
+        self._channel, theirs = socket.socketpair()
+        self._channel.settimeout(_TIMEOUT)
+        self._answers = self._channel.makefile("rb")
+        numbers = (theirs.fileno(), memory, job)
+        program = "from segdeform.data.worker import main; main()"
+        with theirs, _signals_held():
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", program, *map(str, numbers)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # ours may be read by a program
+                pass_fds=numbers[:2],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+            )
+
+    def ask(self, step: int, place: int) -> None:
+        """Orders the batch of a step, into a place of the memory."""
+        with suppress(ConnectionError):  # `fetch` says that it is lost
+            self._channel.sendall(b"%d %d\n" % (step, place))
+
+    def fetch(self) -> None:
+        """Waits for the batch ordered first. Raises what went wrong with it, or ResourceError."""
+        try:
+            error = pickle.load(self._answers)
+        except TimeoutError as silence:
+            raise ResourceError(
+                f"a data loader worker hung for {_TIMEOUT} s: does the drive of the pictures "
+                "answer? Continue with --resume"
+            ) from silence
+        except (EOFError, ConnectionError, pickle.UnpicklingError) as end:
+            raise ResourceError(
+                f"a data loader worker was lost ({self._cause()}): free some memory or use fewer "
+                "--workers, then continue with --resume"
+            ) from end
+        if error is not None:
+            raise error
+
+    def kill(self) -> None:
+        """Ends the process by force: it owns nothing that outlives it, and may hang."""
+        self._process.kill()
+
+    def wait(self) -> None:
+        """Waits until the process is gone, as far as the system lets it go."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LAST)
+        self._answers.close()
+        self._channel.close()
+
+    def _cause(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(_LAST)
+            return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return "it fell silent"
 
 
-def _start_worker(worker: int) -> None:
-    cv2.setNumThreads(0)
-    # Ctrl-C and SIGTERM may reach the whole group; the main process saves first, then ends us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _end(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.wait()
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Has processes that are started meanwhile never see Ctrl-C, SIGTERM and SIGHUP.
+
+    These may reach a whole group; the main process saves first, then ends its workers.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

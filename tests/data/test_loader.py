@@ -1,12 +1,21 @@
 from __future__ import annotations
 
-import inspect
 import multiprocessing
 import os
+import resource
+import shutil
 import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -18,6 +27,7 @@ from segdeform.data.sampler import batch_indices
 from segdeform.data.transforms import TrainTransform
 from segdeform.errors import DataError, ResourceError
 from segdeform.preparing.shapes import write_shapes
+from tests.data import faults
 
 CONFIG = DataConfig(name="shapes", crop=(40, 56), rotate=10.0)
 
@@ -77,64 +87,176 @@ def test_a_picture_that_breaks_during_training_is_named(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("error", [MemoryError(), cv2.error("Insufficient memory")])
+@pytest.mark.parametrize("fault", [faults.memory_ends, faults.opencv_ends])
 def test_memory_that_ends_in_a_crop_is_told_in_a_line(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, workers: int, error: Exception
+    dataset: Dataset, workers: int, fault: Callable[[Path], Any]
 ) -> None:
-    def crop(*arguments: object) -> None:
-        raise error
-
-    monkeypatch.setattr(TrainTransform, "__call__", crop)
     with pytest.raises(ResourceError, match=r"lower data\.crop") as caught:
-        batches(dataset, workers=workers)
+        batches(replace(dataset, decode_mask=fault), workers=workers)
     assert "\n" not in str(caught.value)
 
 
-def test_a_killed_worker_is_an_error_and_leaves_nobody_behind(dataset: Dataset) -> None:
-    before = set(multiprocessing.active_children())
-    loader = iter(
-        train_loader(dataset, CONFIG, seed=0, first_step=0, steps=10**6, batch_size=2, workers=2)
+def test_a_bug_in_a_worker_is_shown_with_the_workers_traceback(dataset: Dataset) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)faults\.py.*ZeroDivisionError: of a planted bug"):
+        batches(replace(dataset, decode_mask=faults.has_a_bug), workers=1)
+
+
+def endless(dataset: Dataset, workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    return train_loader(
+        dataset, CONFIG, seed=0, first_step=0, steps=10**6, batch_size=2, workers=workers
     )
+
+
+def children() -> set[int]:
+    """Returns the ids of this process's children that run, or are stopped, or wait to be reaped."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(status.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                found.add(int(status.parent.name))
+    return found
+
+
+def test_a_killed_worker_is_an_error_and_leaves_nobody_behind(dataset: Dataset) -> None:
+    before = children()
+    loader = endless(dataset, workers=2)
     next(loader)
-    victim, _ = set(multiprocessing.active_children()) - before
-    # What Ctrl-C and a scheduler send to the whole group must not end the workers.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        os.kill(victim.pid or 0, number)
-    next(loader)
-    assert victim.is_alive()
-    victim.kill()
-    with pytest.raises(ResourceError, match="worker was lost, or hung"):
+    victim, other = children() - before
+    # What Ctrl-C, a scheduler and a closed terminal send to the whole group must not end workers.
+    for number, pid in product((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), (victim, other)):
+        os.kill(pid, number)
+    for _ in range(10):
+        next(loader)
+    os.kill(victim, signal.SIGKILL)
+    with pytest.raises(ResourceError, match=r"worker was lost \(SIGKILL\): free some memory"):
         for _ in range(1000):
             next(loader)
-    assert not set(multiprocessing.active_children()) - before
+    assert children() == before
+
+
+def test_a_worker_that_dies_before_its_first_batch_is_an_error(dataset: Dataset) -> None:
+    with pytest.raises(ResourceError, match=r"worker was lost \(SIGKILL\)"):
+        batches(replace(dataset, decode_mask=faults.kills_its_process), workers=1)
 
 
 def test_a_worker_that_hangs_is_given_up(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segdeform.data.loader._TIMEOUT", 1)
-    before = set(multiprocessing.active_children())
-    loader = iter(
-        train_loader(dataset, CONFIG, seed=0, first_step=0, steps=10**6, batch_size=2, workers=1)
-    )
+    before = children()
+    loader = endless(dataset, workers=1)
     next(loader)
-    (worker,) = set(multiprocessing.active_children()) - before
-    os.kill(worker.pid or 0, signal.SIGSTOP)
-    with pytest.raises(ResourceError, match="hung for 1 s"):
-        for _ in range(10):
-            next(loader)
-    assert not worker.is_alive()
+    loader.close()
+    assert children() == before
+    monkeypatch.setattr("segdeform.data.loader._TIMEOUT", 1)
+    loader = endless(replace(dataset, decode_mask=faults.stops_its_process), workers=1)
+    with pytest.raises(ResourceError, match=r"hung for 1 s: does the drive of the pictures"):
+        next(loader)
+    assert children() == before
 
 
-def test_a_worker_that_dies_with_a_lock_of_the_loader_stops_nobody(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+def test_batches_are_made_ahead_of_training_but_not_without_bound(tmp_path: Path) -> None:
+    write_shapes(tmp_path / "s", train=5, val=1, size=32)
+    counted = load_dataset("shapes", tmp_path / "s", "train")
+    loader = endless(replace(counted, decode_mask=faults.is_counted), workers=1)
+    for fetched in (1, 2, 3):
+        next(loader)
+        time.sleep(0.2)  # what is made is at most this, however fast or slow the worker
+        crops = (tmp_path / "s" / "train" / "calls").stat().st_size
+        assert 2 * fetched <= crops <= 2 * (fetched + 2)
+    loader.close()
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_batches_do_not_depend_on_how_python_starts_processes(
+    dataset: Dataset, method: str
 ) -> None:
-    def take_the_lock_and_die(*arguments: object) -> None:
-        frame = inspect.currentframe()
-        while frame is not None and "done_event" not in frame.f_locals:
-            frame = frame.f_back
-        assert frame is not None, "PyTorch's worker loop has no done_event any more"
-        frame.f_locals["done_event"]._cond.acquire()
-        os.kill(os.getpid(), signal.SIGKILL)
+    usual = multiprocessing.get_start_method()
+    try:
+        multiprocessing.set_start_method(method, force=True)
+        with_worker = batches(dataset, workers=1)
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+    for ours, alone in zip(with_worker, batches(dataset), strict=True):
+        assert all(map(torch.equal, ours, alone))
 
-    monkeypatch.setattr(TrainTransform, "__call__", take_the_lock_and_die)
-    with pytest.raises(ResourceError, match="worker was lost"):
+
+@contextmanager
+def limit(resource_number: int, soft: int) -> Iterator[None]:
+    usual = resource.getrlimit(resource_number)
+    resource.setrlimit(resource_number, (soft, usual[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource_number, usual)
+
+
+def test_too_few_open_files_are_told_at_once(dataset: Dataset) -> None:
+    before = children()
+    lowest = os.dup(0)
+    os.close(lowest)
+    with (
+        limit(resource.RLIMIT_NOFILE, lowest + 6),
+        pytest.raises(ResourceError, match=r"cannot be started \(Too many open files\): use fewer"),
+    ):
+        batches(dataset, steps=40, workers=20)
+    assert children() == before
+
+
+def test_shared_memory_that_cannot_be_had_is_told_at_once(dataset: Dataset) -> None:
+    with (
+        limit(resource.RLIMIT_FSIZE, 30_000),  # a batch of this test has 35,840 bytes
+        pytest.raises(ResourceError, match=r"[\d.]+ MiB of shared memory .* --workers 0"),
+    ):
         batches(dataset, workers=1)
+
+
+SCRIPT = """
+import sys, time, zlib
+from pathlib import Path
+from segdeform.config.schema import DataConfig
+from segdeform.data import load_dataset
+from segdeform.data.loader import train_loader
+
+dataset = load_dataset("shapes", Path(sys.argv[1]), "train")
+config = DataConfig(name="shapes", crop=(200, 200))
+sums = 0
+for images, labels in train_loader(
+    dataset, config, seed=0, first_step=0, steps=5, batch_size=2, workers=2
+):
+    sums = zlib.crc32(labels.numpy(), zlib.crc32(images.permute(0, 2, 3, 1).numpy(), sums))
+    if len(sys.argv) > 2:
+        print("on the way", flush=True)
+        time.sleep(1000)
+print("sums", sums)
+"""
+
+
+def test_tiny_dev_shm_is_enough(dataset: Dataset) -> None:
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "-m", "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespace of its own: needs root and unshare")
+    mount = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'
+    script = [sys.executable, "-c", SCRIPT, str(dataset.root)]
+    command = [unshare, "-m", "bash", "-c", mount, "bash", *script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    config, sums = DataConfig(name="shapes", crop=(200, 200)), 0
+    for images, labels in train_loader(
+        dataset, config, seed=0, first_step=0, steps=5, batch_size=2, workers=0
+    ):
+        sums = zlib.crc32(labels.numpy(), zlib.crc32(images.permute(0, 2, 3, 1).numpy(), sums))
+    assert done.stdout.splitlines()[-1] == f"sums {sums}"
+
+
+def test_workers_end_with_a_training_that_is_killed(dataset: Dataset) -> None:
+    # A script without `if __name__ == "__main__"`, which is not run again in its workers.
+    command = [sys.executable, "-c", SCRIPT, str(dataset.root), "and wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as training:
+        assert training.stdout is not None
+        assert "on the way\n" in training.stdout
+        tasks = Path(f"/proc/{training.pid}/task/{training.pid}/children")
+        workers = [Path("/proc") / pid for pid in tasks.read_text().split()]
+        assert len(workers) == 2
+        training.kill()
+    deadline = time.monotonic() + 60
+    while any(worker.exists() for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlives its training"
+        time.sleep(0.02)
