@@ -40,8 +40,8 @@ WEIGHTS = (0.5, 2.0, 1.25, 0.25)
 DATA = {
     "crop": (35, 51),
     "scale": (0.7, 1.6),
-    "max_class_share": 0.7,
-    "flip": 0.6,
+    "max_class_share": 0.4,
+    "flip": 0.9,
     "rotate": 25.0,
     "color": 0.7,
 }
@@ -291,6 +291,15 @@ def test_every_key_of_training_is_tried_at_another_value_than_its_default() -> N
             default = getattr(getattr(Config(), section), key)
             values = {getattr(getattr(config, section), key) for config in configs}
             assert values - {default}, f"{section}.{key}"
+
+
+@pytest.mark.parametrize("key", DATA)
+def test_every_key_of_the_data_changes_the_crops(pictures: Path, key: str) -> None:
+    plain = {**DATA, key: getattr(Config().data, key)}
+    ours = _batches(_config("plain"), pictures)
+    others = _batches(_config("plain", data={"name": "folder", **plain}), pictures)
+    pairs = zip(ours, others, strict=True)
+    assert not all(torch.equal(a[0], b[0]) for a, b in pairs), "tries nothing"
 
 
 def test_evaluations_are_made_as_the_config_says(pictures: Path, tmp_path: Path) -> None:
