@@ -25,11 +25,18 @@ class Features(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Turns pictures [N, 3, H, W] into `Features`; the attributes give their channels."""
+    """Turns pictures [N, 3, H, W] into `Features`; the attributes give their channels and strides.
+
+    A stride is exact: value i of a map stands for the pixels from i * stride on, also in the last
+    row and column, which reach beyond the picture where its size is no multiple.
+    """
 
     low_channels: int
     middle_channels: int
     channels: int
+    low_stride = 4
+    middle_stride: int
+    stride: int
 
 
 class ResNet(Backbone):
@@ -45,6 +52,7 @@ class ResNet(Backbone):
         self.layer3, self.layer4 = net.layer3, net.layer4
         self.channels = net.fc.in_features
         self.middle_channels, self.low_channels = self.channels // 2, self.channels // 8
+        self.stride, self.middle_stride = output_stride, min(16, output_stride)
         _dilate((self.layer2, self.layer3, self.layer4), output_stride)
 
     def forward(self, x: Tensor) -> Features:  # [N, 3, H, W]
@@ -66,6 +74,7 @@ class MobileNetV2(Backbone):
     def __init__(self, net: torchvision_models.MobileNetV2, output_stride: int) -> None:
         super().__init__()
         self.features = net.features[:18]
+        self.stride, self.middle_stride = output_stride, min(16, output_stride)
         _dilate((self.features[4:7], self.features[7:14], self.features[14:]), output_stride)
 
     def forward(self, x: Tensor) -> Features:  # [N, 3, H, W]

@@ -1,4 +1,4 @@
-"""The whole network: normalisation, backbone, head, resizing to the input."""
+"""The whole network: normalisation, backbone, head, enlarging to the input's size."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from segdeform.models.backbones import Backbone, Features
+from segdeform.models.resizing import enlarge, stride_of
 
 # Mean and standard deviation of ImageNet's pictures, RGB, 0..1: what torchvision's weights expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -24,7 +24,16 @@ class Output(NamedTuple):
 
 
 class DeepLab(nn.Module):
-    """Labels every pixel; pictures of any size, not only multiples of the output stride."""
+    """Labels every pixel of pictures of any size, each where it lies.
+
+    Scores are enlarged by their exact stride and cut (`enlarge`), so that sizes which the stride
+    does not divide shift nothing.
+
+    Args:
+        stride: height of the pictures / height of the head's scores; None: found from the sizes,
+            as the power of two that fits.
+        auxiliary_stride: the same of the auxiliary head's.
+    """
 
     mean: Tensor
     std: Tensor
@@ -36,8 +45,12 @@ class DeepLab(nn.Module):
         auxiliary_head: nn.Module | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        *,
+        stride: int | None = None,
+        auxiliary_stride: int | None = None,
     ) -> None:
         super().__init__()
+        self.stride, self.auxiliary_stride = stride, auxiliary_stride
         self.backbone = backbone
         self.head = head
         self.auxiliary_head = auxiliary_head
@@ -50,12 +63,13 @@ class DeepLab(nn.Module):
     def forward(self, images: Tensor) -> Output:  # [N, 3, H, W] float, 0..1, RGB
         size = images.shape[-2:]
         features: Features = self.backbone((images - self.mean) / self.std)
-        logits = _resize(self.head(features), size)
+        logits = _scores(self.head(features), self.stride, size)
         if self.auxiliary_head is None or not self.training:
             return Output(logits, None)
-        return Output(logits, _resize(self.auxiliary_head(features), size))
+        auxiliary = _scores(self.auxiliary_head(features), self.auxiliary_stride, size)
+        return Output(logits, auxiliary)
 
 
-def _resize(scores: Tensor, size: torch.Size) -> Tensor:
-    """Resizes scores to (H, W) in float32, also where autocast computed them in less."""
-    return F.interpolate(scores.float(), size, mode="bilinear", align_corners=False)
+def _scores(maps: Tensor, stride: int | None, size: torch.Size) -> Tensor:
+    """Enlarges scores to (H, W) in float32, also where autocast computed them in less."""
+    return enlarge(maps.float(), stride_of(maps, size) if stride is None else stride, size)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segdeform.models.backbones import Features
+from segdeform.models.resizing import enlarge
 
 LOW_LEVEL_CHANNELS = 48  # DeepLabV3+, table 1
 
@@ -58,8 +59,10 @@ class DeepLabV3PlusHead(nn.Module):
         classes: int,
         head_channels: int,
         rates: Sequence[int],
+        ratio: int = 4,  # stride of the last features / stride of the low-level ones
     ) -> None:
         super().__init__()
+        self.ratio = ratio
         self.aspp = ASPP(channels, head_channels, rates, separable=True, dropout=0.1)
         self.low_level = conv_bn_relu(low_channels, LOW_LEVEL_CHANNELS, 1)
         self.decoder = nn.Sequential(
@@ -71,7 +74,7 @@ class DeepLabV3PlusHead(nn.Module):
 
     def forward(self, features: Features) -> Tensor:  # [N, K, h, w] at stride 4
         low = self.low_level(features.low)
-        high = F.interpolate(self.aspp(features.high), low.shape[-2:], mode="bilinear")
+        high = enlarge(self.aspp(features.high), self.ratio, low.shape[-2:])
         scores: Tensor = self.score(self.decoder(torch.cat((high, low), dim=1)))
         return scores
 

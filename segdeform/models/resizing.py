@@ -1,0 +1,48 @@
+"""From a map back to the size of what it was made of, at any size.
+
+A map of stride s has ceil(H / s) rows, and row i stands for the pixels i * s .. i * s + s - 1. So
+it is enlarged s times, exactly, and what reaches beyond the picture is cut off. Resizing it to H
+rows instead squeezes it wherever H is no multiple of s, and masks drift to the top left.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def enlarge(
+    maps: Tensor,  # [N, C, ceil(H / stride), ceil(W / stride)]
+    stride: int,
+    size: torch.Size | tuple[int, int],  # (H, W)
+) -> Tensor:  # [N, C, H, W]
+    """Enlarges maps `stride` times, bilinearly, and cuts them to a size.
+
+    Raises:
+        ValueError: maps of that stride have another size.
+    """
+    (rows, columns), (height, width) = maps.shape[-2:], size
+    if rows != -(-height // stride) or columns != -(-width // stride):
+        raise ValueError(
+            f"maps of {rows}x{columns} are not those of a picture of {height}x{width} pixels at "
+            f"stride {stride}"
+        )
+    whole = F.interpolate(
+        maps, (rows * stride, columns * stride), mode="bilinear", align_corners=False
+    )
+    return whole[..., :height, :width]
+
+
+def stride_of(
+    maps: Tensor,  # [N, C, h, w]
+    size: torch.Size | tuple[int, int],  # (H, W)
+) -> int:
+    """Finds the stride, a power of two, at which a picture of (H, W) pixels has such maps.
+
+    Where both sides have shrunk to one value any larger stride would do, and gives the same.
+    """
+    longer = 0 if size[0] >= size[1] else 1
+    return 1 << max(0, math.ceil(math.log2(size[longer] / maps.shape[-2:][longer])))

@@ -1,0 +1,145 @@
+"""Nothing shifts at any size: ramps, whose value says where a pixel lies, go in and come out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segdeform.config.schema import EvalConfig
+from segdeform.inference import logits
+from segdeform.models.backbones import Backbone, Features
+from segdeform.models.deeplab import DeepLab
+from segdeform.models.heads import DeepLabV3PlusHead
+from segdeform.models.resizing import enlarge, stride_of
+
+STRIDES = (4, 8, 16, 32)
+
+
+def ramps(height: int, width: int) -> Tensor:  # [1, 3, height, width]: row, column, 1
+    y = torch.arange(height, dtype=torch.float32)[:, None].expand(height, width)
+    x = torch.arange(width, dtype=torch.float32).expand(height, width)
+    return torch.stack((y, x, torch.ones_like(x)))[None]
+
+
+def means(images: Tensor, stride: int) -> Tensor:
+    """Averages squares of `stride` pixels, where the picture ends as if it went on."""
+    height, width = images.shape[-2:]
+    more = ramps(-(-height // stride) * stride, -(-width // stride) * stride)
+    assert torch.equal(more[..., :height, :width], images)
+    return F.avg_pool2d(more, stride)
+
+
+class Means(Backbone):
+    """Moves its maps as its pictures move: the mean of each square of pixels."""
+
+    low_channels = middle_channels = channels = 3
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride, self.middle_stride = stride, min(16, stride)
+
+    def forward(self, x: Tensor) -> Features:
+        return Features(means(x, 4), means(x, self.middle_stride), means(x, self.stride))
+
+
+class Take(nn.Module):
+    """A head that takes one of the features for scores."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, features: Features) -> Tensor:
+        maps: Tensor = getattr(features, self.name)
+        return maps
+
+
+def shift(scores: Tensor, stride: int) -> float:
+    """Returns how far scores lie from where they belong, pixels, beside the first and last value.
+
+    There interpolation has nothing to go on with, and repeats it.
+    """
+    margin = stride // 2
+    height, width = scores.shape[-2:]
+    inside = (..., slice(margin, max(margin, height - stride)), slice(margin, width - stride))
+    difference = (scores - ramps(height, width))[:, :2][inside]
+    return float(difference.detach().abs().max()) if difference.numel() else 0.0
+
+
+def decoder(stride: int) -> nn.Module:
+    """Returns DeepLabV3+'s head reduced to what it does with sizes: the last features' scores."""
+    head = DeepLabV3PlusHead(3, 3, 3, 3, (1,), stride // 4)
+    head.aspp, head.low_level = nn.Identity(), nn.Identity()
+    head.decoder, head.score = nn.Sequential(), nn.Conv2d(6, 3, 1, bias=False)
+    head.score.weight.data = torch.eye(3, 6)[:, :, None, None]
+    return head
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_covariant_network_shifts_nothing_at_any_height(stride: int, known: bool) -> None:
+    model = DeepLab(
+        Means(stride),
+        Take("high"),
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        stride=stride if known else None,
+    )
+    for height in range(stride, 4 * stride + 1):
+        output = model(ramps(height, 3 * stride + 5)).logits
+        assert output.shape[-2:] == (height, 3 * stride + 5)
+        assert shift(output, stride) < 0.05, height
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+def test_neither_the_decoder_nor_the_auxiliary_head_shifts(stride: int) -> None:
+    auxiliary = min(16, stride)
+    model = DeepLab(
+        Means(stride),
+        decoder(stride),
+        Take("middle"),
+        (0, 0, 0),
+        (1, 1, 1),
+        stride=4,
+        auxiliary_stride=auxiliary,
+    ).train()
+    for height in range(stride, 4 * stride + 1):
+        output = model(ramps(height, 2 * stride + 3))
+        assert output.auxiliary is not None
+        assert shift(output.logits, stride + 4) < 0.05, height
+        assert shift(output.auxiliary, auxiliary) < 0.05, height
+
+
+def test_scales_and_flips_shift_nothing_at_odd_sizes() -> None:
+    """Flipped scores say the mirrored column; the mean of the classes' odds is another matter."""
+    model = DeepLab(Means(8), Take("high"), mean=(0, 0, 0), std=(1, 1, 1), stride=8)
+    picture = ramps(61, 43)
+    inside = (slice(None, 2), slice(8, 50), slice(8, 32))
+    whole = logits(model, picture[0], EvalConfig())
+    assert (whole - picture[0])[inside].abs().max() < 0.05
+    # A window of a ramp is a ramp from elsewhere: what the network says must move with it.
+    moved = model(picture[..., :37, :29]).logits[0]
+    assert (moved - picture[0, :, :37, :29])[:, 8:26, 8:18][:2].abs().max() < 0.05
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+def test_sizes_that_the_stride_divides_are_resized_as_ever(stride: int) -> None:
+    maps = torch.randn(2, 5, 3, 7)
+    size = (3 * stride, 7 * stride)
+    expected = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    assert torch.equal(enlarge(maps, stride, size), expected)
+
+
+def test_the_stride_is_found_from_any_size() -> None:
+    for stride in (1, 2, *STRIDES):
+        for height in range(stride + 1, 150):
+            for width in (1, stride, height):
+                maps = torch.empty(1, 1, -(-height // stride), -(-width // stride))
+                assert stride_of(maps, (height, width)) == stride
+
+
+def test_maps_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="maps of 3x4 are not those of a picture of 49x64"):
+        enlarge(torch.zeros(1, 2, 3, 4), 16, (49, 64))
