@@ -31,8 +31,12 @@ from segdeform.config.schema import EvalConfig
 from segdeform.errors import NotFiniteError, ResourceError
 from segdeform.machine.memory import memory_that_ended
 
-WHOLE_LIMIT = 2**24  # pixels; a larger picture is tiled even where options.tile is 0
-AUTOMATIC_TILE = 512  # pixels, side of those tiles
+# A picture beyond either limit is tiled even where options.tile is 0.
+WHOLE_LIMIT = 2**24  # pixels
+WHOLE_BYTES = 3 * 2**29  # of the scores of all classes, in as many copies as the passes need
+AUTOMATIC_TILE = 512  # pixels, side of those tiles where options.automatic_tile says nothing
+_MOST_CLASSES = 255
+_PROBE = 64  # pixels, side of what is shown to a network to learn how many classes it has
 _MANY_WINDOWS = 500  # for one picture, from which on the user is told
 _ACCUMULATOR_BYTES = 2**29  # bounds the blended scores in work, whatever K and the width are
 
@@ -116,7 +120,7 @@ def predict_labels(
         labels = np.empty((height, width), np.uint8)
         for top, left, scores in _blocks(model, read, (height, width), options):
             classes, h, w = scores.shape
-            if classes > 255:
+            if classes > _MOST_CLASSES:
                 raise ValueError(f"{classes} classes do not fit into an 8-bit label map")
             labels[top : top + h, left : left + w] = scores.argmax(0).to(torch.uint8).cpu().numpy()
         return labels
@@ -125,12 +129,11 @@ def predict_labels(
 def _blocks(
     model: nn.Module, read: ReadWindow, size: tuple[int, int], options: EvalConfig
 ) -> Iterator[Block]:
-    """Yields finished scores that together cover the picture, each pixel once.
-
-    A block is a view of a buffer that is written again: use it before asking for the next.
-    """
+    """Yields finished scores that together cover the picture, each pixel once."""
     height, width = size
-    tile = options.tile or (AUTOMATIC_TILE if height * width > WHOLE_LIMIT else max(size))
+    tile = options.tile or max(size)
+    if not options.tile and _too_large(model, read, size, options):
+        tile = options.automatic_tile or AUTOMATIC_TILE
     tops, tile_height = _starts(height, tile, options.overlap), min(tile, height)
     lefts, tile_width = _starts(width, tile, options.overlap), min(tile, width)
     first = Window(0, 0, tile_height, tile_width)
@@ -150,9 +153,12 @@ def _blocks(
         return _scores(model, read(window), options) if found is None else found
 
     for left, right in _bands(lefts, width, columns):
-        windows = [x for x in lefts if x < right and x + tile_width > left]
-        for top, block in _band_rows(window_scores, tops, height, windows, (left, right), weight):
-            yield Block(top, left, block)
+        band = Band(left, right, weight)
+        for top, next_top in zip(tops, [*tops[1:], height], strict=True):
+            for x in lefts:
+                if band.meets(x):
+                    band.add(x, window_scores(Window(top, x, tile_height, tile_width)))
+            yield Block(top, left, band.finish(next_top - top))
 
 
 @cache  # once for all pictures of a size
@@ -166,43 +172,68 @@ def _tell_of_many_windows(count: int, tile: tuple[int, int], size: tuple[int, in
         )
 
 
-def _band_rows(
-    window_scores: Callable[[Window], Tensor],
-    tops: list[int],
-    height: int,
-    lefts: list[int],  # of the windows that reach into the band
-    band: tuple[int, int],  # first column, column after the last
-    weight: Tensor,  # [tile_height, tile_width]
-) -> Iterator[tuple[int, Tensor]]:
-    """Blends one band of columns from the top down; yields (top, scores [K, rows, columns])."""
-    tile_height, tile_width = weight.shape
-    left, right = band
-    total = share = weight.new_empty(0)
-    for top, next_top in zip(tops, [*tops[1:], height], strict=True):
-        for x in lefts:
-            scores = window_scores(Window(top, x, tile_height, tile_width))
-            if not total.numel():
-                weight = weight.to(scores.device)
-                total = scores.new_zeros(scores.shape[0], tile_height, right - left)
-                share = scores.new_zeros(tile_height, right - left)
-            begin, end = max(x, left), min(x + tile_width, right)
-            mine, its = slice(begin - left, end - left), slice(begin - x, end - x)
-            total[:, :, mine].addcmul_(scores[:, :, its], weight[:, its])
-            share[:, mine] += weight[:, its]
-        done = next_top - top
-        yield top, total[:, :done].div_(share[:done])
-        _shift_up(total, done)
-        _shift_up(share[None], done)
+def _too_large(
+    model: nn.Module, read: ReadWindow, size: tuple[int, int], options: EvalConfig
+) -> bool:
+    """Tells whether a picture goes through the network in windows though none are asked for."""
+    pixels = size[0] * size[1]
+    if pixels > WHOLE_LIMIT:
+        return True
+    # Several passes hold scores, their probabilities, those at the picture's size and the mean.
+    copies = 1 if _passes(options) == 1 else 4
+    bytes_a_class = 4 * copies * pixels * max(1.0, *options.scales) ** 2
+    if bytes_a_class * _MOST_CLASSES <= WHOLE_BYTES:
+        return False
+    probe = read(Window(0, 0, min(size[0], _PROBE), min(size[1], _PROBE)))
+    return bytes_a_class * int(model(probe).logits.shape[1]) > WHOLE_BYTES
 
 
-def _shift_up(
-    rows: Tensor,  # [K, h, w]
-    count: int,
-) -> None:
-    """Drops the first `count` rows and adds as many zeros below, in place."""
-    kept = rows[:, count:].clone()
-    rows.zero_()
-    rows[:, : kept.shape[1]] = kept
+class Band:
+    """A band of columns of a tiled picture: windows are blended in, finished rows leave at the top.
+
+    Windows are added row by row, the rows of a picture from the top down.
+    """
+
+    def __init__(
+        self,
+        left: int,
+        right: int,  # column after the last
+        weight: Tensor,  # [tile_height, tile_width] of a window's pixels
+    ) -> None:
+        self.left, self.right = left, right
+        self.weight = weight
+        self.total: Tensor | None = None  # [K, tile_height, columns] weighted scores
+        self.share: Tensor | None = None  # [tile_height, columns] sums of the weights
+
+    def meets(self, x: int) -> bool:
+        """Tells whether a window with its left side at column x reaches into the band."""
+        return x < self.right and x + self.weight.shape[1] > self.left
+
+    def add(
+        self,
+        x: int,
+        scores: Tensor,  # [K, tile_height, tile_width]
+    ) -> None:
+        """Blends in a window whose left side is at column x of the picture."""
+        if self.total is None or self.share is None:
+            self.weight = self.weight.to(scores.device)
+            rows, columns = self.weight.shape[0], self.right - self.left
+            self.total = scores.new_zeros(scores.shape[0], rows, columns)
+            self.share = scores.new_zeros(rows, columns)
+        begin, end = max(x, self.left), min(x + self.weight.shape[1], self.right)
+        mine, its = slice(begin - self.left, end - self.left), slice(begin - x, end - x)
+        self.total[:, :, mine].addcmul_(scores[:, :, its], self.weight[:, its])
+        self.share[:, mine] += self.weight[:, its]
+
+    def finish(self, count: int) -> Tensor:  # [K, count, columns]
+        """Takes out the scores of the upper `count` rows; those below move up."""
+        assert self.total is not None and self.share is not None  # a window reaches every row
+        done = self.total[:, :count] / self.share[:count]
+        for rows in (self.total, self.share[None]):
+            kept = rows[:, count:].clone()
+            rows.zero_()
+            rows[:, : kept.shape[1]] = kept
+        return done
 
 
 def _scores(

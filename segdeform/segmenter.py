@@ -33,6 +33,7 @@ from segdeform.files.tensors import check_fit, read_tensors, write_tensors
 from segdeform.machine.device import require_right_kernels, resolve_device
 from segdeform.models import build_model
 from segdeform.models.deeplab import IMAGENET_MEAN, IMAGENET_STD, DeepLab
+from segdeform.models.pyramid import fitting_tile, misfit, silence_unreachable_taps
 from segdeform.version import __version__
 
 FORMAT_VERSION: Final = 1
@@ -42,6 +43,7 @@ DESCRIPTION = "model.json"
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 Positive = Annotated[float, Field(gt=0)]
+Side = Annotated[int, Field(ge=1)]
 Image = NDArray[np.uint8] | str | Path
 
 _log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class ModelDescription(BaseModel):
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD
     eval: EvalConfig = EvalConfig()
     value_range: tuple[float, float] | None = None  # of pictures of more than 8 bits
+    crop: tuple[Side, Side] | None = None  # of training, pixels, (H, W)
     training: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -71,6 +74,15 @@ class ModelDescription(BaseModel):
         if self.value_range and not self.value_range[0] < self.value_range[1]:
             raise ValueError(f"value_range {self.value_range} is empty")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _crop_of_older_folders(cls, value: Any) -> Any:
+        """Finds the crop where folders kept it before it had a key of its own."""
+        match value:
+            case {"training": {"data": {"crop": crop}}} if value.get("crop") is None:
+                return {**value, "crop": crop}
+        return value
 
 
 @dataclass
@@ -203,6 +215,7 @@ def load(path: str | Path, device: str = "auto") -> Segmenter:
     weights = AVERAGED_WEIGHTS if AVERAGED_WEIGHTS in digests else WEIGHTS
     model = _fill(description, read_tensors(folder / weights), folder / weights)
     model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    options = _fit(model.eval(), description, folder)
     info = description.model_dump(mode="json") | {
         "path": str(folder),
         "weights": weights,
@@ -210,14 +223,26 @@ def load(path: str | Path, device: str = "auto") -> Segmenter:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     return Segmenter(
-        model.eval(),
+        model,
         description.classes,
         description.palette,
-        description.eval,
+        options,
         where,
         info,
         description.value_range,
     )
+
+
+def _fit(model: DeepLab, description: ModelDescription, folder: Path) -> EvalConfig:
+    """Keeps a network to what its training crop taught it; returns how pictures become labels."""
+    options, crop = description.eval, description.crop
+    if crop is None:
+        return options
+    if silenced := silence_unreachable_taps(model, crop):
+        _log.warning("%s: %s", folder, misfit(silenced, crop, description.model.output_stride))
+    if options.automatic_tile is not None:
+        return options
+    return options.model_copy(update={"automatic_tile": fitting_tile(crop, options.scales)})
 
 
 def _fill(description: ModelDescription, tensors: Mapping[str, Tensor], source: Path) -> DeepLab:

@@ -155,6 +155,29 @@ def test_very_large_pictures_are_tiled_unasked(monkeypatch: pytest.MonkeyPatch) 
     assert model.sizes == [(10, 10), *[(8, 8)] * 4]
 
 
+@pytest.mark.parametrize(
+    ("classes", "scales", "flip", "whole"),
+    [(3, (1.0,), False, True), (4, (1.0,), False, False), (3, (1.0,), True, False),
+     (3, (1.25,), False, False), (3, (0.5,), False, True)],
+)  # fmt: skip
+def test_whole_pictures_are_bounded_in_bytes_of_scores(
+    classes: int,
+    scales: tuple[float, ...],
+    flip: bool,
+    whole: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inference, "WHOLE_BYTES", 4 * 3 * 90 * 110)  # logits of three classes
+    model = Convolution(3, classes)
+    options = EvalConfig(scales=scales, flip=flip, automatic_tile=70)
+    predict_labels(model, picture(90, 110), options, "cpu")
+    probe, *windows = model.sizes
+    assert probe == (64, 64)
+    side = (90, 110) if whole else (70, 70)
+    expected = tuple(max(1, round(pixels * scales[0])) for pixels in side)
+    assert set(windows) == {expected}
+
+
 def test_flip_changes_nothing_for_a_mirror_symmetric_network() -> None:
     model, image = Convolution(5, symmetric=True), tensor(picture(20, 33))
     plain = logits(model, image, EvalConfig()).softmax(0)

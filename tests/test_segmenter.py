@@ -95,6 +95,38 @@ def test_a_saved_model_computes_the_same(
     assert json.loads(json.dumps(segmenter.info)) == segmenter.info
 
 
+def test_a_model_is_kept_to_what_its_crop_taught_it(
+    model: DeepLab,
+    description: ModelDescription,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also where the crop stands among what was told of the training, as in older folders."""
+    crop = (100, 200)  # 7 x 13 values at stride 16, of rates 6, 12 and 18
+    older = {**description.training, "data": {"name": "shapes", "crop": list(crop)}}
+    for name, keys in (("new", {"crop": crop}), ("old", {"training": older})):
+        value = description.model_dump(mode="json") | keys
+        value["eval"]["scales"] = [0.5, 1.25]
+        if name == "old":
+            del value["crop"]
+        save_model(tmp_path / name, model, ModelDescription.model_validate(value))
+        caplog.clear()
+        segmenter = load(tmp_path / name, "cpu")
+        assert segmenter.info["crop"] == list(crop)
+        assert segmenter.options.automatic_tile == 160
+        loaded = segmenter.model.head.aspp.branches
+        for branch, kept in ((1, "all"), (2, "row"), (3, "middle")):
+            weight = loaded[branch][0][0].weight.detach()
+            expected = model.head.aspp.branches[branch][0][0].weight.detach().clone()
+            if kept != "all":
+                expected[:, :, [0, 2]] = 0
+            if kept == "middle":
+                expected[..., [0, 2]] = 0
+            assert torch.equal(weight, expected)
+        assert f"training crop {list(crop)} is a map of 7x13" in caplog.text
+        assert "taps at dilation 12, 18" in caplog.text
+
+
 def segmenter_hash(folder: Path) -> str:
     digest = json.loads((folder / MANIFEST).read_text())["files"]["model.safetensors"]["sha256"]
     assert isinstance(digest, str)

@@ -58,6 +58,12 @@ class ModelConfig(_Section):
     head: HeadName = "deeplabv3plus"
     head_channels: int = Field(256, ge=8, description="width of the head")
     output_stride: Literal[8, 16, 32] = 16
+    aspp_rates: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="dilations of the pyramid's 3x3 branches; null: 6, 12, 18 at output stride 16 "
+        "(12, 24, 36 at 8), in proportion smaller where a side of data.crop is below 512",
+    )
     auxiliary_head: bool = Field(False, description="FCN head on the last stage but one")
 
 
@@ -125,6 +131,11 @@ class EvalConfig(_Section):
     """How a picture of any size becomes a label map, in evaluation and prediction alike."""
 
     tile: int = Field(0, ge=0, description="side of the sliding window, pixels; 0: whole picture")
+    automatic_tile: Pixels | None = Field(
+        None,
+        description="side of the window for pictures that are too large to be seen whole; "
+        "null: as large as data.crop at the largest scale",
+    )
     overlap: float = Field(0.25, ge=0, lt=1, description="overlap of neighbouring windows / side")
     blend: Literal["gaussian", "uniform"] = Field(
         "gaussian",

@@ -41,7 +41,7 @@ from segdeform.evaluation.counts import (
 )
 from segdeform.evaluation.split import refuse_other_classes
 from segdeform.files.atomic import json_number
-from segdeform.inference import AUTOMATIC_TILE, WHOLE_LIMIT, predict_labels
+from segdeform.inference import WHOLE_BYTES, WHOLE_LIMIT, predict_labels
 from segdeform.machine.processes import ALONE, Processes
 from segdeform.segmenter import Segmenter
 from segdeform.version import __version__
@@ -232,7 +232,8 @@ def _protocol(
         "boundary_width": f"{boundary_width:g} of the diagonal",
         "uncertainty": bootstrap.method(),
         "inference": segmenter.options.model_dump(mode="json")
-        | {"tiled_above_pixels": WHOLE_LIMIT, "automatic_tile": AUTOMATIC_TILE},
+        | {"tiled_above_pixels": WHOLE_LIMIT, "tiled_above_bytes": WHOLE_BYTES},
+        "training_crop": segmenter.info.get("crop"),
         "model_sha256": segmenter.info["sha256"],
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "threads": torch.get_num_threads(),

@@ -17,9 +17,7 @@ from segdeform.models.heads import (
     DeepLabV3Head,
     DeepLabV3PlusHead,
 )
-
-# Dilations of the pyramid at each output stride: the same field of view, in input pixels.
-ASPP_RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
+from segdeform.models.pyramid import ASPP_RATES
 
 
 def build_model(
@@ -50,16 +48,26 @@ def build_model(
     auxiliary = None
     if model.auxiliary_head:
         auxiliary = AuxiliaryHead(backbone.middle_channels, classes, model.head_channels)
-    return DeepLab(backbone, _build_head(model, backbone, classes), auxiliary, mean, std)
+    low = model.head == "deeplabv3plus"  # its scores have the size of the low-level features
+    return DeepLab(
+        backbone,
+        _build_head(model, backbone, classes),
+        auxiliary,
+        mean,
+        std,
+        stride=backbone.low_stride if low else backbone.stride,
+        auxiliary_stride=backbone.middle_stride,
+    )
 
 
 def _build_head(model: ModelConfig, backbone: Backbone, classes: int) -> nn.Module:
-    width, rates = model.head_channels, ASPP_RATES[model.output_stride]
+    width, rates = model.head_channels, model.aspp_rates or ASPP_RATES[model.output_stride]
     if model.head == "deeplab":
         return DeepLabHead(backbone.channels, classes, width)
     if model.head == "deeplabv3":
         return DeepLabV3Head(backbone.channels, classes, width, rates)
-    return DeepLabV3PlusHead(backbone.channels, backbone.low_channels, classes, width, rates)
+    ratio = backbone.stride // backbone.low_stride
+    return DeepLabV3PlusHead(backbone.channels, backbone.low_channels, classes, width, rates, ratio)
 
 
 __all__ = [

@@ -19,6 +19,7 @@ from segdeform.errors import ConfigError, DataError
 from segdeform.machine.cpu import available_cores
 from segdeform.machine.processes import Processes, neighbours
 from segdeform.machine.signals import StopSignals
+from segdeform.models.pyramid import ASPP_RATES
 from segdeform.training.logging import Reporter
 
 # Keys that change no weight: a resumed run may have others.
@@ -106,6 +107,8 @@ def check_resumable(plan: Plan, record: dict[str, Any]) -> None:
     # A key that the run's own version did not know has had its default's meaning.
     old = dotted(Config().model_dump(mode="json")) | dotted(record.get("config"))
     new = dotted(ours["config"])
+    if old["model.aspp_rates"] is None and new["model.aspp_rates"] is not None:
+        old["model.aspp_rates"] = list(ASPP_RATES[plan.config.model.output_stride])
     for key in sorted(old.keys() | new.keys()):
         if key not in FREE_KEYS and old.get(key) != new.get(key):
             raise ConfigError(

@@ -26,7 +26,7 @@ def score_now(plan: Plan, state: TrainState) -> Evaluation:
         palette=plan.train_set.palette,
         options=plan.config.eval,
         device=plan.device,
-        info={"sha256": None},
+        info={"sha256": None, "crop": list(plan.config.data.crop)},
         value_range=plan.train_set.value_range,
     )
     try:

@@ -27,6 +27,7 @@ from segdeform.machine.processes import own_device, processes
 from segdeform.machine.signals import StopSignals
 from segdeform.models import build_model, freeze_batch_norm
 from segdeform.models.deeplab import DeepLab
+from segdeform.models.pyramid import fit_to_crop, misfit, silence_unreachable_taps
 from segdeform.training import checkpoint
 from segdeform.training.checkpoint import Checkpoint, TrainState
 from segdeform.training.ema import averaged_model
@@ -64,6 +65,7 @@ def open_run(
     Until the block ends the run folder is locked, the processes are joined and signals are caught.
     Arguments and errors are those of `training.loop.train`.
     """
+    config = fit_to_crop(config)
     own = own_device(resolve_device(device))
     require_right_kernels(own)
     if own.type == "cpu":
@@ -200,7 +202,11 @@ def class_weights(plan: Plan) -> Tensor | None:
 
 def _build_network(plan: Plan, pretrained: bool) -> DeepLab:
     config, classes = plan.config, len(plan.train_set.classes)
-    return build_model(config.model, config.deform, classes, pretrained=pretrained)
+    model = build_model(config.model, config.deform, classes, pretrained=pretrained)
+    if silenced := silence_unreachable_taps(model, config.data.crop):
+        what = misfit(silenced, config.data.crop, config.model.output_stride)
+        plan.reporter.message(f"warning: {what}")
+    return model
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 
 from segdeform.config.schema import Config
 from segdeform.errors import ConfigError, DataError, ModelError, StoppedError, UsageError
-from segdeform.files.manifest import sha256
+from segdeform.files.manifest import sha256, write_manifest
 from segdeform.preparing.shapes import write_shapes
 from segdeform.training.loop import train
 from segdeform.training.result import TrainResult
@@ -173,3 +173,24 @@ def test_another_way_to_score_goes_on_with_the_same_weights(
     for folder in (interrupted, unscored, run):
         assert _scored_as(folder) == (32, 32, 32), folder
         assert sha256(folder / "model" / "model.safetensors") == weights, folder
+
+
+def test_a_run_from_before_rates_fitted_the_crop_keeps_its_own(
+    shapes: Path, tmp_path: Path
+) -> None:
+    """Its record says nothing of rates, which were 6, 12, 18 then whatever the crop was."""
+    run = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        _resume(CONFIG, shapes, run, ReporterThat(1, send(signal.SIGTERM)))
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    record = json.loads((checkpoint / "state.json").read_text())
+    assert record["config"]["model"].pop("aspp_rates") == [1, 1, 2]
+    (checkpoint / "state.json").write_text(json.dumps(record))
+    write_manifest(checkpoint)
+    with pytest.raises(ConfigError, match=r"aspp_rates is \[1, 1, 2\] now and was \[6, 12, 18\]"):
+        _resume(CONFIG, shapes, run)
+    rates = CONFIG.model.model_copy(update={"aspp_rates": (6, 12, 18)})
+    reporter = ReporterThat()
+    _resume(CONFIG.model_copy(update={"model": rates}), shapes, run, reporter)
+    assert any("is a map of 3x4 at output stride 16" in text for text in reporter.messages)
+    assert (run / "metrics.json").exists()
