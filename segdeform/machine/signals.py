@@ -75,4 +75,5 @@ class StopSignals:
         """Returns the error for the signal received, saying what is saved and how to go on."""
         if self.received == signal.SIGINT:
             return InterruptedByUserError(f"Interrupted, {state}: {self.advice}")
-        return StoppedError(f"Stopped on request, {state}: {self.advice}")  # perhaps of another process
+        # Perhaps on request of another process.
+        return StoppedError(f"Stopped on request, {state}: {self.advice}")

@@ -73,6 +73,9 @@ def test_swapped_results_give_the_opposite() -> None:
     assert forth.miou.change == -back.miou.change
     assert forth.miou.interval and back.miou.interval
     assert forth.miou.interval == pytest.approx((-back.miou.interval[1], -back.miou.interval[0]))
+    assert forth.miou.interval[1] < 0  # b has more wrong pixels in every picture
+    for row in forth.classes[:2]:
+        assert row.change < 0 and row.interval and row.interval[1] < 0 and row.clear
 
 
 def test_pictures_are_listed_from_the_largest_loss_on() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from segdeform.evaluation.boundary import boundary_counts
 from segdeform.evaluation.confusion import scores
 from segdeform.evaluation.counts import Column, Counts, Tally, class_sums, picture_scores, union
 from segdeform.machine.processes import Processes
@@ -82,6 +83,11 @@ def test_pictures_are_scored_by_themselves() -> None:
         own = scores(tally([index]).gather(ALONE).matrix)
         assert by_picture.miou[index] == pytest.approx(own.miou)
         assert by_picture.accuracy[index] == pytest.approx(own.accuracy)
+        common, either = boundary_counts(*PAIRS[index], 6, 0.02)
+        present = either > 0
+        assert by_picture.boundary_iou[index] == pytest.approx(
+            (common[present] / either[present]).mean()
+        )
 
 
 def test_a_picture_without_scored_pixels_has_no_score() -> None:

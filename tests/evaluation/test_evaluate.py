@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from segdeform.data.dataset import Dataset
 from segdeform.errors import DataError, InterruptedByUserError, NotFiniteError
+from segdeform.evaluation.boundary import boundary_counts
 from segdeform.evaluation.evaluate import evaluate
 from segdeform.evaluation.result import write_metrics
 from tests.evaluation.conftest import Output, segmenter
@@ -73,6 +74,76 @@ def test_metrics_file_states_the_protocol(dataset: Dataset, tmp_path: Path) -> N
     assert protocol["model_sha256"] == "abc"
     assert protocol["versions"]["torch"] == torch.__version__
     assert str(tmp_path.parent) not in path.read_text()
+
+
+def test_every_number_of_the_metrics_is_what_its_name_says(dataset: Dataset) -> None:
+    """Each by a formula of its own, from a matrix in which no two of them are equal."""
+    samples = []
+    for sample in dataset.samples:
+        assert sample.mask is not None
+        image = np.asarray(Image.open(sample.image)).copy()
+        labels = np.asarray(Image.open(sample.mask)).copy()
+        image[8:], labels[8:] = 0, 0  # a wide area, unlike the stripes above it,
+        labels[14:19, 1:9] = 1  # with a wide mistake,
+        labels[2:5, 4:9] = 2  # and some of the class that the network never says
+        Image.fromarray(image).save(sample.image)
+        Image.fromarray(labels).save(sample.mask)
+        samples.append((image[:, :, 0] > 127, labels))
+    value = evaluate(segmenter(), dataset, boundary_width=0.05).to_json()
+    matrix = np.array(count_by_hand(dataset), float)
+    right, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    iou = right / (truth + predicted - right)
+    assert value["miou"] == pytest.approx(iou.mean())
+    assert value["accuracy"] == pytest.approx(right.sum() / matrix.sum())
+    assert value["mean_accuracy"] == pytest.approx((right / truth).mean())
+    assert value["fw_iou"] == pytest.approx((truth / truth.sum()) @ iou)
+    bands = np.zeros((2, 3))
+    for prediction, labels in samples:
+        bands += boundary_counts(labels, prediction.astype(np.uint8), 3, 0.05)
+    boundary = bands[0] / bands[1]
+    assert value["boundary_iou"] == pytest.approx(boundary.mean())
+    assert value["protocol"]["boundary_width"] == "0.05 of the diagonal"
+    for k, row in enumerate(value["classes"]):
+        assert row["iou"] == pytest.approx(iou[k])
+        assert row["boundary_iou"] == pytest.approx(boundary[k])
+        assert row["accuracy"] == pytest.approx(right[k] / truth[k])
+        assert (row["truth_pixels"], row["predicted_pixels"]) == (truth[k], predicted[k])
+    scalars = ("miou", "accuracy", "mean_accuracy", "fw_iou", "boundary_iou")
+    assert len({round(value[key], 9) for key in scalars}) == 5  # so that none can stand for another
+
+
+class ByWidth(nn.Module):
+    """Calls every pixel of a window light where the window is narrower than 10 pixels."""
+
+    def forward(self, images: Tensor) -> Output:
+        light = torch.full_like(images[:, :1], 1.0 if images.shape[3] < 10 else -1.0)
+        return Output(torch.cat([-light, light, torch.full_like(light, -9)], 1))
+
+
+def test_pictures_go_through_the_network_as_the_options_say(dataset: Dataset) -> None:
+    for options, predicted in (({}, 0), ({"tile": 8}, 1), ({"scales": (0.2,)}, 1)):
+        matrix = evaluate(segmenter(ByWidth(), **options), dataset).matrix
+        assert matrix[:, predicted].sum() == matrix.sum(), options
+
+
+@pytest.mark.parametrize("change", ["value", "place", "shape"])
+def test_other_masks_have_another_digest(dataset: Dataset, change: str) -> None:
+    """By it two results are told to be of the same truth."""
+    before = evaluate(segmenter(), dataset).protocol["labels_sha256"]
+    sample = dataset.samples[1]
+    assert sample.mask is not None
+    labels = np.asarray(Image.open(sample.mask)).copy()
+    image = np.asarray(Image.open(sample.image)).copy()
+    if change == "value":
+        labels[3, 3] ^= 1
+    elif change == "place":
+        labels[3, [3, 4]] = labels[3, [4, 3]]
+        assert labels[3, 3] != labels[3, 4]
+    else:
+        labels, image = labels.reshape(11, 36), image.reshape(11, 36, 3)
+    Image.fromarray(labels).save(sample.mask)
+    Image.fromarray(image).save(sample.image)
+    assert evaluate(segmenter(), dataset).protocol["labels_sha256"] != before
 
 
 def test_equal_evaluations_are_equal_files(dataset: Dataset, tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdeform.data.dataset import Dataset, colour_map
+from segdeform.data.dataset import Dataset, Sample, colour_map
 from segdeform.evaluation.counts import Tally
 from segdeform.evaluation.evaluate import Evaluation, evaluate
 from segdeform.evaluation.examples import choose_examples
@@ -110,17 +113,93 @@ def test_names_are_text_whatever_they_hold() -> None:
     assert "<script>" in page.text
 
 
-def test_worst_and_best_are_chosen_by_their_miou(dataset: Dataset) -> None:
-    evaluation = evaluate(segmenter(), dataset)
-    examples = choose_examples(evaluation, segmenter(), dataset)
-    assert [example.name for example in examples] == ["s/0", "s/1"][:: _order(evaluation)]
-    assert examples[0].miou <= examples[1].miou
-    assert all(example.worst for example in examples)  # of two, both
+def pixels(uri: str) -> np.ndarray:
+    kind, _, text = uri.partition(";base64,")
+    assert kind in ("data:image/png", "data:image/jpeg")
+    return np.asarray(Image.open(BytesIO(base64.b64decode(text))).convert("RGB")).astype(int)
 
 
-def _order(evaluation: Evaluation) -> int:
-    first, second = evaluation.picture_scores.miou
-    return 1 if first <= second else -1
+@pytest.fixture
+def seven(tmp_path: Path) -> Dataset:
+    """Seven pictures, the k-th with 4 rows wrong for each step of (3 k modulo 7), one row void."""
+    samples = []
+    for k in range(7):
+        labels = np.zeros((30, 16), np.uint8)
+        labels[:, 8:] = 1
+        image = np.repeat(labels[:, :, None] * 200, 3, 2)
+        image[:, :, 2] = np.arange(16) * 10
+        labels[: 4 * (3 * k % 7)] ^= 1
+        labels[-1] = 255
+        paths = tmp_path / f"{k}.png", tmp_path / f"{k}-mask.png"
+        Image.fromarray(image).save(paths[0])
+        Image.fromarray(labels).save(paths[1])
+        samples.append(Sample(f"s/{k}", *paths))
+    palette = ((9, 9, 9), (255, 0, 0), (0, 255, 0))
+    return Dataset("tiny", "val", tmp_path, ("dark", "light", "never"), palette, tuple(samples))
+
+
+def test_worst_and_best_are_chosen_by_their_miou(
+    seven: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segdeform.evaluation.examples.WORST", 3)
+    evaluation = evaluate(segmenter(), seven)
+    examples = choose_examples(evaluation, segmenter(), seven)
+    # Steps of errors: 0 3 6 2 5 1 4 of pictures 0 to 6.
+    assert [example.name for example in examples] == ["s/2", "s/4", "s/6", "s/0", "s/5"]
+    assert [example.worst for example in examples] == [True, True, True, False, False]
+    assert examples[3].miou == 1 and examples[0].accuracy == pytest.approx(5 / 29)
+    assert examples[0].size == (30, 16)
+    few = dataclasses.replace(seven, samples=seven.samples[:2])
+    shown = choose_examples(evaluate(segmenter(), few), segmenter(), few)
+    assert [(example.name, example.worst) for example in shown] == [("s/1", True), ("s/0", True)]
+
+
+def test_an_example_shows_picture_truth_labels_and_errors(seven: Dataset) -> None:
+    own = segmenter()
+    own.palette = seven.palette
+    example = choose_examples(evaluate(own, seven), own, seven)[0]
+    sample = next(sample for sample in seven.samples if sample.name == example.name)
+    assert sample.mask is not None
+    image, truth = (np.asarray(Image.open(path)) for path in (sample.image, sample.mask))
+    colours = np.full((256, 3), 224)
+    colours[:3] = seven.palette
+    labels = (image[:, :, 0] > 127).astype(int)
+    np.testing.assert_array_equal(pixels(example.truth), colours[truth])
+    np.testing.assert_array_equal(pixels(example.prediction), colours[labels])
+    assert abs(pixels(example.image) - image).mean() < 8  # JPEG
+    errors = pixels(example.errors)
+    assert (errors[truth == 255] == 255).all()
+    wrong = (errors[:, :, 0] > 200) & (errors[:, :, 1] < 60)  # red
+    np.testing.assert_array_equal(wrong, (truth != labels) & (truth != 255))
+
+
+def test_confusions_go_from_the_truth_to_what_was_said() -> None:
+    """Twelve of A taken for B, 80 of C for A; nothing the other way round."""
+    tally = Tally(3, 0.02)
+    for picture, (true, said, count) in enumerate([(0, 1, 12), (2, 0, 80), (1, 1, 300)]):
+        truth = np.full((20, 20), 255, np.uint8)
+        truth.flat[:count] = true
+        tally.add(picture, truth, np.full_like(truth, said))
+    evaluation = dataclasses.replace(
+        evaluation_of(3), classes=("A", "B", "C"), counts=tally.gather(Processes())
+    )
+    text = " ".join(Page(render_report(evaluation, colour_map(3), ())).text.split())
+    assert "A taken for B: 1.000, 12 pixels" in text and "C taken for A: 1.000, 80 pixels" in text
+    assert "B taken for A" not in text and "A taken for C" not in text
+    listed = text[text.index("C → A") :]
+    assert listed.startswith("C → A100.0%80 A → B100.0%12")  # what costs most comes first
+
+
+def test_the_histogram_is_of_the_pictures_miou(seven: Dataset) -> None:
+    evaluation = evaluate(segmenter(), seven)
+    text = Page(render_report(evaluation, seven.palette, ())).text
+    found = re.findall(r"(\d+) pictures from (0\.\d\d) to", text)
+    bins: dict[float, int] = {}
+    for miou in evaluation.picture_scores.miou:
+        low = round(min(19, int(20 * miou)) / 20, 2)
+        bins[low] = bins.get(low, 0) + 1
+    assert {float(low): int(count) for count, low in found} == bins
+    assert len(bins) > 3
 
 
 BROWSER = next(

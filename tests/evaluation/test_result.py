@@ -39,12 +39,22 @@ def test_tables_hold_the_scores(evaluation: Evaluation, tmp_path: Path) -> None:
     with (tmp_path / "out" / "images.csv").open(newline="") as file:
         images = list(csv.DictReader(file))
     assert [row["picture"] for row in images] == ["s/0", "s/1"]
-    assert float(images[0]["miou"]) == evaluation.picture_scores.miou[0]
+    for name in ("miou", "accuracy", "boundary_iou"):
+        values = getattr(evaluation.picture_scores, name)
+        assert [float(row[name]) for row in images] == values.tolist()
     assert [(row["height"], row["width"]) for row in images] == [("20", "30"), ("33", "12")]
     assert [(row["scored"], row["void"]) for row in images] == [("600", "0"), ("389", "7")]
     with (tmp_path / "out" / "classes.csv").open(newline="") as file:
         classes = list(csv.DictReader(file))
-    assert float(classes[1]["iou"]) == evaluation.scores.iou[1]
+    whole = evaluation.to_json()["classes"]
+    names = {"iou": "iou", "boundary_iou": "boundary_iou", "accuracy": "accuracy"}
+    names |= {"pixels": "truth_pixels", "predicted": "predicted_pixels"}
+    for column, key in names.items():
+        assert [float(row[column]) for row in classes[:2]] == [row[key] for row in whole[:2]]
+    for k in range(2):
+        assert [float(classes[k][side]) for side in ("iou_low", "iou_high")] == (
+            whole[k]["iou_interval"]
+        )
     assert classes[2]["iou"] == classes[2]["iou_low"] == ""
     assert classes[2]["class"] == "never"
 

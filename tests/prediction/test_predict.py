@@ -99,6 +99,26 @@ def test_outputs_mirror_the_inputs(segmenter: Any, tmp_path: Path) -> None:
     assert sum(shares.values()) == pytest.approx(1)
 
 
+class ByWidth(nn.Module):
+    """Calls every pixel of a window red where the window is narrower than 20 pixels."""
+
+    def forward(self, images: Tensor) -> Output:
+        red = torch.full_like(images[:, :1], 1.0 if images.shape[3] < 20 else -1.0)
+        return Output(torch.cat([-red, red, torch.full_like(red, -9)], 1))
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": 12}, {"scales": [0.5]}])
+def test_pictures_go_through_the_network_as_the_options_say(
+    segmenter: Any, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    save_picture(tmp_path / "a.png")
+    segmenter.model = ByWidth()
+    predict(segmenter.with_options(**options), [tmp_path / "a.png"], tmp_path / "out")
+    assert (np.asarray(Image.open(tmp_path / "out/masks/a.png")) == bool(options)).all()
+    told = json.loads((tmp_path / "out" / "summary.json").read_text())["inference"]
+    assert options.items() <= told.items()
+
+
 def test_the_summary_is_whole(segmenter: Any, tmp_path: Path) -> None:
     save_picture(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b.jpg").write_bytes(b"no picture")
