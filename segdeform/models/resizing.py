@@ -25,15 +25,18 @@ def enlarge(
         ValueError: maps of that stride have another size.
     """
     (rows, columns), (height, width) = maps.shape[-2:], size
-    if rows != -(-height // stride) or columns != -(-width // stride):
+    # Written as convolutions compute their sizes, by which it can be proven for symbolic ones.
+    if rows != (height - 1) // stride + 1 or columns != (width - 1) // stride + 1:
         raise ValueError(
             f"maps of {rows}x{columns} are not those of a picture of {height}x{width} pixels at "
             f"stride {stride}"
         )
-    whole = F.interpolate(
-        maps, (rows * stride, columns * stride), mode="bilinear", align_corners=False
-    )
-    return whole[..., :height, :width]
+    whole = (height + -height % stride, width + -width % stride)
+    large = F.interpolate(maps, whole, mode="bilinear", align_corners=False)
+    if torch.compiler.is_exporting():  # whether a slice is contiguous depends on the width
+        y, x = (torch.arange(side, device=maps.device) for side in size)
+        return large.index_select(-2, y).index_select(-1, x)
+    return large[..., :height, :width]
 
 
 def stride_of(

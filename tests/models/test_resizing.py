@@ -143,3 +143,31 @@ def test_the_stride_is_found_from_any_size() -> None:
 def test_maps_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match="maps of 3x4 are not those of a picture of 49x64"):
         enlarge(torch.zeros(1, 2, 3, 4), 16, (49, 64))
+
+
+class Convolutions(Backbone):
+    """Four convolutions of stride 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 3, 2, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Features:
+        maps = [x]
+        for layer in self.layers:
+            maps.append(layer(maps[-1]))
+        return Features(maps[2], maps[4], maps[4])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_once_it_serves_every_size(strict: bool) -> None:
+    torch.manual_seed(0)
+    model = DeepLab(Convolutions(), decoder(16), stride=4).eval()
+    height, width = (torch.export.Dim(name, min=17, max=500) for name in ("H", "W"))
+    shapes = ({2: height, 3: width},)
+    exported = torch.export.export(
+        model, (torch.rand(2, 3, 77, 90),), dynamic_shapes=shapes, strict=strict
+    ).module()
+    for size in ((64, 80), (101, 77), (33, 250)):
+        images = torch.rand(2, 3, *size)
+        assert torch.equal(exported(images).logits, model(images).logits)
