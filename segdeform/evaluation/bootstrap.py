@@ -60,7 +60,7 @@ def interval(values: NDArray[Any], pictures: int) -> Interval:
     return float(low), float(high)
 
 
-def method() -> dict[str, Any]:
+def describe() -> dict[str, Any]:
     """Describes the intervals, for the protocol."""
     return {
         "method": "percentile bootstrap over pictures",

@@ -73,7 +73,7 @@ class Comparison:
                 for image in self.images
             ],
             "protocol": {key: list(values) for key, values in self.protocol.items()},
-            "uncertainty": bootstrap.method() | {"paired": True},
+            "uncertainty": bootstrap.describe() | {"paired": True},
         }
 
 

@@ -230,7 +230,7 @@ def _protocol(
         "resolution": "every picture at its own size, labels compared at the mask's size",
         "miou": "mean over the classes present in truth or prediction; void pixels not counted",
         "boundary_width": f"{boundary_width:g} of the diagonal",
-        "uncertainty": bootstrap.method(),
+        "uncertainty": bootstrap.describe(),
         "inference": segmenter.options.model_dump(mode="json")
         | {"tiled_above_pixels": WHOLE_LIMIT, "tiled_above_bytes": WHOLE_BYTES},
         "training_crop": segmenter.info.get("crop"),
