@@ -20,6 +20,8 @@ from segdeform.config.schema import EvalConfig
 from segdeform.data import load_dataset
 from segdeform.data.dataset import Dataset, read_pair
 from segdeform.errors import DataError, InterruptedByUserError, UsageError
+from segdeform.evaluation.cityscapes import OfficialScores
+from segdeform.evaluation.evaluate import evaluate
 from segdeform.evaluation.result import read_evaluation
 from segdeform.evaluation.run import Wanted, check_wanted, predict_for_server, score
 from tests.data.cityscapes_frames import write_frames
@@ -83,6 +85,7 @@ def test_cityscapes_by_both_ways_at_once(cityscapes: Path, tmp_path: Path) -> No
     ]
     with zipfile.ZipFile(tmp_path / "to-send.zip") as archive:
         assert archive.namelist() == [path.name for path in maps]
+        assert all(entry.external_attr >> 16 == 0o644 for entry in archive.infolist())
         assert archive.read(maps[0].name) == maps[0].read_bytes()
     labels = np.asarray(Image.open(maps[0]))
     image, _ = read_pair(dataset, 0)
@@ -91,6 +94,21 @@ def test_cityscapes_by_both_ways_at_once(cityscapes: Path, tmp_path: Path) -> No
     assert road.any() and (image[road][:, 0] <= 255 / 19).all()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "to-send.zip"]
     assert "By the official scripts" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_official_scores_that_differ_from_ours_end_it(
+    cityscapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = load_dataset("cityscapes", cityscapes, "val")
+    ours = evaluate(segmenter_for(dataset), dataset).scores.iou
+    theirs = dict(zip(dataset.classes, ours, strict=True)) | {"car": ours[13] + 1e-4}
+    monkeypatch.setattr(
+        "segdeform.evaluation.cityscapes.official_scores",
+        lambda pairs, **options: OfficialScores(theirs, None, {}, None, ""),
+    )
+    with pytest.raises(DataError, match="'car'"):
+        score(segmenter_for(dataset), dataset, Wanted(tmp_path / "out", official=True))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_voc_without_masks_is_predicted_for_the_server(voc: Path, tmp_path: Path) -> None:
