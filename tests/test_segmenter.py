@@ -127,6 +127,19 @@ def test_a_model_is_kept_to_what_its_crop_taught_it(
         assert "taps at dilation 12, 18" in caplog.text
 
 
+def test_a_folder_of_before_value_range_loads(folder: Path) -> None:
+    content = json.loads((folder / "model.json").read_text())
+    assert content.pop("value_range") is None
+    for added, found in (({}, None), ({"value_range": [5, 4095.5]}, (5, 4095.5))):
+        (folder / "model.json").write_text(json.dumps(content | added))
+        write_manifest(folder)
+        assert load(folder, "cpu").value_range == found
+    (folder / "model.json").write_text(json.dumps(content | {"value_range": [3, 3]}))
+    write_manifest(folder)
+    with pytest.raises(ModelError, match=r"model\.json is damaged.*value_range"):
+        load(folder, "cpu")
+
+
 def segmenter_hash(folder: Path) -> str:
     digest = json.loads((folder / MANIFEST).read_text())["files"]["model.safetensors"]["sha256"]
     assert isinstance(digest, str)

@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageFile
 
-from segdeform.data.bands import frame_count
+from segdeform.data.bands import BandsFile, frame_count
 from segdeform.data.dataset import Mask
 from segdeform.data.depth import Samples
 from segdeform.data.image_io import (
@@ -163,6 +164,8 @@ def _other_kind(path: Path, error: MaskKindError) -> Facts:
 
 def plain_values(image: Image.Image) -> Mask | None:
     """Returns the values [H, W] of a mask of another kind, None where they are no whole numbers."""
+    if isinstance(image, BandsFile):
+        return _whole_numbers(image.samples()) if image.bands < 3 else None
     image.load()
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8)
@@ -171,11 +174,14 @@ def plain_values(image: Image.Image) -> Mask | None:
     if image.mode == "PA":
         return np.asarray(image)[..., 0] if np.asarray(image).ndim == 3 else np.asarray(image)
     if image.mode in ("I", "F"):
-        values = np.asarray(image)
-        # NaN fails every comparison, so that it is refused too.
-        whole = (values >= 0) & (values < 1 << 16) & (values == np.floor(values))
-        return values.astype(np.uint16) if whole.all() else None
+        return _whole_numbers(np.asarray(image))
     return np.asarray(image) if image.mode in ("L", "P") else None
+
+
+def _whole_numbers(values: npt.NDArray[Any]) -> Mask | None:
+    # NaN fails every comparison, so that it is refused too.
+    whole = (values >= 0) & (values < 1 << 16) & (values == np.floor(values))
+    return values.astype(np.uint16) if whole.all() else None
 
 
 def index_facts(

@@ -26,7 +26,7 @@ _MAX_PAGES = 100_000  # of a stack; beyond it, they are not counted further
 _REDUCED_OR_MASK = 0b101  # bits of NewSubfileType: overviews and masks are no pages
 # Tags.
 _SUBFILE, _BITS, _PHOTOMETRIC = 254, 258, 262
-_DESCRIPTION, _ORIENTATION, _SAMPLES = 270, 274, 277
+_DESCRIPTION, _ORIENTATION, _SAMPLES, _PLANES = 270, 274, 277, 284
 _GREY, _RGB = 1, 2  # photometric interpretations; others (palettes, CMYK, JPEG's) are Pillow's
 # None, LZW, deflate, PackBits, deflate, LZMA, Zstandard: of imagecodecs' many decoders the only
 # ones that ever see a byte of an input; they stop at the size that the header asks for.
@@ -60,6 +60,11 @@ class BandsFile(ImageFile.ImageFile):
         if self._im is None:
             self.im = Image.fromarray(to_8_bits(self.samples(), 0, self.white or 65535)).im
         return super(ImageFile.ImageFile, self).load()
+
+    @property
+    def bands(self) -> int:
+        """How many bands there are, read or not."""
+        return self.page.samplesperpixel
 
     @property
     def white(self) -> int | None:
@@ -131,10 +136,12 @@ class BandsFile(ImageFile.ImageFile):
 def holds_bands(image: TiffImagePlugin.TiffImageFile) -> bool:
     """Tells whether a TIFF that Pillow would read is of the kinds that it reads wrong."""
     tags = image.tag_v2
-    samples, bits = tags.get(_SAMPLES, 1), tags.get(_BITS, (1,))
-    if tags.get(_PHOTOMETRIC) not in (_GREY, _RGB) or samples == 1:
+    kind = tags.get(_PHOTOMETRIC)
+    if kind not in (_GREY, _RGB):
         return False
-    return bool(samples != 3 or max(bits) > 8)
+    samples, bits = tags.get(_SAMPLES, 1), tags.get(_BITS, (1,))
+    plain = samples == 1 if kind == _GREY else samples == 3 and max(bits) <= 8
+    return not plain or tags.get(_PLANES, 1) != 1
 
 
 def frame_count(image: Image.Image) -> int:

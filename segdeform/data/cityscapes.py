@@ -167,7 +167,7 @@ def _read_json(path: Path) -> Any:
             raise DataError(f"{path}: not a regular file")
         if status.st_size > _MAX_JSON:
             raise UnsafeInputError(f"{path}: {status.st_size} bytes are no annotation")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

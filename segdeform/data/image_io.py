@@ -189,6 +189,8 @@ def index_values(image: ImageFile.ImageFile, path: Path) -> IndexValues:
         raise MaskKindError(
             "turned-mask", f"{path}: a mask with an EXIF orientation is ambiguous; save it upright"
         )
+    if isinstance(image, BandsFile):
+        return _band_values(image, path)
     highest = declared_white(image)
     as_stored(image)
     image.load()
@@ -202,6 +204,17 @@ def index_values(image: ImageFile.ImageFile, path: Path) -> IndexValues:
         )
     values = np.array(image)
     return values // np.uint8(stretch) if stretch > 1 else _within(values, highest, path)
+
+
+def _band_values(image: BandsFile, path: Path) -> IndexValues:
+    if image.bands == 1 and image.white is not None:
+        values = image.samples()
+        return values.astype(np.uint8) if values.dtype == np.uint8 else values.astype(np.uint16)
+    raise MaskKindError(
+        "colour-mask" if image.bands > 2 else "mask-kind",
+        f"{path}: is stored as {image.bands} bands of {image.page.dtype}; a mask holds one class "
+        "index a pixel: 8-bit grey, palette or 16-bit grey",
+    )
 
 
 def _within(values: IndexValues, highest: int, path: Path) -> IndexValues:

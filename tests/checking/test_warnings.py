@@ -245,6 +245,15 @@ def test_advice_names_the_copy_only_where_it_helps(root: Path, check: Check) -> 
         assert (fixed.code == 0) == helps
 
 
+def test_a_mask_that_is_left_out_is_named_whatever_it_is_called(root: Path, check: Check) -> None:
+    put(root, "train/9: x", noise(5), np.repeat(labels(0, 9)[..., None], 3, axis=2))
+    fixed = check(root, "--fix", root.parent / "copy")
+    assert fixed.code == 8
+    (left,) = fixed.report["fix"]["left_out"]
+    path = root / "train" / "masks" / "9: x.png"
+    assert left == {"file": str(path), "reason": f"{path}: no class is known for 9"}
+
+
 def write_test_split(root: Path, mask: npt.NDArray[Any], size: tuple[int, int]) -> None:
     """Writes a test split of two frames whose masks are the given label ids."""
     for number in range(2):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from segdeform.data.bands import frame_count
-from segdeform.data.image_io import image_size, opened, read_image, read_mask
+from segdeform.data.image_io import MaskKindError, image_size, opened, read_image, read_mask
 from segdeform.errors import DataError, SegdeformError, UnsafeInputError
 from tests.conftest import external_data
 from tests.data.tiff_files import DEFLATE, GREY, NONE, PACKBITS, RGB, write_tiff
@@ -62,21 +62,26 @@ def test_the_first_three_bands_are_the_colours(
 def test_any_layout_of_the_bytes_is_the_same_picture(
     tmp_path: Path, planes: bool, big_endian: bool, compression: int, predictor: bool, tile: int
 ) -> None:
-    for count, dtype in ((3, np.uint16), (5, np.uint8), (4, np.uint16)):
-        values = bands(count, dtype, (21, 19))
-        write_tiff(
-            tmp_path / "a.tif",
-            values,
-            photometric=RGB,
-            extra=(0,) * (count - 3) or None,
-            planes=planes,
-            big_endian=big_endian,
-            compression=compression,
-            predictor=predictor,
-            rows=16 if tile else 5,
-            tile=tile,
-        )
-        np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), scaled(values))
+    for kind, count in ((RGB, 3), (RGB, 5), (GREY, 1), (GREY, 2), (GREY, 3), (GREY, 4)):
+        for dtype in (np.uint8, np.uint16):
+            values = bands(count, dtype, (21, 19))
+            write_tiff(
+                tmp_path / "a.tif",
+                values,
+                photometric=kind,
+                extra=(0,) * (count - (3 if kind == RGB else 1)) or None,
+                planes=planes,
+                big_endian=big_endian,
+                compression=compression,
+                predictor=predictor,
+                rows=16 if tile else 5,
+                tile=tile,
+            )
+            shown = scaled(values)
+            expected = shown if count > 2 else np.repeat(shown[..., :1], 3, axis=2)
+            np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), expected)
+            if count == 1:
+                np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), values[..., 0])
 
 
 def test_lzw_and_zstandard_bands_are_read(tmp_path: Path) -> None:
@@ -114,9 +119,11 @@ def test_orientations_turn_bands_like_anything_else(tmp_path: Path, turn: int, c
 
 
 def test_bands_are_no_mask(tmp_path: Path) -> None:
-    write_tiff(tmp_path / "a.tif", bands(5), photometric=GREY)
-    with pytest.raises(DataError, match="one class index a pixel"):
-        read_mask(tmp_path / "a.tif")
+    for count, kind in ((5, "colour-mask"), (3, "colour-mask"), (2, "mask-kind")):
+        write_tiff(tmp_path / "a.tif", bands(count), photometric=GREY)
+        with pytest.raises(MaskKindError, match="one class index a pixel") as caught:
+            read_mask(tmp_path / "a.tif")
+        assert caught.value.kind == kind
 
 
 def test_a_range_can_be_given_to_any_kind_of_number(tmp_path: Path) -> None:
