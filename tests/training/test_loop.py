@@ -27,6 +27,7 @@ from segdeform.files.lock import run_lock
 from segdeform.files.manifest import sha256, write_manifest
 from segdeform.files.tensors import read_tensors
 from segdeform.models import build_model
+from segdeform.models.pyramid import fit_to_crop
 from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
 from segdeform.training import checkpoint, loop, optim, result
@@ -97,7 +98,7 @@ def test_finished_run(shapes: Path, tmp_path: Path) -> None:
     done = _train(config, shapes, run)
     assert done.model == run / "model"
     assert done.steps == 2
-    assert load_config(run / "config.yaml") == config
+    assert load_config(run / "config.yaml") == fit_to_crop(config)
 
     segmenter = load(run, "cpu")
     evaluation = evaluate(segmenter, load_dataset("shapes", shapes, "val"))
