@@ -50,7 +50,8 @@ def evaluate(
 
     Started by torchrun, several processes share the pictures and count the same integers.
     """
-    from segdeform.evaluation.run import Wanted, run_evaluation
+    from segdeform.evaluation.run import run_evaluation
+    from segdeform.evaluation.wanted import Wanted
 
     with progress_bars() as progress:
         outcome = run_evaluation(

@@ -17,7 +17,6 @@ from segdeform.callbacks import Progress, Say, Steps, Stop
 from segdeform.checking import check_sound
 from segdeform.data.dataset import Dataset
 from segdeform.data.image_io import read_image
-from segdeform.errors import DataError, UsageError
 from segdeform.evaluation import cityscapes
 from segdeform.evaluation.boundary import BOUNDARY_WIDTH
 from segdeform.evaluation.evaluate import (
@@ -28,29 +27,20 @@ from segdeform.evaluation.evaluate import (
 )
 from segdeform.evaluation.examples import choose_examples
 from segdeform.evaluation.report import render_report
-from segdeform.evaluation.result import check_output, write_evaluation
+from segdeform.evaluation.result import write_evaluation
 from segdeform.evaluation.split import load_split, refuse_other_classes
 from segdeform.evaluation.submission import (
     label_map_path,
     label_map_writer,
-    refuse_without_server,
     write_zip,
 )
+from segdeform.evaluation.wanted import Wanted, check_wanted, has_no_masks
 from segdeform.files.atomic import write_error
 from segdeform.machine.cpu import available_cores
 from segdeform.machine.device import resolve_device
 from segdeform.machine.interrupts import stop_on_interrupt
 from segdeform.machine.processes import ALONE, Processes, own_device, processes
 from segdeform.segmenter import Segmenter, load
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What an evaluation leaves behind."""
-
-    output: Path | None = None  # folder of the result
-    official: bool = False  # score with cityscapesscripts too
-    submission: Path | None = None  # zip for the benchmark server
 
 
 @dataclass(frozen=True)
@@ -104,7 +94,7 @@ def run_evaluation(
             check_wanted(dataset, wanted)
         with stop_on_interrupt() as stop:
             counting = partial(shown, "evaluating")
-            if wanted.submission is not None and _has_no_masks(dataset):
+            if wanted.submission is not None and has_no_masks(dataset):
                 predict_for_server(
                     segmenter,
                     dataset,
@@ -211,44 +201,6 @@ def predict_for_server(
         with peers.in_step():
             if peers.first:
                 write_zip(dataset, maps, submission, stop)
-
-
-def check_wanted(dataset: Dataset, wanted: Wanted) -> None:
-    """Raises UsageError or DataError for what would only show after hours of counting."""
-    if _has_no_masks(dataset) and (wanted.submission is None or wanted.output or wanted.official):
-        raise UsageError(
-            f"split '{dataset.split}' of {dataset.name} has no masks that hold a class, so nothing "
-            "can be scored: give --submission FILE.zip alone to have its label maps for the "
-            "benchmark's server"
-        )
-    lacking = [sample for sample in dataset.samples if sample.mask is None]
-    if 0 < len(lacking) < len(dataset):
-        raise DataError(f"{lacking[0].image}: has no mask, though other pictures have one")
-    if wanted.official:
-        _check_official(dataset, wanted)
-    if wanted.submission is not None:
-        refuse_without_server(dataset)
-        if wanted.submission.suffix != ".zip" or wanted.submission.is_dir():
-            raise UsageError(f"--submission {wanted.submission}: expected the name of a .zip file")
-    if wanted.output is not None:
-        check_output(wanted.output)
-
-
-def _has_no_masks(dataset: Dataset) -> bool:
-    return all(sample.mask is None for sample in dataset.samples)
-
-
-def _check_official(dataset: Dataset, wanted: Wanted) -> None:
-    if dataset.name != "cityscapes":
-        raise UsageError(f"--official is for cityscapes, not for '{dataset.name}'")
-    if wanted.output is None:
-        raise UsageError("--official writes label maps: give --output FOLDER")
-    for sample in dataset.samples:
-        if sample.mask is not None and not sample.mask.name.endswith(cityscapes.TRUTH_ENDING):
-            raise DataError(
-                f"{sample.mask}: the official scripts need *{cityscapes.TRUTH_ENDING}; "
-                "segdeform prepare cityscapes makes them"
-            )
 
 
 @contextmanager

@@ -23,7 +23,8 @@ from segdeform.errors import DataError, InterruptedByUserError, UsageError
 from segdeform.evaluation.cityscapes import OfficialScores
 from segdeform.evaluation.evaluate import evaluate
 from segdeform.evaluation.result import read_evaluation
-from segdeform.evaluation.run import Wanted, check_wanted, predict_for_server, score
+from segdeform.evaluation.run import predict_for_server, score
+from segdeform.evaluation.wanted import Wanted, check_wanted
 from tests.data.cityscapes_frames import write_frames
 from tests.evaluation.conftest import Output
 from tests.evaluation.conftest import segmenter as threshold
