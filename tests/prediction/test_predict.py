@@ -99,6 +99,24 @@ def test_outputs_mirror_the_inputs(segmenter: Any, tmp_path: Path) -> None:
     assert sum(shares.values()) == pytest.approx(1)
 
 
+def test_the_overview_spreads_over_all_pictures_and_names_the_classes_seen(
+    segmenter: Any, tmp_path: Path
+) -> None:
+    """Green is black in this palette, so that it is left as it is: the overlay is the picture."""
+    greens = [100 + 5 * k for k in range(30)]
+    for k, green in enumerate(greens):
+        path = tmp_path / "in" / f"{k:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((9, 9, 3), (7, green, 7), np.uint8)).save(path)
+    predict(segmenter, [tmp_path / "in"], tmp_path / "out")
+    sheet = np.asarray(Image.open(tmp_path / "out" / "overview.png"))
+    shown = [k for k, green in enumerate(greens) if (sheet == (7, green, 7)).all(2).any()]
+    assert len(shown) == 12 and shown[0] == 0 and shown[-1] == 29
+    assert max(np.diff(shown)) <= 3
+    for unseen in PALETTE[1:]:  # no swatch of theirs in the legend
+        assert not (sheet == unseen).all(2).any()
+
+
 class ByWidth(nn.Module):
     """Calls every pixel of a window red where the window is narrower than 20 pixels."""
 
