@@ -67,9 +67,7 @@ class Dataset:
     cache: Cache | None = None  # where decoded pairs are read from instead of the files
     decode_mask: Callable[[Path], Mask] = read_mask  # mask file -> its values [H, W]
     problems: tuple[ListingProblem, ...] = ()  # of what is not among the samples
-    value_range: ValueRange | None = (
-        None  # of pictures of more than 8 bits; None: all they can hold
-    )
+    value_range: ValueRange | None = None  # of pictures of more than 8 bits; None: the whole
 
     def __post_init__(self) -> None:
         count = len(self.classes)

@@ -30,12 +30,7 @@ def declared_white(image: ImageFile.ImageFile) -> int:
     if image.format == "TIFF" and image.mode.startswith("I;16"):
         bits = getattr(image, "tag_v2", {}).get(_BITS, (16,))
         return (1 << int(bits[0])) - 1
-    return 65535 if is_deep(image) else 255
-
-
-def is_deep(image: ImageFile.ImageFile) -> bool:
-    """Tells whether a picture holds more than 8 bits a channel; asked before decoding."""
-    return image.mode[:1] in ("I", "F") or _has_deep_colour(image)
+    return 65535 if image.mode[:1] in ("I", "F") or _has_deep_colour(image) else 255
 
 
 def as_stored(image: ImageFile.ImageFile) -> None:
@@ -50,6 +45,8 @@ def as_stored(image: ImageFile.ImageFile) -> None:
 def stored_samples(image: ImageFile.ImageFile, path: Path) -> Samples | None:
     """Decodes a picture of more than 8 bits; None for any other. Raises what Pillow does."""
     white = declared_white(image)
+    if image.format == "PPM" and image.mode == "RGB" and white > 255:
+        return Samples(_ppm_samples(image, path), white)
     if _has_deep_colour(image):
         image.load()  # finds damage, which the other decoder may pass over
         return Samples(_png_samples(path.read_bytes()), white)
@@ -86,6 +83,19 @@ def _has_deep_colour(image: Image.Image) -> bool:
     if image.format != "PNG" or not tile:
         return False
     return image.mode in ("RGB", "RGBA", "LA") and str(tile[0].args).endswith(";16B")
+
+
+def _ppm_samples(image: ImageFile.ImageFile, path: Path) -> npt.NDArray[Any]:  # [H, W, 3]
+    """Reads a PPM of more than 8 bits, of which Pillow would keep 8. Raises ValueError."""
+    tile, (width, height) = image.tile[0], image.size
+    with path.open("rb") as file:
+        file.seek(tile.offset)
+        if tile.codec_name == "ppm":
+            values = np.frombuffer(file.read(6 * width * height), ">u2")
+        else:  # written as text, with comments
+            words = b" ".join(line.partition(b"#")[0] for line in file).split()
+            values = np.array(words[: 3 * width * height], np.int64)
+    return values.reshape(height, width, 3)
 
 
 def _png_samples(content: bytes) -> npt.NDArray[np.uint16]:  # [H, W] or [H, W, 3]

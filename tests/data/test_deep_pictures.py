@@ -87,6 +87,24 @@ def test_pgm_masks_are_as_stored_and_pictures_full_scale(
         np.testing.assert_array_equal(read_image(path, (0, 255))[..., 1], np.minimum(values, 255))
 
 
+@pytest.mark.parametrize("plain", [False, True], ids=["P6", "P3"])
+@pytest.mark.parametrize("highest", [100, 255, 1000, 65535])
+def test_ppms_are_full_scale_or_in_their_range(tmp_path: Path, highest: int, plain: bool) -> None:
+    path = tmp_path / "a.ppm"
+    values = np.random.default_rng(highest).integers(0, highest + 1, (4, 7, 3))
+    if plain:
+        content = b"# red, green, blue\n" + " ".join(str(v) for v in values.ravel()).encode()
+    else:
+        content = values.astype(np.uint8 if highest < 256 else ">u2").tobytes()
+    path.write_bytes(b"P%d\n7 4\n%d\n" % (3 if plain else 6, highest) + content)
+    np.testing.assert_allclose(read_image(path), values * 255 / highest, atol=0.51)
+    if highest > 255:
+        np.testing.assert_array_equal(read_image(path, (0, 255)), np.minimum(values, 255))
+        path.write_bytes(path.read_bytes()[:40])
+        with pytest.raises(DataError, match=r"a\.ppm: damaged"):
+            read_image(path)
+
+
 def test_a_pgm_that_breaks_its_own_maximum_is_damaged(tmp_path: Path) -> None:
     for content in (b"P5\n2 1\n20\n\x05\x15", b"P2\n2 1\n20\n5 21", b"P5 1 1 300 \x01\x90"):
         (tmp_path / "a.pgm").write_bytes(content)
