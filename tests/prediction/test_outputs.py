@@ -70,6 +70,24 @@ def test_every_picture_is_on_the_sheet() -> None:
     np.testing.assert_array_equal(sheet[36:, 2 * 38 + 8 :], 255)
 
 
+def test_pictures_of_other_sizes_stand_in_the_middle_of_their_cells() -> None:
+    sheet = overview([np.full((20, 30, 3), 10, np.uint8), np.full((8, 11, 3), 20, np.uint8)])
+    assert sheet.shape == (28 + 8, 2 * 38 + 8, 3)
+    np.testing.assert_array_equal(sheet[8:28, 8:38], 10)
+    top, left = 8 + (20 - 8) // 2, 46 + (30 - 11) // 2
+    np.testing.assert_array_equal(sheet[top : top + 8, left : left + 11], 20)
+    assert (sheet == 20).sum() == 8 * 11 * 3
+
+
+def test_borders_are_wider_on_larger_pictures() -> None:
+    for side, half in ((400, 1), (1600, 3)):
+        labels = np.zeros((side, side), np.uint8)
+        labels[:, side // 2 :] = 1
+        tinted = overlay(np.zeros((side, side, 3), np.uint8), labels, ((0, 0, 9), (200, 0, 100)))
+        strong = tinted[0, :, 0] > 150
+        assert strong.sum() == half and strong[side // 2]
+
+
 def test_the_legend_wraps_and_shows_every_colour() -> None:
     entries = [(f"class number {k}", (k, 255 - k, 7)) for k in range(30)]
     picture = legend(entries, 400)
