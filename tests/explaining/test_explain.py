@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -53,6 +54,60 @@ def test_a_picture_becomes_drawings_a_page_and_numbers(
     drawn = np.asarray(Image.open(output / "points.png").convert("RGB")).reshape(-1, 3)
     colours = {"#{:02x}{:02x}{:02x}".format(*colour) for colour in np.unique(drawn, axis=0)}
     assert {first["colour"], second["colour"]} <= colours
+
+
+def test_the_numbers_are_those_of_the_samples(
+    segmenter: Segmenter, image: NDArray[np.uint8], picture: Path, tmp_path: Path
+) -> None:
+    facts = explain_picture(segmenter, picture, tmp_path, [(100, 70), (33, 149)])
+    layers, labels = record(segmenter, image)
+    for found, layer in zip(facts["layers"], layers, strict=True):
+        length = np.hypot(*np.moveaxis(layer.offset, 2, 0)).mean((0, 1)) * layer.input_stride
+        assert found["mean_offset_pixels"] == pytest.approx(length.mean(), abs=1e-4)
+        assert found["largest_offset_pixels"] == pytest.approx(length.max(), abs=1e-4)
+        y, x = np.moveaxis(layer.positions(), 2, 0)
+        height, width = layer.input_size
+        inside = (y > -1) & (y < height) & (x > -1) & (x < width)
+        assert found["share_outside"] == pytest.approx(1 - inside.mean(), abs=1e-4)
+        assert 0 < found["share_outside"] < 1
+        ordered = np.sort(layer.modulation, axis=None)
+        for value, share in zip(found["modulation"], (0.05, 0.5, 0.95), strict=True):
+            assert value == pytest.approx(ordered[int(share * len(ordered))], abs=0.01)
+        assert found["modulation"][0] < found["modulation"][2]
+    for found in facts["points"]:
+        y, x = found["y"], found["x"]
+        points = follow(layers, place_of(layers[-1], (y, x)))
+        assert found["class"] == segmenter.classes[labels[y, x]]
+        np.testing.assert_allclose(found["at"], np.stack([points.x, points.y], 1), atol=0.006)
+        distances = np.sort([np.hypot(py - y, px - x) for px, py in found["at"]])
+        assert found["median_reach_pixels"] == pytest.approx(np.median(distances), abs=0.02)
+        assert found["samples_outside"] == points.lost and len(found["at"]) == found["samples"]
+
+
+def test_the_page_keeps_the_layers_as_they_are(
+    segmenter: Segmenter, image: NDArray[np.uint8], picture: Path, tmp_path: Path
+) -> None:
+    """What its script reads, read here as it says."""
+    explain_picture(segmenter, picture, tmp_path, [(100, 70)])
+    text = re.search(r'id="data">(.*?)</script>', (tmp_path / "index.html").read_text())
+    assert text is not None
+    data = json.loads(text[1])
+    assert (data["height"], data["width"]) == (150, 210) and data["start"] == [{"y": 70, "x": 100}]
+    for kept, layer in zip(data["layers"], record(segmenter, image)[0], strict=True):
+        groups, taps, _, rows, columns = layer.offset.shape
+        packed = np.frombuffer(base64.b64decode(kept["offset"]), "<i2")
+        offset = packed.reshape(groups, taps, 2, rows, columns) / data["offsetUnit"]
+        assert np.abs(offset - layer.offset).max() <= 0.5 / 32 + 1e-6
+        packed = np.frombuffer(base64.b64decode(kept["modulation"]), np.uint8)
+        modulation = packed.reshape(groups, taps, rows, columns) / data["modulationUnit"]
+        assert np.abs(modulation - layer.modulation).max() <= 0.5 / 100 + 1e-6
+        assert (kept["inputStride"], kept["groups"], kept["taps"]) == (
+            layer.input_stride, groups, taps,
+        )  # fmt: skip
+        for key, name in (("kernel", "kernel"), ("step", "step"), ("padding", "padding"),
+                          ("dilation", "dilation"), ("inputSize", "input_size"),
+                          ("size", "size")):  # fmt: skip
+            assert tuple(kept[key]) == getattr(layer, name)
 
 
 def test_without_points_the_largest_regions_are_looked_at() -> None:

@@ -30,7 +30,7 @@ def test_followed_points_are_the_pixels_with_an_influence() -> None:
     """Whole offsets: no interpolation, so that the gradient is not 0 at the samples alone."""
     torch.manual_seed(0)
     layers = [
-        ModulatedDeformConv2d(1, 1, 3, padding=2, dilation=2),
+        ModulatedDeformConv2d(1, 1, 3, padding=(2, 1), dilation=(2, 1)),
         DeformConv2d(1, 1, (3, 2), stride=2, padding=(1, 0)),
     ]
     for layer in layers:
@@ -87,6 +87,16 @@ def test_a_plain_layer_has_its_dilation_and_moves_nothing() -> None:
     ys, xs = (np.add.outer(np.arange(n), [-3, 0, 3]) for n in (5, 6))
     out_y, out_x = (ys <= -1) | (ys >= 5), (xs <= -1) | (xs >= 6)
     assert layer.outside().sum() == (out_y[:, None, :, None] | out_x[None, :, None, :]).sum()
+
+
+def test_a_sample_between_border_and_picture_still_reads_a_part_of_it() -> None:
+    layer = plain_layer((1, 1))
+    layer.offset[0, 4, :, 0, 0] = (-0.5, 0)  # the middle tap: half of the first row's weight
+    layer.offset[0, 4, :, 0, 1] = (-1, 0)  # none of it
+    layer.offset[0, 4, :, 4, 5] = (0.5, 0.5)
+    layer.offset[0, 4, :, 4, 4] = (1, 0)
+    middle = layer.outside()[0, 4]
+    assert np.argwhere(middle).tolist() == [[0, 1], [4, 4]]
 
 
 def test_effective_dilation_by_hand() -> None:
