@@ -83,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that spin while they wait steal the loader's time, and on a busy machine each other's:
     # a training step beside another process took 6 times as long. OpenMP reads this with torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # A lost process is one line of ours, not a page of C++ frames; read with torch too.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Damaged pictures are told of by our own lines; Pillow's warnings name neither file nor remedy.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -37,12 +37,25 @@ def train(
     device: Device = "auto",
     workers: Annotated[
         int | None,
-        typer.Option(min=0, help="Loader processes; 0: none.", show_default="by the machine"),
+        typer.Option(
+            min=0,
+            help="Loader processes of each training process; 0: none.",
+            show_default="by the machine",
+        ),
     ] = None,
     threads: Threads = None,
     json_output: Json = False,
 ) -> None:
-    """Train a network; Ctrl-C saves, --resume goes on with the same bits."""
+    """Train a network; Ctrl-C saves, --resume goes on with the same bits.
+
+    Several processes, one a GPU, are one training, of the same batch and with the same loss:
+    torchrun --nproc-per-node 4 --max-restarts 3 -m segdeform train CONFIG ... --resume
+
+    On several machines torchrun gets, on each, --nnodes 2 --rdzv-backend c10d --rdzv-endpoint
+    HOST:29500 --rdzv-id NAME too. Rank 0 has the run folder, the others need only the data set;
+    torchrun gives rank 0 to the machine whose address sorts first. "python -m
+    segdeform.machine.torchrun" is torchrun with our exit codes.
+    """
     from segdeform.config.loading import load_config
     from segdeform.data import data_root
 

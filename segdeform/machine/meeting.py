@@ -205,7 +205,7 @@ def lost(reason: object) -> PeerLostError:
     """Returns the error for a process that is gone without a word."""
     line = str(reason).strip().partition("\n")[0][:200]
     return PeerLostError(
-        f"Another process is lost ({line}): run the same command again, a training with --resume"
+        f"Another process is lost: run the same command again, a training with --resume ({line})"
     )
 
 

@@ -8,11 +8,14 @@ on, and writes; the others are told. No wait has a limit that honest work could 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import socket
+import struct
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -32,6 +35,8 @@ from segdeform.machine.meeting import JOINING, Meeting, join, lost
 # For an exchange of tensors, which all begin within one step's time; the heartbeat is the guard
 # against lost processes.
 EXCHANGE = timedelta(hours=1)
+
+_SIOCGIFADDR = 0x8915  # linux/sockios.h: the address of an interface
 
 _LOST = ("Connection closed", "Connection reset", "Timed out", "timed out", "NCCL error")
 
@@ -61,8 +66,13 @@ class Processes:
             return model
         # About the layout of depthwise weights, whose copies cost nothing next to a step.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        devices = [device] if device.type == "cuda" else None
-        wrapped = DistributedDataParallel(model, device_ids=devices)
+        # Looking for unused parameters keeps gradients in the buckets of the first step. In others
+        # the sum over three processes or more has other bits, and a resumed run would differ.
+        wrapped = DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            find_unused_parameters=True,
+        )
         wrapped.register_comm_hook(None, _sum)
         return wrapped
 
@@ -161,6 +171,8 @@ def processes(device: torch.device) -> Iterator[Processes]:
         yield Processes()
         return
     rank = own_rank()
+    if size > neighbours() and (interface := _interface_to_rank_0()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     with _lost_peers():
         limit = timedelta(seconds=JOINING)
         store, _, _ = next(iter(rendezvous("env://", rank, size, timeout=limit)))
@@ -221,6 +233,26 @@ def own_device(device: torch.device) -> torch.device:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     return device
+
+
+def _interface_to_rank_0() -> str | None:
+    """Returns the network interface that leads to the other machines; None: not found.
+
+    Left to itself, Gloo listens at the address of the machine's name, in Debian 127.0.1.1.
+    """
+    address = (os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0")))
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+            asked.connect(address)  # sends nothing
+            own = socket.inet_aton(asked.getsockname()[0])
+            for _, name in socket.if_nameindex():
+                with suppress(OSError):  # an interface without an address
+                    request = struct.pack("256s", name.encode()[:15])
+                    if fcntl.ioctl(asked.fileno(), _SIOCGIFADDR, request)[20:24] == own:
+                        return name
+    except OSError:
+        pass  # no IPv4: Gloo's own choice has to do
+    return None
 
 
 def _line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from segdeform.config.loading import dump_config
 from segdeform.config.schema import Config
 from segdeform.data import load_dataset
 from segdeform.data.cache import with_cache
-from segdeform.errors import ModelError, ResourceError
+from segdeform.errors import ModelError, ResourceError, UsageError
 from segdeform.files.atomic import write_text
 from segdeform.files.lock import run_lock
 from segdeform.files.manifest import sha256
@@ -98,8 +98,14 @@ def _first_state(plan: Plan, resume: bool, overwrite: bool) -> TrainState | None
     Rank 0 decides, by its run folder, and gives the others its state.
     """
     peers, finished, found = plan.peers, False, None
+    elsewhere = peers.anyone(resume and not peers.first and holds_run(plan.run))
     with peers.in_step():
         if peers.first and resume:
+            if elsewhere and not holds_run(plan.run):
+                raise UsageError(
+                    f"{plan.run} holds a run on another machine than that of process 0: start the "
+                    "machines so that this one has rank 0, or copy the folder to it"
+                )
             finished = is_finished(plan)
             found = None if finished else find_checkpoint(plan)
     if peers.share(finished):
