@@ -29,8 +29,8 @@ def external_data(relative: str) -> Path:
 
 @pytest.fixture
 def hang_up_heard() -> Iterator[None]:
-    """Has SIGHUP its usual meaning during a test, also where the tests run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """Lets SIGHUP not be ignored in a test, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, lambda number, frame: pytest.fail("SIGHUP went unheard"))
     yield
     signal.signal(signal.SIGHUP, before)
 
