@@ -65,7 +65,7 @@ class Dataset:
     label_map: Mapping[int, int] | None = None  # file value -> class or IGNORE; None: identity
     void: frozenset[int] = frozenset({IGNORE})  # file values that mean IGNORE
     cache: Cache | None = None  # where decoded pairs are read from instead of the files
-    decode_mask: Callable[[Path], Mask] = read_mask  # mask file -> its values [H, W]
+    decode_mask: Callable[[Path], Mask] = read_mask  # mask file -> its values [H, W], picklable
     problems: tuple[ListingProblem, ...] = ()  # of what is not among the samples
     value_range: ValueRange | None = None  # of pictures of more than 8 bits; None: the whole
 

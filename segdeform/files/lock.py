@@ -22,7 +22,7 @@ def _close_in_child() -> None:
     _held.clear()
 
 
-# A forked loader worker would keep the lock for seconds after its parent was killed.
+# What a library forks would keep the lock for as long as it lives.
 os.register_at_fork(after_in_child=_close_in_child)
 
 
