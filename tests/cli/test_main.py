@@ -175,13 +175,13 @@ def test_debug_shows_the_traceback_of_an_expected_error(
 
 
 def ended_by(statement: str) -> str:
-    """A program in which loading a model runs a statement, as some library might."""
+    """A program whose command runs a statement, as some library might."""
     return (
-        "import os, subprocess, sys, segdeform.segmenter, segdeform.cli as cli\n"
-        "def load(*arguments):\n"
+        "import os, sys, segdeform.cli as cli\n"
+        "@cli.app.command('odd')\n"
+        "def odd():\n"
         f"    {statement}\n"
-        "segdeform.segmenter.load = load\n"
-        "sys.exit(cli.main(['info', 'm']))"
+        "sys.exit(cli.main(['odd']))"
     )
 
 

@@ -127,6 +127,7 @@ def seven(tmp_path: Path) -> Dataset:
         labels = np.zeros((30, 16), np.uint8)
         labels[:, 8:] = 1
         image = np.repeat(labels[:, :, None] * 200, 3, 2)
+        image[:, :, 1] = np.arange(30)[:, None] * 8
         image[:, :, 2] = np.arange(16) * 10
         labels[: 4 * (3 * k % 7)] ^= 1
         labels[-1] = 255

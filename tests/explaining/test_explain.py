@@ -118,6 +118,9 @@ def test_without_points_the_largest_regions_are_looked_at() -> None:
     assert [labels[centre] for centre in centres] == [0, 4, 7]
     assert centres[2] == (6, 21) or (centres[2][0] == 6 and 21 <= centres[2][1] <= 23)
     assert region_centres(labels, 1) == centres[:1]
+    labels[:, 12:] = 9  # the picture's edge is a border, too
+    ((row, column), *_) = region_centres(labels, 1)
+    assert 8 <= row <= 11 and 20 <= column <= 22
 
 
 def dumped(page: Path) -> str:

@@ -15,7 +15,7 @@ from cuda_ops.layers import DeformConv2d, ModulatedDeformConv2d
 from segdeform.errors import DataError, ModelError, NotFiniteError
 from segdeform.explaining import sampling
 from segdeform.explaining.sampling import LayerSampling, follow, place_of, record
-from segdeform.explaining.statistics import LayerStatistics, labels_at
+from segdeform.explaining.statistics import LayerStatistics, _plain, labels_at
 from segdeform.segmenter import Segmenter, load
 from tests.explaining.conftest import model_folder
 
@@ -144,6 +144,16 @@ def test_offsets_that_are_no_numbers_are_named(image: NDArray[np.uint8], tmp_pat
             parameter.data[3] = float("nan")
     with pytest.raises(NotFiniteError, match=r"features\.17"):
         record(segmenter, image)
+
+
+def test_the_plain_dilation_is_the_mean_over_neighbouring_taps() -> None:
+    """3 x 2 taps: four pairs below each other, three beside each other."""
+    layer = LayerSampling(
+        "plain", (3, 2), (1, 1), (2, 1), (2, 1), (5, 6), 4,
+        np.zeros((1, 6, 2, 5, 6), np.float32), np.ones((1, 6, 5, 6), np.float32),
+    )  # fmt: skip
+    assert _plain(layer) == pytest.approx((4 * 2 + 3 * 1) / 7)
+    assert layer.effective_dilation() == pytest.approx(_plain(layer))
 
 
 def test_statistics_equal_a_naive_loop(segmenter: Segmenter, image: NDArray[np.uint8]) -> None:
