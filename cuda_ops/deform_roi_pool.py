@@ -1,4 +1,4 @@
-"""Deformable RoI pooling, plain and position-sensitive: public functions and Python faces.
+"""Deformable RoI pooling, plain and position-sensitive: the public functions, and what they call.
 
 Sources: Dai et al., "Deformable Convolutional Networks", ICCV 2017, equations 5 and 6 (RoI
 pooling) and 7 and 8 (position-sensitive), there with RoIAlign's bilinear samples (He et al.,
@@ -14,10 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cuda_ops import library, reference
-from cuda_ops.autodiff import refuse_forward_mode
-
-Pair = tuple[int, int]
+from cuda_ops import faces, library, reference
+from cuda_ops.arguments import Pair, check_shape, check_tensors, pair
+from cuda_ops.surroundings import (
+    as_autocast,
+    autocast_dtype,
+    refuse_forward_mode,
+    values_at_hand,
+    without_autocast,
+)
 
 MAX_SAMPLES = 4096  # along one axis of one bin
 
@@ -47,17 +52,15 @@ def deform_roi_pool(
 
     Raises:
         TypeError: if a tensor does not hold floating-point numbers.
-        ValueError: if a shape or number does not fit, or, on CPU and outside of torch.compile, a
-            RoI names no image. Elsewhere such a RoI gives NaN.
+        ValueError: if a shape, device or number does not fit, or a RoI names no image. The last is
+            seen on CPU and where nothing traces or transforms the call; elsewhere it gives NaN.
     """
-    size = _pair("output_size", output_size)
+    size = pair(output_size, "output_size", 1)
     _check_number("sampling_ratio", sampling_ratio, 0, MAX_SAMPLES)
     _check_numbers(spatial_scale=spatial_scale, gamma=gamma)
     _check_tensors(input, rois, "offset", offset)
-    if offset is not None and tuple(offset.shape) != (len(rois), 2, *size):
-        expected = (len(rois), 2, *size)
-        raise ValueError(f"offset must have shape {expected}, not {tuple(offset.shape)}")
-    numbers = (size, float(spatial_scale), sampling_ratio, float(gamma))
+    check_shape("offset", offset, (rois.shape[0], 2, *size))
+    numbers = (size, spatial_scale, sampling_ratio, gamma)
     return _serve("deform_roi_pool", input, rois, offset, *numbers)
 
 
@@ -103,16 +106,9 @@ def ps_deform_roi_pool(
             f"channels, not {input.shape[1]}"
         )
     if trans is not None:
-        _check_trans(trans, len(rois), output_channels, part_size)
-    numbers = (float(spatial_scale), *sizes.values(), sample_per_part, float(trans_std))
+        _check_trans(trans, rois.shape[0], output_channels, part_size)
+    numbers = (spatial_scale, *sizes.values(), sample_per_part, trans_std)
     return _serve("ps_deform_roi_pool", input, rois, trans, *numbers)
-
-
-def _pair(name: str, value: int | Pair) -> Pair:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or any(v < 1 for v in pair):
-        raise ValueError(f"{name} must be one or two integers >= 1, not {value}")
-    return (pair[0], pair[1])
 
 
 def _check_number(name: str, value: int, least: int, most: int | None = None) -> None:
@@ -122,25 +118,24 @@ def _check_number(name: str, value: int, least: int, most: int | None = None) ->
 
 
 def _check_numbers(**numbers: float) -> None:
+    if torch.compiler.is_compiling():  # which may not know the value; NaN comes of a wrong one
+        return
     for name, value in numbers.items():
-        if not math.isfinite(value):
+        if not isinstance(value, torch.SymFloat) and not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, not {value}")
 
 
 def _check_tensors(input: Tensor, rois: Tensor, shifts_name: str, shifts: Tensor | None) -> None:
-    for name, tensor in (("input", input), ("rois", rois), (shifts_name, shifts)):
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} must have a floating dtype, not {tensor.dtype}")
-        if tensor is not None and tensor.device != input.device:
-            raise ValueError(f"{name} must be on {input.device} as input is, not {tensor.device}")
+    check_tensors(input, {"rois": rois, shifts_name: shifts})
     if input.dim() != 4 or 0 in input.shape[1:]:
         raise ValueError(f"input must be [N, C, H, W] and not empty, not {tuple(input.shape)}")
     if rois.dim() != 2 or rois.shape[1] != 5:
         raise ValueError(f"rois must have shape [R, 5], not {tuple(rois.shape)}")
-    if len(rois) and not len(input):
-        raise ValueError(f"rois names images of an empty batch: {len(rois)} RoIs, N = 0")
-    if rois.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_images(rois[:, 0].detach(), len(input))
+    # In this order: a compiler knows the images, but perhaps not how many RoIs there will be.
+    if input.shape[0] == 0 and rois.shape[0] > 0:
+        raise ValueError(f"rois names images of an empty batch: {rois.shape[0]} RoIs, N = 0")
+    if values_at_hand(rois):
+        _check_images(rois[:, 0].detach(), input.shape[0])
 
 
 def _check_images(index: Tensor, images: int) -> None:
@@ -172,43 +167,28 @@ def _serve(name: str, input: Tensor, rois: Tensor, shifts: Tensor | None, *numbe
     device = input.device.type
     if library.has_kernel(name, device):
         refuse_forward_mode(name, input, rois, shifts)
-        result: Tensor = getattr(torch.ops.segdeform, name)(input, rois, shifts, *numbers)
+        result: Tensor = faces.call(name, input, rois, shifts, *numbers)
         return result
     library.warn_fallback(name, device)
+    low = autocast_dtype(device)
     kind = torch.promote_types(input.dtype, torch.float32)
     definition: Callable[..., Tensor] = getattr(reference, name)
-    with torch.autocast(device, enabled=False):
+    with without_autocast(device):
         operands = [t if t is None else t.to(kind) for t in (input, rois, shifts)]
         output = definition(*operands, *numbers)
-    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
-    return output.to(kind if kind == torch.float64 else low, memory_format=_format_of(input))
+    return output.to(as_autocast(input, low), memory_format=faces.format_of(input))
 
 
-# ---- faces of the native operators: fake, autograd, autocast; the same rules for both ----
+# ---- the native operators' results without values, for their faces ----
 
 
-def _empty(like: Tensor, *size: int) -> Tensor:
-    return like.new_empty(size).to(memory_format=_format_of(like))
-
-
-def _format_of(t: Tensor) -> torch.memory_format:
-    last = t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
-
-
-def _fake(
-    input: Tensor,
-    rois: Tensor,
-    offset: Tensor | None,
-    output_size: Pair,
-    spatial_scale: float,
-    sampling_ratio: int,
-    gamma: float,
+def _output(
+    input: Tensor, rois: Tensor, offset: Tensor | None, output_size: Pair, *_: float
 ) -> Tensor:
-    return _empty(input, rois.shape[0], input.shape[1], *output_size)
+    return faces.empty_like_format(input, (rois.shape[0], input.shape[1], *output_size))
 
 
-def _fake_ps(
+def _ps_output(
     input: Tensor,
     rois: Tensor,
     trans: Tensor | None,
@@ -216,76 +196,35 @@ def _fake_ps(
     output_channels: int,
     group_size: int,
     pooled_size: int,
-    *samples: Any,
+    *_: float,
 ) -> Tensor:
-    return _empty(input, rois.shape[0], output_channels, pooled_size, pooled_size)
+    size = (rois.shape[0], output_channels, pooled_size, pooled_size)
+    return faces.empty_like_format(input, size)
 
 
-def _fake_backward(
+def _gradients(
     grad: Tensor, input: Tensor, rois: Tensor, shifts: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     need_input, need_shifts = rest[-2:]
-    grad_input = _empty(input, *input.shape) if need_input else input.new_empty(0)
+    grad_input = faces.gradient_like(input, need_input)
     if shifts is None:
         return grad_input, rois.new_empty(0)
-    return grad_input, shifts.new_empty(shifts.shape if need_shifts else (0,))
+    return grad_input, shifts.new_empty(shifts.shape if need_shifts else 0)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])  # input, rois, shifts
-    ctx.numbers = inputs[3:]
-
-
-def _backward_of(name: str) -> Callable[..., tuple[Tensor | None, ...]]:
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        need_input, _, need_shifts = ctx.needs_input_grad[:3]
-        operator = getattr(torch.ops.segdeform, f"{name}_backward")
-        grad_input, grad_shifts = operator(
-            grad, *ctx.saved_tensors, *ctx.numbers, need_input, need_shifts
-        )
-        wanted = (grad_input if need_input else None, None, grad_shifts if need_shifts else None)
-        return (*wanted, *[None] * len(ctx.numbers))
-
-    return backward
-
-
-def _refusal_of(name: str) -> Callable[..., None]:
-    def refuse(ctx: Any, *grads: Tensor) -> None:
-        raise RuntimeError(f"{name} has no second derivative; cuda_ops.reference.{name} has one")
-
-    return refuse
-
-
-def _autocast(name: str, device: str) -> Callable[..., Tensor]:
-    """The image goes to the autocast dtype; RoIs and shifts stay float32: they hold positions."""
-
-    def call(input: Tensor, rois: Tensor, shifts: Tensor | None, *numbers: Any) -> Tensor:
-        def at_least_float(t: Tensor | None) -> Tensor | None:
-            return t if t is None or t.dtype == torch.float64 else t.float()
-
-        low = input.dtype if input.dtype == torch.float64 else torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            result: Tensor = getattr(torch.ops.segdeform, name)(
-                input.to(low), at_least_float(rois), at_least_float(shifts), *numbers
+for _name, _shape, _shifts in (
+    ("deform_roi_pool", _output, "offset"),
+    ("ps_deform_roi_pool", _ps_output, "trans"),
+):
+    if library.has_kernel(_name, "cpu"):
+        faces.register(
+            faces.Operator(
+                _name,
+                tensors=("input", "rois", _shifts),
+                lowered=("input",),
+                saved=("input", "rois", _shifts),
+                wanted=("input", _shifts),
+                output=_shape,
+                gradients=_gradients,
             )
-        return result
-
-    return call
-
-
-_FAKES: dict[str, Callable[..., Tensor]] = {
-    "deform_roi_pool": _fake,
-    "ps_deform_roi_pool": _fake_ps,
-}
-
-if all(library.has_kernel(name, "cpu") for name in _FAKES):
-    _autocast_rules = torch.library.Library("segdeform", "IMPL")  # type: ignore[no-untyped-call]
-    for _name, _output in _FAKES.items():
-        for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-            _autocast_rules.impl(_name, _autocast(_name, _device), _key)  # type: ignore[no-untyped-call]
-        torch.library.register_fake(f"segdeform::{_name}", _output)
-        torch.library.register_fake(f"segdeform::{_name}_backward", _fake_backward)
-        torch.library.register_autograd(
-            f"segdeform::{_name}", _backward_of(_name), setup_context=_setup_context
         )
-        torch.library.register_autograd(f"segdeform::{_name}_backward", _refusal_of(_name))

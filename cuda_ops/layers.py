@@ -6,11 +6,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cuda_ops.arguments import Pair, pair
 from cuda_ops.deform_conv2d import deform_conv2d
 from cuda_ops.deform_roi_pool import deform_roi_pool
 from cuda_ops.packing import WeightPacking
+from cuda_ops.surroundings import without_autocast
 
-Size = int | tuple[int, int]
+Size = int | Pair
+
+# torch.fx (feature extractors, quantisation) records a call of these and does not look inside.
+for _leaf in ("deform_conv2d", "deform_roi_pool", "predict_positions"):
+    torch.fx.wrap(_leaf)
 
 
 class DeformConv2d(nn.Module):
@@ -56,15 +62,15 @@ class DeformConv2d(nn.Module):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
         )
         self.weight, self.bias = plain.weight, plain.bias
-        self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
-        self.padding, self.dilation = _pair(padding), _pair(dilation)
+        self.kernel_size, self.stride = pair(kernel_size), pair(stride)
+        self.padding, self.dilation = pair(padding), pair(dilation)
         self.groups, self.offset_groups = groups, offset_groups
         maps = self.maps_per_tap * offset_groups * self.kernel_size[0] * self.kernel_size[1]
         self.offset_conv = nn.Conv2d(in_channels, maps, kernel_size, stride, padding, dilation)
         nn.init.zeros_(self.offset_conv.weight)
         assert self.offset_conv.bias is not None
         nn.init.zeros_(self.offset_conv.bias)
-        self._packing: WeightPacking | None = None
+        self._packing = WeightPacking()
 
     def sampling(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Predicts the offsets [N, 2*G*T, P, Q] in pixels, and the modulation, which v1 has not.
@@ -77,22 +83,14 @@ class DeformConv2d(nn.Module):
     def _predict(self, x: Tensor) -> Tensor:
         conv = self.offset_conv
         assert conv.bias is not None
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
-            return F.conv2d(
-                x.to(dtype),
-                conv.weight.to(dtype),
-                conv.bias.to(dtype),
-                self.stride,
-                self.padding,
-                self.dilation,
-            )
+        return predict_positions(
+            x, conv.weight, conv.bias, self.stride, self.padding, self.dilation
+        )
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolves [N, C, H, W] -> [N, O, P, Q] at the predicted positions with a given weight."""
         offset, mask = self.sampling(x)
-        if self._packing is None and not self.training:
-            self._packing = WeightPacking()
+        at_work = isinstance(x, Tensor) and not self.training  # torch.fx brings stand-ins
         return deform_conv2d(
             x,
             offset,
@@ -102,7 +100,7 @@ class DeformConv2d(nn.Module):
             self.padding,
             self.dilation,
             mask,
-            packing=self._packing,
+            packing=self._packing if at_work else None,
         )
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, O, P, Q]
@@ -110,7 +108,7 @@ class DeformConv2d(nn.Module):
 
     def train(self, mode: bool = True) -> DeformConv2d:
         """Sets the mode; drops what is kept for inference."""
-        self._packing = None
+        self._packing.clear()
         return super().train(mode)
 
     def extra_repr(self) -> str:
@@ -138,6 +136,20 @@ class ModulatedDeformConv2d(DeformConv2d):
         predicted = self._predict(x)
         positions = 2 * predicted.shape[1] // 3
         return predicted[:, :positions], 2 * predicted[:, positions:].sigmoid()
+
+
+def predict_positions(
+    x: Tensor,  # [N, C, H, W]
+    weight: Tensor,  # [maps, C, kh, kw]
+    bias: Tensor,  # [maps]
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> Tensor:  # [N, maps, P, Q]
+    """Convolves in float32 or better, autocast or not: half precision is off by up to a pixel."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with without_autocast(x.device.type):
+        return F.conv2d(x.to(dtype), weight.to(dtype), bias.to(dtype), stride, padding, dilation)
 
 
 class DeformRoIPool(nn.Module):
@@ -169,8 +181,7 @@ class DeformRoIPool(nn.Module):
         hidden: int = 1024,
     ) -> None:
         super().__init__()
-        ph, pw = (output_size, output_size) if isinstance(output_size, int) else output_size
-        self.output_size, self.spatial_scale = (ph, pw), spatial_scale
+        self.output_size, self.spatial_scale = pair(output_size), spatial_scale
         self.channels, self.sampling_ratio, self.gamma = channels, sampling_ratio, gamma
         self.offset_fc = make_offset_fc(channels, self.output_size, hidden)
 
@@ -186,7 +197,7 @@ class DeformRoIPool(nn.Module):
         if plain.shape[1] != self.channels:
             raise ValueError(f"input must have {self.channels} channels, not {plain.shape[1]}")
         predicted: Tensor = self.offset_fc(plain.flatten(1))
-        return predicted.reshape(len(rois), 2, *self.output_size)
+        return predicted.reshape(rois.shape[0], 2, *self.output_size)
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
         """Pools input [N, C, H, W] in rois [R, 5] (image index, x1, y1, x2, y2): [R, C, ph, pw]."""
@@ -226,8 +237,3 @@ def make_offset_fc(channels: int, output_size: tuple[int, int], hidden: int) -> 
     nn.init.zeros_(last.bias)
     first = nn.Linear(channels * bins, hidden)
     return nn.Sequential(first, nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last)
-
-
-def _pair(size: Size) -> tuple[int, int]:
-    """Spells a size out as (height, width)."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -83,10 +83,12 @@ cuda_library = (
 def _native_kernels() -> frozenset[tuple[str, str]]:
     if not cpu_library.loaded:
         return frozenset()
+    # What has a kernel on CPU has a result without values on the meta device (faces.py).
+    keys = (("cpu", "CPU"), ("cuda", "CUDA"), ("meta", "CPU"))
     return frozenset(
         (operator, device)
         for operator in FALLBACKS
-        for device, key in (("cpu", "CPU"), ("cuda", "CUDA"))
+        for device, key in keys
         if torch._C._dispatch_has_kernel(f"segdeform::{operator}")  # not in an older build
         and torch._C._dispatch_has_kernel_for_dispatch_key(f"segdeform::{operator}", key)
     )

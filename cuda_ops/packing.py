@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from cuda_ops.surroundings import values_at_hand
 
 
 class WeightPacking:
@@ -23,6 +24,10 @@ class WeightPacking:
         self._memory: Tensor | None = None
         self._lock = threading.Lock()
 
+    def clear(self) -> None:
+        """Lets go of what is kept."""
+        self._memory = None
+
     def __reduce__(self) -> tuple[type[WeightPacking], tuple[()]]:
         """Copies and pickles as an empty one: what it keeps is made anew in no time."""
         return WeightPacking, ()
@@ -36,9 +41,7 @@ class WeightPacking:
         None, so that the weight is packed for this call alone: where gradients are wanted, under
         transforms, off the CPU, and while another thread has it.
         """
-        if not _needs_values_alone(input, weight, *others) or not self._lock.acquire(
-            blocking=False
-        ):
+        if not _values_alone(input, weight, *others) or not self._lock.acquire(blocking=False):
             yield None
             return
         try:
@@ -57,16 +60,8 @@ class WeightPacking:
         return self._memory
 
 
-def _needs_values_alone(*tensors: Tensor | None) -> bool:
+def _values_alone(*tensors: Tensor | None) -> bool:
     """Says whether a call is plain inference on CPU: no gradients, tracing, fakes or transforms."""
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+    if not values_at_hand(*tensors):
         return False
-    given = [t for t in tensors if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
-        return False
-    return all(
-        type(t) in (Tensor, torch.nn.Parameter)
-        and t.device.type == "cpu"
-        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
-        for t in given
-    )
+    return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))

@@ -11,9 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+from cuda_ops.arguments import pair
 
 
 def sample_coordinates(
@@ -87,7 +85,7 @@ def deform_conv2d(
     n, c = input.shape[:2]
     out_channels, inputs, kh, kw = weight.shape
     taps, groups = kh * kw, c // inputs
-    y, x = sample_coordinates(offset, (kh, kw), _pair(stride), _pair(padding), _pair(dilation))
+    y, x = sample_coordinates(offset, (kh, kw), pair(stride), pair(padding), pair(dilation))
     columns = bilinear_sample(input, y, x)
     if mask is not None:
         offset_groups = y.shape[1]
@@ -109,7 +107,7 @@ def deform_roi_pool(
     gamma: float = 0.1,
 ) -> Tensor:  # [R, C, ph, pw]
     """Computes `cuda_ops.deform_roi_pool` as a product of two weights, of rows and of columns."""
-    bins = _pair(output_size)
+    bins = pair(output_size)
     corners = rois.detach()[:, 1:] * spatial_scale - 0.5
     start, size = corners[:, :2], corners[:, 2:] - corners[:, :2]
     if offset is None:
