@@ -61,6 +61,7 @@ inline Geometry geometry_of(const Tensor& input, const Tensor& offset, const Ten
 struct Needs {
   bool input, offset, weight, bias, mask;
   bool samples() const { return offset || mask; }
+  bool columns() const { return input || samples() || weight; }  // the bias asks for none
 };
 
 inline void check_backward(const Geometry& g, const Tensor& grad, const std::optional<Tensor>& mask,

@@ -3,8 +3,10 @@
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <array>
+#include <initializer_list>
 #include <optional>
 
 #if !defined(STABLE_TORCH_ERROR_CODE_CHECK)  // older torch: the same without the error's own text
@@ -29,6 +31,20 @@ inline bool prefers_channels_last(const Tensor& t) {
     expected *= t.size(d);
   }
   return true;
+}
+
+template <typename T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.data_ptr());
+}
+
+// Kernels address memory: all operands must lie where the dispatcher sent the call.
+inline void check_one_device(const char* name, const Tensor& input,
+                             std::initializer_list<const Tensor*> others) {
+  for (const Tensor* t : others)
+    STD_TORCH_CHECK(t->get_device_index() == input.get_device_index() &&
+                        t->device().type() == input.device().type(),
+                    name, ": all operands must be on one device");
 }
 
 inline Tensor empty_like_format(const Tensor& like, std::array<int64_t, 4> sizes, ScalarType type,

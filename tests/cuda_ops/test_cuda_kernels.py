@@ -15,6 +15,7 @@ from torch import Tensor
 from cuda_ops import reference
 from tests.cuda_ops.host_shim import SEEDS, host_shim  # noqa: F401
 from tests.cuda_ops.shapes import EVERY, SAME, Shape
+from tests.cuda_ops.test_deform_conv2d import far_too_large_to_copy
 
 NAMES = ("input", "offset", "weight", "bias", "mask")
 ALL = (True, True, True, True, True)
@@ -290,6 +291,82 @@ def test_hostile_values_address_nothing(host_shim: Any) -> None:  # noqa: F811
             theirs = forward(torch.ops.segdeform, shape, operands)
             torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=1e-9, atol=1e-9)
             backward(host_shim, shape, operands)
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_a_mask_that_is_no_number_is_seen_where_the_sample_is_zero(
+    host_shim: Any,  # noqa: F811
+    depthwise: bool,
+) -> None:
+    shape = replace(SAME, channels=4, outputs=3, offset_groups=2, size=(5, 6), batch=1)
+    if depthwise:
+        shape = replace(shape, groups=4, outputs=4)
+    operands = shape.tensors(torch.float64)
+    operands["offset"][0, 18 + 8, 2, 3] = 50.0  # the second group's tap 4 lies outside
+    operands["mask"][0, 9 + 4, 2, 3] = float("nan")
+    operands["offset"][0, 0:2, 0, 2] = 0.0  # the first group's tap 0 lies at y = -1
+    operands["mask"][0, 0, 0, 2] = float("nan")
+    ours = backward(host_shim, shape, operands) | {"output": forward(host_shim, shape, operands)}
+    expected = expected_backward(shape, operands) | {"output": expected_forward(shape, operands)}
+    assert expected["weight"].isnan().sum() == (4 if depthwise else 12)
+    for name in ("output", "weight", "bias", "mask"):
+        torch.testing.assert_close(ours[name], expected[name], equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("groups", [1, 2, 12])
+def test_half_precision_is_rounded_once_with_the_bias(
+    host_shim: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    groups: int,
+) -> None:
+    """Products that are no numbers of the dtype, and biases that make some of their sums such."""
+    step = 2 / torch.finfo(dtype).eps  # from here on the dtype knows even numbers alone
+    shape = replace(SAME, kernel=(1, 1), padding=(0, 0), channels=12, outputs=24, groups=groups,
+                    offset_groups=1, modulated=False, size=(6, 9))  # fmt: skip
+    if groups == 12:
+        shape = replace(shape, outputs=12)
+    operands = {k: torch.zeros_like(v) for k, v in shape.tensors(torch.float32).items()}
+    pixels = torch.arange(shape.size[0] * shape.size[1]).reshape(shape.size) % 2
+    operands["input"][:, :: 12 // groups] = 1.0
+    operands["input"][:, 1 :: 12 // groups] = pixels.float()
+    operands["weight"][:, 0] = step
+    operands["weight"][:, 1:2] = 1.0  # a product of step, or of step + 1 which the dtype lacks
+    operands["bias"] = torch.arange(shape.outputs).float() % 3 - 1
+    exact = expected_forward(shape, operands)
+    assert groups == 12 or not torch.equal(exact, exact.to(dtype).double())
+    low = {k: v if k == "offset" else v.to(dtype) for k, v in operands.items()}
+    assert all(torch.equal(low[k].double(), v.double()) for k, v in operands.items())
+    for limit in ("100000000", "1500"):  # in one chunk, and in several
+        monkeypatch.setenv("SEGDEFORM_CUDA_WORKSPACE", limit)
+        assert torch.equal(forward(host_shim, shape, low), exact.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_the_bias_alone_looks_at_nothing_else(
+    host_shim: Any,  # noqa: F811
+    dtype: torch.dtype,
+) -> None:
+    image, offset, weight = far_too_large_to_copy(dtype)
+    geometry = ((2**14, 2**14), (0, 0), (1, 1), 1, 1)
+    grad = torch.tensor([1.0, -2.0, 5.0], dtype=dtype).reshape(1, 3, 1, 1)
+    found = host_shim.deform_conv2d_backward(
+        grad, image, offset, weight, None, *geometry, False, False, False, True, False
+    )
+    assert torch.equal(found[3], grad.flatten()) and found[3].dtype == dtype
+
+
+@pytest.mark.parametrize("text", ["64MB", "64 MiB", " 64", "1e8", "", "-5", "0", "9" * 30])
+def test_a_workspace_that_is_no_number_of_bytes_is_refused(
+    host_shim: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+) -> None:
+    monkeypatch.setenv("SEGDEFORM_CUDA_WORKSPACE", text)
+    shape = EVERY["asymmetric"]
+    with pytest.raises(RuntimeError, match=f"WORKSPACE is '{text}'; it takes a number of bytes"):
+        forward(host_shim, shape, shape.tensors(torch.float32))
 
 
 def test_wrong_dtypes_are_refused(host_shim: Any) -> None:  # noqa: F811

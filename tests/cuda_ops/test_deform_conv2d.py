@@ -346,6 +346,52 @@ def test_a_far_coordinate_counts_as_masked_out(value: float) -> None:
     assert ours["offset"][0, 6:8, 1, 2].abs().max() == 0
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_a_mask_that_is_no_number_is_seen_where_the_sample_is_zero(
+    instruction_set: str, depthwise: bool, value: float
+) -> None:
+    """Outside the picture, at exactly -1 and inside: 0 * NaN is NaN, by the definition too."""
+    shape = replace(SAME, channels=20, outputs=3, offset_groups=2, size=(5, 6), batch=1)
+    if depthwise:
+        shape = replace(shape, groups=20, outputs=20)
+    operands = shape.tensors(torch.float64)
+    operands["offset"][0, 18 + 8, 2, 3] = 50.0  # the second group's tap 4 lies outside
+    operands["mask"][0, 9 + 4, 2, 3] = value
+    operands["offset"][0, 0:2, 0, 2] = 0.0  # the first group's tap 0 lies at y = -1
+    operands["mask"][0, 0, 0, 2] = value
+    ours = gradients(cuda_ops.deform_conv2d, shape, operands)
+    for row, column, channels in ((1, 1, slice(10, 20)), (0, 0, slice(0, 10))):
+        taps = ours["weight"][:, :, row, column].reshape(-1)
+        lost = taps[channels] if depthwise else ours["weight"][:, channels, row, column]
+        assert lost.isnan().all()
+    if value != value:  # an infinite mask times a corner of weight 0 is not defined by rule
+        expected = gradients(reference.deform_conv2d, shape, operands)
+        for name in ("output", "weight", "bias", "mask"):
+            torch.testing.assert_close(ours[name], expected[name], equal_nan=True, msg=name)
+
+
+def far_too_large_to_copy(dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Operands of a convolution with one output pixel, whose picture no memory could hold twice."""
+    channels, side = 2**20, 2**14
+    image = torch.ones((), dtype=dtype).expand(1, channels, side, side)
+    weight = torch.ones((), dtype=dtype).expand(3, channels, 1, 1)
+    return image, torch.zeros(1, 2, 1, 1), weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_gradient_of_the_bias_alone_looks_at_nothing_else(dtype: torch.dtype) -> None:
+    image, offset, weight = far_too_large_to_copy(dtype)
+    bias = torch.zeros(3, dtype=dtype, requires_grad=True)
+    geometry = ((2**14, 2**14), (0, 0), (1, 1), 1, 1)
+    grad = torch.tensor([1.0, -2.0, 5.0], dtype=dtype).reshape(1, 3, 1, 1)
+    found = torch.ops.segdeform.deform_conv2d_backward(
+        grad, image, offset, weight, None, *geometry, False, False, False, True, False
+    )
+    assert torch.equal(found[3], grad.flatten()) and found[3].dtype == bias.dtype
+    assert [g.shape for g in (*found[:3], found[4])] == [(0,)] * 4
+
+
 HOSTILE = """
 import itertools, torch
 from cuda_ops import deform_conv2d

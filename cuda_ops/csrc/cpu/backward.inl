@@ -15,6 +15,18 @@ SEGDEFORM_INLINE void gradient_rows(const BackwardTask<T>& task, const Tile<T>& 
   }
 }
 
+// The modulated sample where it is 0 by rule: no value of the image reaches it, but a mask that is
+// no number does.
+template <typename T>
+SEGDEFORM_INLINE T zero_by_rule(const CornerRows<T>& r) {
+  return (r.weight[0] + r.weight[1] + r.weight[2] + r.weight[3]) * T(0);
+}
+
+template <typename T>
+SEGDEFORM_INLINE void fill(T* row, int64_t elements, T value) {
+  for (int64_t i = 0; i < elements; ++i) row[i] = value;
+}
+
 // The inner products <gradient of the column, corner i>, from which all sample gradients follow.
 template <typename T>
 struct CornerProducts {
@@ -77,8 +89,7 @@ void backpropagate_samples(const BackwardTask<T>& task, const Tile<T>& tile,
     const CornerRows<T> rows = corner_rows<false>(task.g, task.sampling, tile, points, m, channel);
     const CornerProducts<T> products =
         backpropagate<T, NeedInput, NeedSamples>(rows, grad_rows, run, column);
-    // A corner whose weight is 0 but whose value is not finite must not reach the column.
-    if (points.value_is_zero[m]) __builtin_memset(column, 0, run * sizeof(T));
+    if (points.value_is_zero[m]) fill(column, run, zero_by_rule(rows));
     if (NeedSamples) add_sample_gradients(points, m, products, pixels, samples + m);
   }
 }
@@ -131,38 +142,30 @@ int64_t backward_scratch(const BackwardTask<T>& task, const Slice& slice) {
 // One unit (channels of one group) of one tile of the dense backward.
 template <typename T>
 void backward_unit(const BackwardTask<T>& task, const Tile<T>& tile, SamplePoints<T>& points,
-                   const Slice& slice, int64_t first_channel, int64_t channels, int64_t first_pixel,
-                   const T* grad, T* columns, T* spare) {
+                   const Slice& slice, const WeightUnit& unit, int64_t first_pixel, const T* grad,
+                   int64_t grad_stride, T* columns, T* spare) {
   const Geometry& g = task.g;
   const PanelLayout layout = panel_layout<T>();
-  const int64_t outputs = g.outputs_per_group(), width = g.taps() * channels;
-  const int64_t stride = backward_column_stride<T>(g, channels);
-  // Units before this one in weight and grad_weight: whole groups, then parts of this group.
-  const int64_t inputs = g.channels_per_group();
-  const int64_t group = first_channel / inputs, inside = first_channel % inputs;
-  const int64_t units = inside / task.slice_channels, full = task.slice_channels * g.taps();
-  const int64_t parts = inputs / task.slice_channels, rest = inputs % task.slice_channels;
-
+  const int64_t outputs = g.outputs_per_group(), width = g.taps() * unit.channels;
+  const int64_t stride = backward_column_stride<T>(g, unit.channels);
   if (task.weight) {
-    const int64_t group_size =
-        outputs * (parts * layout.padded(full) + layout.padded(rest * g.taps()));
-    const T* weight = task.weight + group * group_size + units * outputs * layout.padded(full);
+    const T* weight = task.weight + unit.weight_at;
     for (int64_t m = 0; m < tile.pixels; ++m)
       __builtin_memset(columns + m * stride, 0, layout.padded(width) * sizeof(T));
     for (int64_t n = 0; n < width; n += layout.panel) {
       const int64_t panel = layout.width(width, n);
-      panel_product<T, false>(panel, tile.pixels, grad, grad_stride(layout, outputs),
-                              weight + n * outputs, panel, outputs, columns + n, stride);
+      panel_product<T, false>(panel, tile.pixels, grad, grad_stride, weight + n * outputs, panel,
+                              outputs, columns + n, stride);
     }
   }
-  backpropagate_tile(task, tile, points, slice, first_channel, channels, first_pixel, columns,
-                     stride, spare);
+  backpropagate_tile(task, tile, points, slice, unit.first_channel, unit.channels, first_pixel,
+                     columns, stride, spare);
   if (task.grad_weight) {
-    T* grad_weight = task.grad_weight + first_channel * g.taps() * layout.padded(outputs);
+    T* grad_weight = task.grad_weight + unit.grad_at;
     for (int64_t o = 0; o < outputs; o += layout.panel) {
       const int64_t panel = layout.width(outputs, o);
-      panel_product<T, true>(panel, width, columns, stride, grad + o, grad_stride(layout, outputs),
-                             tile.pixels, grad_weight + o * width, panel);
+      panel_product<T, true>(panel, width, columns, stride, grad + o, grad_stride, tile.pixels,
+                             grad_weight + o * width, panel);
     }
   }
 }
@@ -176,22 +179,16 @@ void backward_dense(const BackwardTask<T>& task, const Slice& slice, T* memory) 
   SamplePoints<T>& points = *scratch.template take_structs<SamplePoints<T>>(1);
   T* spare = scratch.take(largest);
   T* columns = scratch.take(task.tile_pixels * backward_column_stride<T>(g, largest));
-  const int64_t tiles = (g.out_pixels() + task.tile_pixels - 1) / task.tile_pixels;
-  const int64_t inputs = g.channels_per_group();
-  const int64_t grad_size =
-      task.tile_pixels * grad_stride(panel_layout<T>(), g.outputs_per_group());
+  const GradLayout grads(g, panel_layout<T>(), task.tile_pixels);
   for (int64_t n = task.first_image; n < task.first_image + task.images; ++n)
-    for (int64_t i = 0; i < tiles; ++i) {
+    for (int64_t i = 0; i < grads.tiles; ++i) {
       const int64_t first = i * task.tile_pixels;
       const int64_t pixels = least(task.tile_pixels, g.out_pixels() - first);
       locate_tile(g, task.sampling, n * g.out_pixels() + first, pixels, tile);
-      const T* grad = task.grad + (n * tiles + i) * g.groups * grad_size;
-      for (int64_t c = slice.first_channel; c < slice.first_channel + slice.channels;) {
-        const int64_t channels = least(least(task.slice_channels, inputs - c % inputs),
-                                       slice.first_channel + slice.channels - c);
-        backward_unit(task, tile, points, slice, c, channels, first, grad + c / inputs * grad_size,
-                      columns, spare);
-        c += channels;
+      for (int64_t u = 0; u < slice.unit_count; ++u) {
+        const WeightUnit& unit = slice.units[u];
+        backward_unit(task, tile, points, slice, unit, first,
+                      task.grad + grads.at(n, i, unit.group), grads.stride, columns, spare);
       }
     }
 }

@@ -39,8 +39,7 @@ Tensor forward(const Geometry& g, const Tensor& input, const Tensor& offset, con
     const Operands<T> operands(g, input, offset, weight, mask, type);
     const WeightRows<T> rows = operands.weight_rows(g);
     const PackedWeight<T> packed =
-        packing ? PackedWeight<T>(g, rows, kernel.layout, static_cast<T*>(packing->data_ptr()),
-                                  packing->numel())
+        packing ? PackedWeight<T>(g, rows, kernel.layout, data<T>(*packing), packing->numel())
                 : PackedWeight<T>(g, rows, kernel.layout);
     std::optional<Tensor> flat_bias;
     if (bias) flat_bias = torch::stable::contiguous(torch::stable::to(*bias, type));
@@ -48,8 +47,8 @@ Tensor forward(const Geometry& g, const Tensor& input, const Tensor& offset, con
                               operands.sampling(),
                               forward_tile_pixels(g),
                               packed.get(),
-                              bias ? static_cast<const T*>(flat_bias->data_ptr()) : nullptr,
-                              static_cast<T*>(output.data_ptr())};
+                              bias ? data<const T>(*flat_bias) : nullptr,
+                              data<T>(output)};
     const int64_t tiles = (g.batch * g.out_pixels() + task.tile_pixels - 1) / task.tile_pixels;
     const int64_t macs = g.out_channels * g.channels_per_group() * g.taps();
     parallel_units(tiles, task.tile_pixels * macs / 8, [&](int64_t begin, int64_t end) {

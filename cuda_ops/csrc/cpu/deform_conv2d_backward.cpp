@@ -21,10 +21,11 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 // It depends on the shape alone, so that the order of every sum does.
 struct Cut {
   std::vector<Slice> slices;
+  std::vector<WeightUnit> units;  // of all slices, in order; depthwise has none
   int64_t slice_channels, chunks;
 };
 
-Cut cut_backward(const Geometry& g) {
+Cut cut_backward(const Geometry& g, const PanelLayout& layout) {
   constexpr int64_t kEnoughSlices = 8, kEnoughUnits = 16;
   Cut cut{};
   const int64_t widest = g.depthwise() ? 128 : 64;
@@ -35,8 +36,19 @@ Cut cut_backward(const Geometry& g) {
   for (int64_t c = 0; c < g.channels;) {
     const int64_t group_end = inputs > cut.slice_channels ? (c / inputs + 1) * inputs : g.channels;
     const int64_t channels = std::min(step, group_end - c);
-    cut.slices.push_back({c, channels});
+    cut.slices.push_back({c, channels, nullptr, 0});
     c += channels;
+  }
+  if (!g.depthwise()) {
+    cut.units = weight_units(g, layout, cut.slice_channels);
+    size_t next = 0;
+    for (Slice& s : cut.slices) {
+      s.units = &cut.units[next];
+      for (;
+           next < cut.units.size() && cut.units[next].first_channel < s.first_channel + s.channels;
+           ++next)
+        ++s.unit_count;
+    }
   }
   const int64_t slices = int64_t(cut.slices.size());
   cut.chunks = slices >= kEnoughSlices ? 1
@@ -93,13 +105,14 @@ void reduce_samples(const Geometry& g, const SampleBlocks& blocks, const T* sums
 template <typename T>
 class Backward {
  public:
+  // `grad`: channels-last, in the compute type.
   Backward(const Geometry& g, const Tensor& grad, const Operands<T>& operands, const Needs& need,
            ScalarType type)
       : g_(g),
-        grad_(channels_last(grad, type)),
+        grad_(grad),
         need_(need),
         type_(type),
-        cut_(cut_backward(g)),
+        cut_(cut_backward(g, kernel_.layout)),
         blocks_(g, cut_.slices) {
     task_.g = g;
     task_.sampling = operands.sampling();
@@ -109,7 +122,7 @@ class Backward {
     if (need.input) {
       grad_input = empty({g.batch, g.channels, g.height, g.width}, MemoryFormat::ChannelsLast);
       torch::stable::zero_(grad_input);
-      task_.grad_input = data(grad_input);
+      task_.grad_input = data<T>(grad_input);
     }
     if (need.samples()) samples_ = zeroed<T>(blocks_.total);
     if (need.weight) weight_sums_ = zeroed<T>(cut_.chunks * chunk_size());
@@ -120,21 +133,14 @@ class Backward {
     if (need_.samples()) sum_samples();
     if (need_.weight) {
       grad_weight = empty({g_.out_channels, g_.channels_per_group(), g_.kernel_h, g_.kernel_w});
-      unpack_grad_weight(g_, kernel_.layout, cut_.slice_channels, cut_.chunks, chunk_size(),
-                         weight_sums_->get(), data(grad_weight));
-    }
-    if (need_.bias) {
-      const int64_t sizes[1] = {g_.out_channels};
-      grad_bias = torch::stable::new_empty(grad_, IntHeaderOnlyArrayRef(sizes, 1), type_);
-      sum_grad(g_, data(grad_), data(grad_bias));
+      unpack_grad_weight(g_, kernel_.layout, cut_.units, cut_.chunks, chunk_size(),
+                         weight_sums_->get(), data<T>(grad_weight));
     }
   }
 
-  Tensor grad_input, grad_offset, grad_weight, grad_bias, grad_mask;
+  Tensor grad_input, grad_offset, grad_weight, grad_mask;
 
  private:
-  static T* data(const Tensor& t) { return static_cast<T*>(t.data_ptr()); }
-
   Tensor empty(std::array<int64_t, 4> sizes, MemoryFormat format = MemoryFormat::Contiguous) const {
     return empty_like_format(grad_, sizes, type_, format);
   }
@@ -144,11 +150,11 @@ class Backward {
     if (g_.depthwise()) {
       weight_.emplace(packed_size(g_, kernel_.layout));
       pack_weight(g_, rows, kernel_.layout, weight_->get());
-      task_.grad = data(grad_);
+      task_.grad = data<T>(grad_);
     } else {
       if (need_.input || need_.samples())
-        weight_.emplace(transposed_weight(g_, rows, kernel_.layout, cut_.slice_channels));
-      packed_grad_.emplace(padded_grad(g_, data(grad_), kernel_.layout, task_.tile_pixels));
+        weight_.emplace(transposed_weight(g_, rows, kernel_.layout, cut_.units));
+      packed_grad_.emplace(padded_grad(g_, data<T>(grad_), kernel_.layout, task_.tile_pixels));
       task_.grad = packed_grad_->get();
     }
     task_.weight = weight_ ? weight_->get() : nullptr;
@@ -184,13 +190,13 @@ class Backward {
     const int64_t channels = g_.offset_groups * g_.taps(), p = g_.out_height, q = g_.out_width;
     if (need_.offset) grad_offset = empty({g_.batch, 2 * channels, p, q});
     if (need_.mask) grad_mask = empty({g_.batch, channels, p, q});
-    reduce_samples(g_, blocks_, samples_->get(), need_.offset ? data(grad_offset) : nullptr,
-                   need_.mask ? data(grad_mask) : nullptr);
+    reduce_samples(g_, blocks_, samples_->get(), need_.offset ? data<T>(grad_offset) : nullptr,
+                   need_.mask ? data<T>(grad_mask) : nullptr);
   }
 
   const Kernels<T>& kernel_ = kernels<T>();
   const Geometry g_;
-  const Tensor grad_;  // channels-last
+  const Tensor grad_;
   const Needs need_;
   const ScalarType type_;
   const Cut cut_;
@@ -200,19 +206,32 @@ class Backward {
   std::unique_ptr<Buffer<T>> samples_, weight_sums_;
 };
 
+// The gradient of the bias [O], of that of the output, channels-last.
+template <typename T>
+Tensor sum_of_outputs(const Geometry& g, const Tensor& grad) {
+  const int64_t sizes[1] = {g.out_channels};
+  Tensor sums = torch::stable::new_empty(grad, IntHeaderOnlyArrayRef(sizes, 1));
+  sum_grad(g, data<const T>(grad), data<T>(sums));
+  return sums;
+}
+
 template <typename T>
 Gradients backward(const Geometry& g, const Tensor& grad, const Tensor& input, const Tensor& offset,
                    const Tensor& weight, const std::optional<Tensor>& mask, const Needs& need,
                    ScalarType type) {
-  const Operands<T> operands(g, input, offset, weight, mask, type);
-  Backward<T> call(g, grad, operands, need, type);
-  call.run();
+  const Tensor flat_grad = channels_last(grad, type);
   const ScalarType weights = weight.scalar_type();
+  const Tensor grad_bias =
+      need.bias ? torch::stable::to(sum_of_outputs<T>(g, flat_grad), weights) : nothing(weight);
+  if (!need.columns())
+    return {nothing(input), nothing(offset), nothing(weight), grad_bias, nothing(offset)};
+  const Operands<T> operands(g, input, offset, weight, mask, type);
+  Backward<T> call(g, flat_grad, operands, need, type);
+  call.run();
   return {need.input ? finished(call.grad_input, input.scalar_type(), prefers_channels_last(input))
                      : nothing(input),
           need.offset ? finished(call.grad_offset, offset.scalar_type(), false) : nothing(offset),
-          need.weight ? finished(call.grad_weight, weights, false) : nothing(weight),
-          need.bias ? finished(call.grad_bias, weights, false) : nothing(weight),
+          need.weight ? finished(call.grad_weight, weights, false) : nothing(weight), grad_bias,
           need.mask ? finished(call.grad_mask, mask->scalar_type(), false) : nothing(offset)};
 }
 

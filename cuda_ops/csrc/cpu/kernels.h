@@ -30,10 +30,21 @@ struct PanelLayout {
   }
 };
 
-// Row length of the gradient of the output in the backward pass, in elements.
-inline int64_t grad_stride(const PanelLayout& layout, int64_t outputs) {
-  return layout.padded(outputs) + kRowPadding;
-}
+// The gradient of the output as the backward pass of a dense convolution reads it: per image, tile
+// of pixels and group a matrix [tile pixels, O/groups], its rows `stride` elements apart.
+struct GradLayout {
+  int64_t tiles, groups, tile_pixels, stride;
+
+  GradLayout(const Geometry& g, const PanelLayout& layout, int64_t tile_pixels)
+      : tiles((g.out_pixels() + tile_pixels - 1) / tile_pixels),
+        groups(g.groups),
+        tile_pixels(tile_pixels),
+        stride(layout.padded(g.outputs_per_group()) + kRowPadding) {}
+
+  int64_t at(int64_t image, int64_t tile, int64_t group) const {
+    return ((image * tiles + tile) * groups + group) * tile_pixels * stride;
+  }
+};
 
 template <typename T>
 struct Sampling {
@@ -55,9 +66,18 @@ struct ForwardTask {
   T* output;        // [N, P, Q, O]
 };
 
+// Channels of one group whose products the dense backward pass computes at a time. packing.h lays
+// out the weight and its gradient by these.
+struct WeightUnit {
+  int64_t first_channel, channels, group;
+  int64_t weight_at, grad_at;  // elements before it in the packed weight, in its packed gradient
+};
+
 // A run of channels that one backward task owns: whole groups, or a part of one group.
 struct Slice {
   int64_t first_channel, channels;
+  const WeightUnit* units;  // its units, in order; depthwise has none
+  int64_t unit_count;
 };
 
 template <typename T>
@@ -65,11 +85,10 @@ struct BackwardTask {
   Geometry g;
   Sampling<T> sampling;
   int64_t tile_pixels;
-  int64_t slice_channels;  // channels of a unit, at most; a unit never straddles groups
+  int64_t slice_channels;  // channels of a unit, at most
   int64_t first_image, images;
   const T* weight;  // dense: per unit a panel matrix [O/groups, T*channels]; depthwise: [T, C]
-  const T* grad;    // dense: per image, tile and group [tile_pixels, O/groups], rows grad_stride
-                    // apart; depthwise: [N, P, Q, O]
+  const T* grad;    // dense: as GradLayout says; depthwise: [N, P, Q, O]
   T* grad_input;    // [N, H, W, C], zeroed before; or nullptr
   T* grad_samples;  // [N, overlapped offset groups, T, 3, P*Q]: d/dy, d/dx, d/dmask; or nullptr
   T* grad_weight;   // dense: per unit a panel matrix [T*channels, O/groups], zeroed before;

@@ -33,9 +33,9 @@ struct Operands {
 
   Sampling<T> sampling() const {
     Sampling<T> s{};
-    s.input = static_cast<const T*>(input.data_ptr());
-    s.offset = static_cast<const T*>(offset.data_ptr());
-    s.mask = mask ? static_cast<const T*>(mask->data_ptr()) : nullptr;
+    s.input = data<const T>(input);
+    s.offset = data<const T>(offset);
+    s.mask = mask ? data<const T>(*mask) : nullptr;
     for (int d = 0; d < 4; ++d) s.offset_stride[d] = offset.stride(d);
     for (int d = 0; d < 4; ++d) s.mask_stride[d] = mask ? mask->stride(d) : 0;
     s.zeros = zeros.data();
@@ -44,8 +44,7 @@ struct Operands {
 
   WeightRows<T> weight_rows(const Geometry& g) const {
     const bool last = prefers_channels_last(weight);
-    return {static_cast<const T*>(weight.data_ptr()), last ? 1 : g.taps(),
-            last ? g.channels_per_group() : 1};
+    return {data<const T>(weight), last ? 1 : g.taps(), last ? g.channels_per_group() : 1};
   }
 };
 

@@ -144,42 +144,37 @@ class PackedWeight {
 
 // ---- the weight, for the backward pass ----
 
-// The channels of a group, `slice_channels` at a time.
-struct WeightUnit {
-  int64_t first_channel, channels;
-  int64_t before;  // elements of the units before it, in a packing of O/groups rows a unit
-};
-
+// The channels of each group, `slice_channels` at a time. Packed, a unit of the weight is a panel
+// matrix [O/groups, T * channels], one of its gradient [T * channels, O/groups].
 inline std::vector<WeightUnit> weight_units(const Geometry& g, const PanelLayout& layout,
                                             int64_t slice_channels) {
-  const int64_t inputs = g.channels_per_group();
+  const int64_t inputs = g.channels_per_group(), outputs = g.outputs_per_group();
   std::vector<WeightUnit> units;
-  int64_t before = 0;
+  int64_t weight_at = 0, grad_at = 0;
   for (int64_t group = 0; group < g.groups; ++group)
     for (int64_t c = 0; c < inputs; c += slice_channels) {
       const int64_t channels = std::min(slice_channels, inputs - c);
-      units.push_back({group * inputs + c, channels, before});
-      before += layout.size(g.outputs_per_group(), g.taps() * channels);
+      units.push_back({group * inputs + c, channels, group, weight_at, grad_at});
+      weight_at += layout.size(outputs, g.taps() * channels);
+      grad_at += layout.size(g.taps() * channels, outputs);
     }
   return units;
 }
 
-// [O, C/groups, T] -> per unit a panel matrix [O/groups, T * channels].
+// [O, C/groups, T] -> the units.
 template <typename T>
 Buffer<T> transposed_weight(const Geometry& g, const WeightRows<T>& weight,
-                            const PanelLayout& layout, int64_t slice_channels) {
-  const std::vector<WeightUnit> units = weight_units(g, layout, slice_channels);
+                            const PanelLayout& layout, const std::vector<WeightUnit>& units) {
   const int64_t taps = g.taps(), inputs = g.channels_per_group(), outputs = g.outputs_per_group();
-  Buffer<T> packed(units.back().before + layout.size(outputs, taps * units.back().channels));
-  const int64_t cost = outputs * taps * slice_channels;
+  Buffer<T> packed(units.back().weight_at + layout.size(outputs, taps * units.back().channels));
+  const int64_t cost = outputs * taps * units.front().channels;
   parallel_units(int64_t(units.size()), cost, [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
       const WeightUnit& unit = units[size_t(u)];
-      const int64_t group = unit.first_channel / inputs, c0 = unit.first_channel % inputs;
-      const int64_t columns = taps * unit.channels;
-      T* to = packed.get() + unit.before;
+      const int64_t c0 = unit.first_channel % inputs, columns = taps * unit.channels;
+      T* to = packed.get() + unit.weight_at;
       for (int64_t o = 0; o < outputs; ++o) {
-        const T* row = weight.row(g, group * outputs + o) + c0 * weight.channel_stride;
+        const T* row = weight.row(g, unit.group * outputs + o) + c0 * weight.channel_stride;
         for (int64_t t = 0; t < taps; ++t)
           for (int64_t c = 0; c < unit.channels;) {
             const int64_t n = t * unit.channels + c, n0 = n / layout.panel * layout.panel;
@@ -200,10 +195,11 @@ Buffer<T> transposed_weight(const Geometry& g, const WeightRows<T>& weight,
   return packed;
 }
 
-// Sums the chunks [T * channels, O/groups] a unit and turns them into [O, C/groups, T].
+// Sums the chunks of units and turns them into [O, C/groups, T].
 template <typename T>
-void unpack_grad_weight(const Geometry& g, const PanelLayout& layout, int64_t slice_channels,
-                        int64_t chunks, int64_t chunk_size, T* packed, T* out) {
+void unpack_grad_weight(const Geometry& g, const PanelLayout& layout,
+                        const std::vector<WeightUnit>& units, int64_t chunks, int64_t chunk_size,
+                        T* packed, T* out) {
   const int64_t taps = g.taps(), inputs = g.channels_per_group(), outputs = g.outputs_per_group();
   constexpr int64_t kBlock = 4096;
   if (chunks > 1)
@@ -218,21 +214,19 @@ void unpack_grad_weight(const Geometry& g, const PanelLayout& layout, int64_t sl
     transpose(taps, g.channels, packed, g.channels, out, taps);
     return;
   }
-  const int64_t padded = layout.padded(outputs);
   const int64_t panels = (outputs + layout.panel - 1) / layout.panel;
-  const int64_t parts = (inputs + slice_channels - 1) / slice_channels;
   parallel_units(
-      g.groups * parts * panels, taps * slice_channels * layout.panel,
+      int64_t(units.size()) * panels, taps * units.front().channels * layout.panel,
       [&](int64_t begin, int64_t end) {
         constexpr int64_t kRows = 64;  // the mirror image of packed_weight
         const Buffer<T> block(kRows * layout.panel);
-        for (int64_t unit = begin; unit < end; ++unit) {
-          const int64_t group = unit / (parts * panels), o0 = unit % panels * layout.panel;
-          const int64_t c0 = unit / panels % parts * slice_channels;
-          const int64_t channels = std::min(slice_channels, inputs - c0), depth = taps * channels;
+        for (int64_t index = begin; index < end; ++index) {
+          const WeightUnit& unit = units[size_t(index / panels)];
+          const int64_t o0 = index % panels * layout.panel, c0 = unit.first_channel % inputs;
+          const int64_t channels = unit.channels, depth = taps * channels;
           const int64_t width = layout.width(outputs, o0);
-          const T* panel = packed + (group * inputs + c0) * taps * padded + o0 * depth;
-          T* to = out + ((group * outputs + o0) * inputs + c0) * taps;
+          const T* panel = packed + unit.grad_at + o0 * depth;
+          T* to = out + ((unit.group * outputs + o0) * inputs + c0) * taps;
           for (int64_t n0 = 0; n0 < depth; n0 += kRows) {
             const int64_t rows = std::min(kRows, depth - n0);
             for (int64_t i = 0; i < rows; ++i) {
@@ -248,14 +242,13 @@ void unpack_grad_weight(const Geometry& g, const PanelLayout& layout, int64_t sl
 
 // ---- the gradient of the output ----
 
-// [N, P*Q, O] -> per image, tile and group a matrix [tile_pixels, O/groups], its rows `stride`
-// elements apart and zero-filled to whole vectors.
+// [N, P*Q, O] -> the layout, rows zero-filled to whole vectors.
 template <typename T>
 Buffer<T> padded_grad(const Geometry& g, const T* grad, const PanelLayout& layout,
                       int64_t tile_pixels) {
-  const int64_t tiles = (g.out_pixels() + tile_pixels - 1) / tile_pixels;
-  const int64_t outputs = g.outputs_per_group(), stride = grad_stride(layout, outputs);
-  Buffer<T> padded(g.batch * tiles * g.groups * tile_pixels * stride);
+  const GradLayout to_layout(g, layout, tile_pixels);
+  const int64_t tiles = to_layout.tiles, outputs = g.outputs_per_group();
+  Buffer<T> padded(to_layout.at(g.batch, 0, 0));
   parallel_units(g.batch * tiles, tile_pixels * g.out_channels, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t first = unit % tiles * tile_pixels;
@@ -263,7 +256,8 @@ Buffer<T> padded_grad(const Geometry& g, const T* grad, const PanelLayout& layou
       const T* from = grad + (unit / tiles * g.out_pixels() + first) * g.out_channels;
       for (int64_t group = 0; group < g.groups; ++group)
         for (int64_t m = 0; m < pixels; ++m) {
-          T* to = padded.get() + ((unit * g.groups + group) * tile_pixels + m) * stride;
+          T* to =
+              padded.get() + to_layout.at(unit / tiles, unit % tiles, group) + m * to_layout.stride;
           const T* row = from + m * g.out_channels + group * outputs;
           std::copy(row, row + outputs, to);
           std::fill(to + outputs, to + layout.padded(outputs), T(0));

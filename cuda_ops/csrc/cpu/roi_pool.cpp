@@ -14,11 +14,6 @@
 namespace segdeform::cpu {
 namespace {
 
-template <typename T>
-T* data_of(const Tensor& t) {
-  return static_cast<T*>(t.data_ptr());
-}
-
 // [N, O * cells, h, w] -> [N, h * w, cells, O] in the compute type; not copied if it lies so.
 template <typename T>
 Tensor packed(const Tensor& t, ScalarType type, int64_t cells) {
@@ -36,8 +31,8 @@ Tensor packed(const Tensor& t, ScalarType type, int64_t cells) {
   parallel_units(n * strips, o * kStrip, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t first = unit % strips * kStrip, start = unit / strips * o * pixels;
-      transpose(o, std::min(kStrip, pixels - first), data_of<const T>(converted) + start + first,
-                pixels, data_of<T>(result) + start + first * o, o);
+      transpose(o, std::min(kStrip, pixels - first), data<const T>(converted) + start + first,
+                pixels, data<T>(result) + start + first * o, o);
     }
   });
   return result;
@@ -71,9 +66,9 @@ struct Operands {
   RoiTask<T> task(const RoiGeometry& g) const {
     RoiTask<T> task{};
     task.g = g;
-    task.input = data_of<const T>(input);
-    task.rois = data_of<const T>(rois);
-    task.shifts = shifts ? data_of<const T>(*shifts) : nullptr;
+    task.input = data<const T>(input);
+    task.rois = data<const T>(rois);
+    task.shifts = shifts ? data<const T>(*shifts) : nullptr;
     return task;
   }
 };
@@ -103,7 +98,7 @@ Tensor forward(const RoiGeometry& g, const Tensor& input, const Tensor& rois,
   const auto pool_bin = kernels<T>().roi.forward;
   if (keep) {
     run<T>(g, g.rois * bins, kTypicalPixels * channels, [&](int64_t unit, T* scratch) {
-      pool_bin(task, unit, data_of<T>(output) + unit * channels, scratch);
+      pool_bin(task, unit, data<T>(output) + unit * channels, scratch);
     });
   } else {
     // A RoI is turned round while it is in cache.
@@ -112,7 +107,7 @@ Tensor forward(const RoiGeometry& g, const Tensor& input, const Tensor& rois,
       for (int64_t bin = 0; bin < bins; ++bin)
         pool_bin(task, roi * bins + bin, tile.data() + bin * channels, scratch);
       transpose(bins, channels, static_cast<const T*>(tile.data()), channels,
-                data_of<T>(output) + roi * bins * channels, bins);
+                data<T>(output) + roi * bins * channels, bins);
     });
   }
   return torch::stable::to(output, input.scalar_type());
@@ -133,7 +128,7 @@ std::tuple<Tensor, Tensor> backward(const RoiGeometry& g, const Tensor& grad, co
   const RoiKernels<T>& kernel = kernels<T>().roi;
   const Tensor flat_grad = packed<T>(grad, type, 1);
   RoiTask<T> task = operands.task(g);
-  task.grad = data_of<const T>(flat_grad);
+  task.grad = data<const T>(flat_grad);
 
   const int64_t none[1] = {0};
   const Tensor nothing = torch::stable::new_empty(shifts ? *shifts : rois, {none, 1});
@@ -141,7 +136,7 @@ std::tuple<Tensor, Tensor> backward(const RoiGeometry& g, const Tensor& grad, co
   if (need_input) {
     Tensor sums = torch::stable::empty_like(operands.input);
     torch::stable::zero_(sums);
-    task.grad_input = data_of<T>(sums);
+    task.grad_input = data<T>(sums);
     task.slice_channels = slice_channels(g);
     const int64_t slices = (g.channels + task.slice_channels - 1) / task.slice_channels;
     const int64_t cost = g.rois * g.pooled_h * g.pooled_w * kTypicalPixels * task.slice_channels /
@@ -152,7 +147,7 @@ std::tuple<Tensor, Tensor> backward(const RoiGeometry& g, const Tensor& grad, co
   }
   if (need_shifts) {
     grad_shifts = torch::stable::empty_like(*operands.shifts);
-    task.grad_shifts = data_of<T>(grad_shifts);
+    task.grad_shifts = data<T>(grad_shifts);
     const int64_t parts = g.part_h * g.part_w;
     const int64_t cost = g.pooled_h * g.pooled_w * kTypicalPixels * g.out_channels / parts;
     run<T>(g, g.rois * parts, cost,

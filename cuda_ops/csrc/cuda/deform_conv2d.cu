@@ -15,11 +15,9 @@ namespace segdeform::cuda {
 namespace {
 
 // Rows of a chunk: as many as fit the workspace, whole tiles of the product, chunks of like size.
-template <typename T>
-int64_t chunk_rows(const Geometry& g) {
+inline int64_t chunk_rows(const Geometry& g, int64_t row_bytes) {
   constexpr int64_t kProductTile = 128;
   const int64_t rows = g.batch * g.out_pixels();
-  const int64_t row_bytes = g.taps() * g.channels * int64_t(sizeof(T));
   const int64_t most = std::max<int64_t>(1, workspace_limit() / row_bytes);
   if (rows <= most) return rows;
   const int64_t chunks = (rows + most - 1) / most;
@@ -27,13 +25,21 @@ int64_t chunk_rows(const Geometry& g) {
   return even * kProductTile <= most ? even * kProductTile : most;
 }
 
+// bias: [O] in the type of the columns. The products of several groups wait in the compute type for
+// it, so that half precision is rounded once; of one group torch's product adds it.
 template <typename T, int V>
-void forward_dense(const Operands<T>& operands, const T* bias, T* output, Stream stream) {
+void forward_dense(const Operands<T>& operands, const std::optional<Tensor>& bias, T* output,
+                   Stream stream) {
+  using R = Real<T>;
   const Geometry& g = operands.g;
   const Sampling<T> sampling = operands.sampling();
-  const int64_t rows = g.batch * g.out_pixels(), most = chunk_rows<T>(g);
   const int64_t width = g.taps() * g.channels_per_group(), outputs = g.outputs_per_group();
+  const bool waits = bias && g.groups > 1;
+  const int64_t column_bytes = g.taps() * g.channels * int64_t(sizeof(T));
+  const int64_t product_bytes = waits ? g.out_channels * int64_t(sizeof(R)) : 0;
+  const int64_t rows = g.batch * g.out_pixels(), most = chunk_rows(g, column_bytes + product_bytes);
   const Workspace<T> memory(operands.input, most * g.taps() * g.channels);
+  const Workspace<R> products(operands.input, waits ? most * g.out_channels : 0);
   const Matrices weight{
       data<T>(operands.weight), {g.groups, outputs, width}, {outputs * width, width, 1}};
   for (int64_t first = 0; first < rows; first += most) {
@@ -41,13 +47,18 @@ void forward_dense(const Operands<T>& operands, const T* bias, T* output, Stream
     const Columns<T> columns{memory.get(), 0, g.channels, g.channels_per_group(), count, g.taps()};
     launch_gather<T, V>(g, sampling, {first, count}, columns, stream);
     T* chunk = output + first * g.out_channels;
-    multiply(operands.input, type_of<T>(),
-             {columns.data, {g.groups, count, width}, {count * width, width, 1}},
-             weight.transposed(),
-             {chunk, {g.groups, count, outputs}, {outputs, g.out_channels, 1}});
-    if (bias)
-      launch(add_bias<T>, blocks_for(count * g.out_channels, kThreads), kThreads, 0, stream, chunk,
-             bias, count * g.out_channels, g.out_channels);
+    const Matrices column{columns.data, {g.groups, count, width}, {count * width, width, 1}};
+    const Matrices out{chunk, {g.groups, count, outputs}, {outputs, g.out_channels, 1}};
+    if (!bias) {
+      multiply(operands.input, type_of<T>(), column, weight.transposed(), out);
+    } else if (!waits) {
+      multiply_and_add(operands.input, type_of<T>(), column, weight, *bias, out);
+    } else {
+      multiply_wide(operands.input, type_of<T>(), type_of<R>(), column, weight.transposed(),
+                    {products.get(), {g.groups, count, outputs}, {count * outputs, outputs, 1}});
+      launch(add_bias<T>, dim3(blocks_for(count * outputs, kThreads), planes_for(g.groups)),
+             kThreads, 0, stream, products.get(), data<T>(*bias), count, outputs, chunk);
+    }
   }
 }
 
@@ -61,15 +72,15 @@ Tensor forward(const Geometry& g, const Tensor& input, const Tensor& offset, con
     const Operands<T> operands(g, input, offset, weight, mask);
     std::optional<Tensor> flat_bias;
     if (bias) flat_bias = torch::stable::contiguous(torch::stable::to(*bias, type_of<T>()));
-    const T* to_add = bias ? data<T>(*flat_bias) : nullptr;
     const bool wide = vectors_fit<T>(g, {&operands.input});
     if (g.depthwise()) {
       const Tensor taps_first = operands.taps_first();
       const auto run = wide ? launch_depthwise<T, kVector<T>> : launch_depthwise<T, 1>;
-      run(g, operands.sampling(), data<T>(taps_first), to_add, data<T>(output), device.stream());
+      run(g, operands.sampling(), data<T>(taps_first), bias ? data<T>(*flat_bias) : nullptr,
+          data<T>(output), device.stream());
     } else {
       const auto run = wide ? forward_dense<T, kVector<T>> : forward_dense<T, 1>;
-      run(operands, to_add, data<T>(output), device.stream());
+      run(operands, flat_bias, data<T>(output), device.stream());
     }
   }
   return finished(output, input.scalar_type(), prefers_channels_last(input));

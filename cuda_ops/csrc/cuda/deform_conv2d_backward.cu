@@ -246,8 +246,13 @@ template <typename T>
 Gradients backward(const Geometry& g, const Tensor& grad, const Tensor& input, const Tensor& offset,
                    const Tensor& weight, const std::optional<Tensor>& mask, const Needs& need) {
   const CurrentDevice device(input);
-  const Operands<T> operands(g, input, offset, weight, mask);
   const Tensor flat_grad = channels_last(grad, type_of<T>());
+  const Tensor grad_bias = need.bias
+                               ? sum_of_outputs(flat_grad, type_of<Real<T>>(), weight.scalar_type())
+                               : nothing(weight);
+  if (!need.columns())
+    return {nothing(input), nothing(offset), nothing(weight), grad_bias, nothing(offset)};
+  const Operands<T> operands(g, input, offset, weight, mask);
   const auto finish = [&](auto&& call) -> Gradients {
     call.run();
     return {need.input
@@ -256,8 +261,7 @@ Gradients backward(const Geometry& g, const Tensor& grad, const Tensor& input, c
             need.offset ? finished(call.grad_offset, offset.scalar_type(), false) : nothing(offset),
             need.weight ? shaped_as_weight<T>(g, call.grad_weight, weight.scalar_type())
                         : nothing(weight),
-            need.bias ? sum_of_outputs(flat_grad, type_of<Real<T>>(), weight.scalar_type())
-                      : nothing(weight),
+            grad_bias,
             need.mask ? finished(call.grad_mask, mask->scalar_type(), false) : nothing(offset)};
   };
   if (vectors_fit<T>(g, {&operands.input, &flat_grad}))

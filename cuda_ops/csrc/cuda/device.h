@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include "../tensors.h"
 #include "launch.h"
@@ -36,6 +38,27 @@ class CurrentDevice {
 #endif
   Stream stream_ = nullptr;  // torch's current stream there
 };
+
+template <typename T>
+constexpr ScalarType type_of() {
+  return torch::headeronly::CppTypeToScalarType<T>::value;
+}
+
+// Calls f with a value of the C++ type that a dtype stands for.
+template <typename F>
+auto with_type(ScalarType type, F f) {
+  switch (type) {
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::Half:
+      return f(c10::Half{});
+    default:
+      STD_TORCH_CHECK(type == ScalarType::BFloat16, "segdeform: floating dtypes alone");
+      return f(c10::BFloat16{});
+  }
+}
 
 // Memory of torch's allocator, not initialised: bound to the current stream and to a graph that is
 // being captured.

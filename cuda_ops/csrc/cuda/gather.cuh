@@ -65,12 +65,16 @@ void launch_gather(const Geometry& g, const Sampling<T>& s, Rows rows, const Col
          rows, columns);
 }
 
-// Adds the bias to rows of the output, [rows, O].
+// Adds the bias to products [groups, rows, O/groups] and rounds them once, to output [rows, O].
+// Grid: elements of a group, groups.
 template <typename T>
-__global__ void add_bias(T* output, const T* bias, int64_t elements, int64_t channels) {
-  using R = Real<T>;
-  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < elements) output[i] = T(R(output[i]) + R(bias[i % channels]));
+__global__ void add_bias(const Real<T>* products, const T* bias, int64_t rows, int64_t outputs,
+                         T* output) {
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x, group = blockIdx.y;
+  if (i >= rows * outputs) return;
+  const int64_t row = i / outputs, o = group * outputs + (i - row * outputs);
+  output[row * gridDim.y * outputs + o] =
+      T(products[group * rows * outputs + i] + Real<T>(bias[o]));
 }
 
 // Adds a slice's product [rows, T, channels] to the weight gradient at [rows, T, all_channels].

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
+#include <cstring>
 #include <optional>
 
 #include "../deform_conv2d.h"
@@ -16,29 +18,20 @@ namespace {
 // SEGDEFORM_CUDA_WORKSPACE (in bytes) says otherwise; results may differ in their last bits.
 inline int64_t workspace_limit() {
   const char* wanted = std::getenv("SEGDEFORM_CUDA_WORKSPACE");
-  const int64_t bytes = wanted ? std::atoll(wanted) : int64_t(64) << 20;
-  STD_TORCH_CHECK(bytes > 0, "SEGDEFORM_CUDA_WORKSPACE is '", wanted, "'; it takes bytes");
+  if (!wanted) return int64_t(64) << 20;
+  int64_t bytes = 0;
+  const char* end = wanted + std::strlen(wanted);
+  const auto [read, error] = std::from_chars(wanted, end, bytes);
+  STD_TORCH_CHECK(error == std::errc() && read == end && bytes > 0, "SEGDEFORM_CUDA_WORKSPACE is '",
+                  wanted, "'; it takes a number of bytes without a unit, as 67108864 for 64 MiB");
   return bytes;
-}
-
-template <typename T>
-constexpr ScalarType type_of() {
-  return torch::headeronly::CppTypeToScalarType<T>::value;
-}
-
-template <typename T>
-T* data(const Tensor& t) {
-  return static_cast<T*>(t.data_ptr());
 }
 
 inline void check_operands(const Tensor& input, std::initializer_list<const Tensor*> others,
                            const Tensor& weight) {
   STD_TORCH_CHECK(weight.scalar_type() == input.scalar_type(),
                   "deform_conv2d: input and weight must share a dtype");
-  for (const Tensor* t : others)
-    STD_TORCH_CHECK(t->get_device_index() == input.get_device_index() &&
-                        t->device().type() == input.device().type(),
-                    "deform_conv2d: all operands must be on one device");
+  check_one_device("deform_conv2d", input, others);
 }
 
 // Alive for as long as the kernels read them. T: the dtype of input, weight and columns.
@@ -94,22 +87,6 @@ bool vectors_fit(const Geometry& g, std::initializer_list<const Tensor*> memory)
              (g.depthwise() || g.channels_per_group() % kVector<T> == 0);
   for (const Tensor* t : memory) fit = fit && reinterpret_cast<uintptr_t>(t->data_ptr()) % 16 == 0;
   return fit;
-}
-
-// Calls f with a value of the C++ type that a dtype stands for.
-template <typename F>
-auto with_type(ScalarType type, F f) {
-  switch (type) {
-    case ScalarType::Float:
-      return f(float{});
-    case ScalarType::Double:
-      return f(double{});
-    case ScalarType::Half:
-      return f(c10::Half{});
-    default:
-      STD_TORCH_CHECK(type == ScalarType::BFloat16, "deform_conv2d: floating dtypes alone");
-      return f(c10::BFloat16{});
-  }
 }
 
 }  // namespace

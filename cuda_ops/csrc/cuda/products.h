@@ -41,6 +41,17 @@ inline void call_product(const char* overload, const Tensor& a, const Tensor& b,
   (void)torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+// out = rows weight^T + bias, rounded once. rows [n, k], weight [o, k], bias [o], out [n, o].
+inline void multiply_and_add(const Tensor& like, ScalarType type, const Matrices& rows,
+                             const Matrices& weight, const Tensor& bias, const Matrices& out) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 4> stack{from(rows.view(like, type)), from(weight.view(like, type)),
+                                    from(std::optional<Tensor>(bias)), from(out.view(like, type))};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
+  (void)torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // out = a b for each matrix of the batch, all of one type.
 inline void multiply(const Tensor& like, ScalarType type, const Matrices& a, const Matrices& b,
                      const Matrices& out) {

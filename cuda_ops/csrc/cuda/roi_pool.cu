@@ -1,7 +1,5 @@
 // deform_roi_pool, ps_deform_roi_pool and their backward on CUDA: from tensors to launches.
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <tuple>
 #include <type_traits>
@@ -17,11 +15,6 @@ namespace {
 
 using OptionalTensor = std::optional<Tensor>;
 using Sizes = std::vector<int64_t>;
-
-template <typename T>
-T* data_of(const Tensor& t) {
-  return static_cast<T*>(t.data_ptr());
-}
 
 // [N, O * cells, h, w] -> [N, h * w, cells, O]; not copied if it lies so.
 Tensor packed(const Tensor& t, int64_t cells) {
@@ -57,16 +50,16 @@ struct Operands {
   }
 
   static Tensor in_compute_type(const Tensor& t) {
-    constexpr auto type = torch::headeronly::CppTypeToScalarType<Real<T>>::value;
+    constexpr auto type = type_of<Real<T>>();
     return torch::stable::contiguous(torch::stable::to(t, type));
   }
 
   RoiTask<T> task(const RoiGeometry& g) const {
     RoiTask<T> task{};
     task.g = g;
-    task.input = data_of<const T>(input);
-    task.rois = data_of<const Real<T>>(rois);
-    task.shifts = shifts ? data_of<const Real<T>>(*shifts) : nullptr;
+    task.input = data<const T>(input);
+    task.rois = data<const Real<T>>(rois);
+    task.shifts = shifts ? data<const Real<T>>(*shifts) : nullptr;
     return task;
   }
 };
@@ -99,7 +92,7 @@ Tensor forward(const RoiGeometry& g, const Tensor& input, const Tensor& rois,
   const int64_t shape[4] = {g.rois, g.out_channels, g.pooled_h, g.pooled_w};
   const Tensor output = empty_packed(input, shape, 1);
   RoiTask<T> task = operands.task(g);
-  task.output = data_of<T>(output);
+  task.output = data<T>(output);
   with_vectors(task, [&](auto vec) {
     const int64_t slices = pieces_of(g.out_channels / g.classes, kWarp * vec());
     const int64_t units = g.rois * g.pooled_h * g.pooled_w * g.classes * slices;
@@ -115,7 +108,7 @@ Tensor input_gradient(RoiTask<T> task, const Tensor& input, const CurrentDevice&
   const RoiGeometry& g = task.g;
   const int64_t shape[4] = {g.batch, g.channels, g.height, g.width};
   const Tensor gradient = empty_packed(input, shape, g.group * g.group);
-  task.grad_input = data_of<T>(gradient);
+  task.grad_input = data<T>(gradient);
   const int64_t count = g.rois * g.classes * g.pooled_h * g.pooled_w;
   const Workspace<Box> boxes(input, count);
   const Workspace<PlacedBin<R>> bins(input, count);
@@ -134,7 +127,7 @@ Tensor shift_gradient(RoiTask<T> task, const Tensor& shifts, ScalarType type,
                       const CurrentDevice& device) {
   const RoiGeometry& g = task.g;
   const Tensor gradient = torch::stable::empty_like(shifts);
-  task.grad_shifts = data_of<Real<T>>(gradient);
+  task.grad_shifts = data<Real<T>>(gradient);
   const int64_t units = g.rois * g.classes * g.part_h * g.part_w;
   with_vectors(task, [&](auto vec) {
     launch(gradient_of_shifts<vec(), T>, blocks_for(units, kWarpsPerBlock), kRoiThreads, 0,
@@ -151,7 +144,7 @@ std::tuple<Tensor, Tensor> backward(const RoiGeometry& g, const Tensor& grad, co
   const Operands<T> operands(g, input, rois, shifts);
   const Tensor flat_grad = packed(torch::stable::to(grad, input.scalar_type()), 1);
   RoiTask<T> task = operands.task(g);
-  task.grad = data_of<const T>(flat_grad);
+  task.grad = data<const T>(flat_grad);
   Tensor grad_input = nothing(input), grad_shifts = nothing(shifts ? *shifts : rois);
   if (need_input) grad_input = input_gradient(task, input, device);
   if (need_shifts)
@@ -159,18 +152,9 @@ std::tuple<Tensor, Tensor> backward(const RoiGeometry& g, const Tensor& grad, co
   return {grad_input, grad_shifts};
 }
 
-// Calls f with a value of the C++ type that a dtype stands for.
-template <typename F>
-auto with_type(ScalarType type, F f) {
-  if (type == ScalarType::Double) return f(double());
-  if (type == ScalarType::Half) return f(c10::Half());
-  if (type == ScalarType::BFloat16) return f(c10::BFloat16());
-  STD_TORCH_CHECK(type == ScalarType::Float, "roi pooling: floating dtypes alone");
-  return f(float());
-}
-
 Tensor pool(const RoiGeometry& g, const Tensor& input, const Tensor& rois,
             const OptionalTensor& shifts) {
+  check_one_device("roi pooling", input, {&rois, shifts ? &*shifts : &rois});
   return with_type(input.scalar_type(),
                    [&](auto t) { return forward<decltype(t)>(g, input, rois, shifts); });
 }
@@ -180,6 +164,7 @@ std::tuple<Tensor, Tensor> pool_backward(const RoiGeometry& g, const Tensor& gra
                                          const OptionalTensor& shifts, bool need_input,
                                          bool need_shifts) {
   check_gradient(g, grad, shifts, need_shifts);
+  check_one_device("roi pooling", input, {&grad, &rois, shifts ? &*shifts : &rois});
   return with_type(input.scalar_type(), [&](auto t) {
     return backward<decltype(t)>(g, grad, input, rois, shifts, need_input, need_shifts);
   });
