@@ -7,13 +7,29 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]
 HeadName = Literal["deeplab", "deeplabv3", "deeplabv3plus"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Pixels = Annotated[int, Field(ge=1)]
+
+
+def _count_or_names(value: object) -> int | tuple[str, ...]:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    names = (value,) if isinstance(value, str) else value
+    if isinstance(names, list | tuple) and names and all(map(_is_name, names)):
+        return tuple(names)
+    raise ValueError("it takes a number from 0 on, or names of 3x3 convs as 'layer4.*.conv2'")
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != "" and not value.isdecimal()
+
+
+CountOrNames = Annotated[int | tuple[str, ...], BeforeValidator(_count_or_names)]
 
 
 class _Section(BaseModel):
@@ -70,14 +86,18 @@ class ModelConfig(_Section):
 class DeformConfig(_Section):
     """The deformable part: Dai et al. 2017 (v1), Zhu et al. 2019 (v2, modulated)."""
 
-    layers: int = Field(3, ge=0, description="how many of the backbone's last 3x3 convs deform")
+    layers: CountOrNames = Field(
+        3,
+        description="how many of the backbone's last 3x3 convs deform; or the names of those that "
+        "do, a pattern or a list of them: 'layer4.*.conv2'",
+    )
     variant: Literal["v1", "v2"] = "v2"
     offset_groups: int = Field(1, ge=1, description="groups of channels with offsets of their own")
     dilation: int | None = Field(
         None,
         ge=1,
-        description="dilation of the backbone's last max(3, layers) 3x3 convs, deformable or not; "
-        "null: what the output stride gives",
+        description="dilation of the backbone's last max(3, layers) 3x3 convs, deformable or not, "
+        "or of those that are named; null: what the output stride gives",
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from cuda_ops.layers import DeformConv2d
 from segdeform.errors import DataError, ModelError, NotFiniteError
 from segdeform.inference import WHOLE_LIMIT
+from segdeform.models.deform import conv3x3_layers
 from segdeform.segmenter import Segmenter
 
 Floats = NDArray[np.float32]
@@ -103,13 +104,20 @@ def deformable_layers(segmenter: Segmenter) -> dict[str, DeformConv2d]:
     """Lists a model's deformable layers in the order in which they run.
 
     Raises:
-        ModelError: it has none.
+        ModelError: it has none, or they are not the last 3x3 convolutions.
     """
     layers = {
         name: layer
         for name, layer in segmenter.model.backbone.named_modules()
         if isinstance(layer, DeformConv2d)
     }
+    convolutions = list(conv3x3_layers(segmenter.model.backbone))
+    if layers and list(layers) != convolutions[-len(layers) :]:
+        raise ModelError(
+            f"{segmenter.info['path']} has other convolutions between its deformable layers or "
+            "after them, through which samples are not followed: train with a number in "
+            "deform.layers"
+        )
     if not layers:
         raise ModelError(
             f"{segmenter.info['path']} has no deformable layers, so there is nothing to explain: "

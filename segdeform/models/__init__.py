@@ -43,7 +43,9 @@ def build_model(
     weights = model.weights if pretrained else "none"
     backbone = build_backbone(model.backbone, weights, model.output_stride)
     if deform.dilation is not None:
-        set_dilation(backbone, max(3, deform.layers), deform.dilation)
+        layers = deform.layers
+        covered = max(3, layers) if isinstance(layers, int) else layers
+        set_dilation(backbone, covered, deform.dilation)
     deformify(backbone, deform.layers, variant=deform.variant, offset_groups=deform.offset_groups)
     auxiliary = None
     if model.auxiliary_head:

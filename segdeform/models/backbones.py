@@ -11,8 +11,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
-from segdeform.errors import ConfigError
-from segdeform.models.deform import conv3x3_layers
+from segdeform.models.deform import Layers, choose_layers
 from segdeform.models.weights import load_weights
 
 
@@ -111,12 +110,9 @@ def build_backbone(name: str, weights: str, output_stride: int) -> Backbone:
     return backbone
 
 
-def set_dilation(backbone: nn.Module, layers: int, dilation: int) -> None:
-    """Gives the last `layers` 3x3 convolutions one dilation; sizes of the features stay."""
-    found = list(conv3x3_layers(backbone).values())
-    if layers > len(found):
-        raise ConfigError(f"deform.layers is {layers}; the network has {len(found)} 3x3 convs")
-    for conv in found[len(found) - layers :]:
+def set_dilation(backbone: nn.Module, layers: Layers, dilation: int) -> None:
+    """Gives 3x3 convolutions (`choose_layers`) one dilation; sizes of the features stay."""
+    for conv in choose_layers(backbone, layers).values():
         conv.dilation = conv.padding = (dilation, dilation)
 
 

@@ -6,12 +6,21 @@ Zhu et al., Deformable ConvNets v2, 2019 (modulation, equation 1).
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from torch import nn
 
+from cuda_ops.arguments import pair
 from cuda_ops.layers import DeformConv2d, ModulatedDeformConv2d
 from segdeform.errors import ConfigError
+
+Layers = int | str | Sequence[str]
+"""How many of the last 3x3 convolutions, or patterns of their names."""
+
+_log = logging.getLogger(__name__)
 
 VARIANTS = {"v1": DeformConv2d, "v2": ModulatedDeformConv2d}
 
@@ -33,49 +42,108 @@ def conv3x3_layers(module: nn.Module) -> dict[str, nn.Conv2d | DeformConv2d]:
     return layers
 
 
+def choose_layers(
+    module: nn.Module,
+    layers: Layers,
+) -> dict[str, nn.Conv2d | DeformConv2d]:
+    """Chooses among the 3x3 convolutions of a network, in registration order.
+
+    Args:
+        layers: how many of the last ones, or patterns of names as in `fnmatch`, where * stands for
+            anything, dots too: "layer4.*" or ["layer3.5.conv2", "layer4.*.conv2"].
+
+    Raises:
+        ConfigError: there are not so many, or a pattern matches none.
+    """
+    found = conv3x3_layers(module)
+    if isinstance(layers, int):
+        if not 0 <= layers <= len(found):
+            raise ConfigError(f"deform.layers is {layers}; the network has {len(found)} 3x3 convs")
+        return dict(list(found.items())[len(found) - layers :])
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ConfigError(f"layers is a number or patterns of names, not {layers!r}")
+        if not any(fnmatchcase(name, pattern) for name in found):
+            raise ConfigError(
+                f"deform.layers: no 3x3 convolution is called {pattern!r}; {_listed(list(found))}"
+            )
+    return {
+        name: layer
+        for name, layer in found.items()
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+
+
+def _listed(names: list[str], most: int = 12) -> str:
+    if not names:
+        return "the network has none"
+    left_out = "..., " if len(names) > most else ""
+    return f"there are {left_out}{', '.join(names[-most:])}"
+
+
 def deformify(
     module: nn.Module,
-    layers: int,
+    layers: Layers,
     *,
     variant: Literal["v1", "v2"] = "v2",
     offset_groups: int = 1,
 ) -> nn.Module:
-    """Turns the last `layers` 3x3 convolutions of a network deformable, in place, and returns it.
+    """Turns 3x3 convolutions of a network deformable, in place, and returns the network.
 
-    "Last" is by registration order. Stride, padding, dilation, groups and the parameters themselves
-    stay, so that the network computes what it did before until its offsets are trained.
-    Layers that are deformable already count and stay as they are: doing it twice changes nothing.
+    `layers` is how many of the last ones, by registration order, or a pattern of names or several
+    (`choose_layers`). Which they are goes to the log of this module, at INFO. Stride, padding,
+    dilation, groups and the parameters themselves stay, so that the network computes what it did
+    before until its offsets are trained. Layers that are deformable already count and stay as they
+    are: doing it twice changes nothing.
+
+    Only an `nn.Conv2d` itself is replaced. A subclass (weight standardisation, SAME padding) may
+    compute its weight or padding when it is called, which a deformable layer would not.
 
     Raises:
-        ConfigError: too few 3x3 convolutions, `module` is itself one (put it into a container),
-            offset_groups does not divide a layer's channels, or a layer does not pad with zeros.
+        ConfigError: too few 3x3 convolutions, none of a name, `module` is itself one (put it into a
+            container), offset_groups does not divide a layer's channels, or a layer is a subclass,
+            computes its weight, does not pad with zeros or carries hooks. Nothing is changed then.
     """
     if isinstance(module, nn.Conv2d | DeformConv2d):
         raise ConfigError("deformify replaces layers inside a network; this is a single layer")
-    if not isinstance(layers, int):
-        raise ConfigError(f"layers is a number of convolutions, not {layers!r}")
-    found = conv3x3_layers(module)
-    if not 0 <= layers <= len(found):
-        raise ConfigError(f"deform.layers is {layers}; the network has {len(found)} 3x3 convs")
+    chosen = choose_layers(module, layers)
     replacements: dict[nn.Module, DeformConv2d] = {}
-    for name, layer in list(found.items())[len(found) - layers :]:
+    for name, layer in chosen.items():
         if isinstance(layer, nn.Conv2d):
-            replacements[layer] = _deformable(name, layer, variant, offset_groups)
+            _check_replaceable(name, layer)
+            replacements[layer] = _deformable(layer, variant, offset_groups)
     # A layer may be registered in several places; all of them must see the new one.
     for parent in list(module.modules()):
         for name, child in parent._modules.items():
             if child in replacements:
                 setattr(parent, name, replacements[child])
+    _log.info("deformable layers: %s", ", ".join(chosen) or "none")
     return module
 
 
-def _deformable(
-    name: str, conv: nn.Conv2d, variant: Literal["v1", "v2"], offset_groups: int
-) -> DeformConv2d:
+def _check_replaceable(name: str, conv: nn.Conv2d) -> None:
+    """Raises ConfigError for a layer that does more than a deformable one would do in its place."""
     if conv.padding_mode != "zeros":
         raise ConfigError(f"{name} pads with {conv.padding_mode!r}; deformable layers pad zeros")
     if not isinstance(conv.weight, nn.Parameter):
         raise ConfigError(f"{name} computes its weight (weight norm?); remove that first")
+    choice = "or choose other layers by name, as layers='layer4.*.conv2'"
+    if type(conv) is not nn.Conv2d:
+        raise ConfigError(
+            f"{name} is a {type(conv).__qualname__}, not nn.Conv2d itself, and may compute its "
+            f"weight or padding in its own way: put an nn.Conv2d in its place first, {choice}"
+        )
+    hooks = (conv._forward_hooks, conv._forward_pre_hooks, conv._backward_hooks)
+    parts = (conv._modules, conv._buffers, conv._parameters.keys() - {"weight", "bias"})
+    if any((*hooks, *parts, conv._backward_pre_hooks)) or "forward" in vars(conv):
+        raise ConfigError(
+            f"{name} carries hooks, parts or a forward of its own, which would be lost: remove "
+            f"them first, {choice}"
+        )
+
+
+def _deformable(conv: nn.Conv2d, variant: Literal["v1", "v2"], offset_groups: int) -> DeformConv2d:
     padding = conv.padding
     if isinstance(padding, str):
         padding = conv.dilation if padding == "same" else (0, 0)
@@ -84,9 +152,9 @@ def _deformable(
         conv.in_channels,
         conv.out_channels,
         (3, 3),
-        _pair(conv.stride),
-        _pair(padding),
-        _pair(conv.dilation),
+        pair(conv.stride),
+        pair(padding),
+        pair(conv.dilation),
         conv.groups,
         conv.bias is not None,
         offset_groups,
@@ -104,8 +172,3 @@ def _check(variant: str, offset_groups: int, channels: int) -> None:
             f"deform.offset_groups is {offset_groups}; it must divide the layer's {channels} "
             "input channels"
         )
-
-
-def _pair(size: int | tuple[int, ...]) -> tuple[int, int]:
-    """Spells a size out as (height, width)."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
