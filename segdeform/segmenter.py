@@ -33,6 +33,7 @@ from segdeform.files.tensors import check_fit, read_tensors, write_tensors
 from segdeform.machine.device import require_right_kernels, resolve_device
 from segdeform.models import build_model
 from segdeform.models.deeplab import IMAGENET_MEAN, IMAGENET_STD, DeepLab
+from segdeform.models.deform import deformable_layers
 from segdeform.models.pyramid import fitting_tile, misfit, silence_unreachable_taps
 from segdeform.version import __version__
 
@@ -220,6 +221,7 @@ def load(path: str | Path, device: str = "auto") -> Segmenter:
         "path": str(folder),
         "weights": weights,
         "sha256": digests[weights],
+        "deformable_layers": list(deformable_layers(model.backbone)),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     return Segmenter(

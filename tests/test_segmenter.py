@@ -91,6 +91,8 @@ def test_a_saved_model_computes_the_same(
     assert segmenter.options == description.eval and segmenter.device == torch.device("cpu")
     assert segmenter.info["training"] == description.training
     assert segmenter.info["sha256"] == segmenter_hash(original)
+    names = ["features.16.conv.1.0", "features.17.conv.1.0"]
+    assert segmenter.info["deformable_layers"] == names
     assert segmenter.info["parameters"] == sum(p.numel() for p in model.parameters())
     assert json.loads(json.dumps(segmenter.info)) == segmenter.info
 
@@ -138,6 +140,23 @@ def test_a_folder_of_before_value_range_loads(folder: Path) -> None:
     write_manifest(folder)
     with pytest.raises(ModelError, match=r"model\.json is damaged.*value_range"):
         load(folder, "cpu")
+
+
+def test_a_model_with_named_deformable_layers_is_kept(
+    tmp_path: Path, description: ModelDescription
+) -> None:
+    torch.manual_seed(1)
+    deform = DeformConfig.model_validate({"layers": ["features.1[12].*"]})
+    described = description.model_copy(update={"deform": deform})
+    model = build_model(described.model, deform, 2, pretrained=False, mean=described.mean).eval()
+    save_model(tmp_path / "model", model, described)
+    found = load(tmp_path / "model", "cpu")
+    assert found.info["deformable_layers"] == ["features.11.conv.1.0", "features.12.conv.1.0"]
+    assert found.info["deform"]["layers"] == ["features.1[12].*"]
+    images = torch.rand(1, 3, 33, 40)
+    with torch.inference_mode():
+        expected = model.to(memory_format=torch.channels_last)(images).logits
+        assert torch.equal(found.model(images).logits, expected)
 
 
 def segmenter_hash(folder: Path) -> str:

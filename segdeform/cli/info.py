@@ -34,8 +34,9 @@ def print_facts(facts: dict[str, Any]) -> None:
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     model, deform = facts["model"], facts["deform"]
-    layers = deform["layers"]
-    deformable = f"{layers} layers, {deform['variant']}, {deform['offset_groups']} offset groups"
+    layers = facts["deformable_layers"]
+    groups = f"{deform['variant']}, {deform['offset_groups']} offset groups"
+    deformable = f"{len(layers)} layers, {groups}: {', '.join(layers)}"
     return [
         ("folder", facts["path"]),
         ("network", f"{model['backbone']}, {model['head']} head of {model['head_channels']}"),

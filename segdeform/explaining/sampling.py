@@ -19,7 +19,7 @@ from torch import Tensor
 from cuda_ops.layers import DeformConv2d
 from segdeform.errors import DataError, ModelError, NotFiniteError
 from segdeform.inference import WHOLE_LIMIT
-from segdeform.models.deform import conv3x3_layers
+from segdeform.models.deform import conv3x3_layers, deformable_layers
 from segdeform.segmenter import Segmenter
 
 Floats = NDArray[np.float32]
@@ -100,17 +100,13 @@ class Points:
     lost: int  # samples beyond the border of a layer's input: they read zeros
 
 
-def deformable_layers(segmenter: Segmenter) -> dict[str, DeformConv2d]:
+def explained_layers(segmenter: Segmenter) -> dict[str, DeformConv2d]:
     """Lists a model's deformable layers in the order in which they run.
 
     Raises:
         ModelError: it has none, or they are not the last 3x3 convolutions.
     """
-    layers = {
-        name: layer
-        for name, layer in segmenter.model.backbone.named_modules()
-        if isinstance(layer, DeformConv2d)
-    }
+    layers = deformable_layers(segmenter.model.backbone)
     convolutions = list(conv3x3_layers(segmenter.model.backbone))
     if layers and list(layers) != convolutions[-len(layers) :]:
         raise ModelError(
@@ -137,7 +133,7 @@ def record(
         DataError: the picture is too large to be looked at as a whole.
         NotFiniteError: the network predicts offsets that are no numbers.
     """
-    layers = deformable_layers(segmenter)
+    layers = explained_layers(segmenter)
     height, width = image.shape[:2]
     if height * width > WHOLE_LIMIT:
         raise DataError(

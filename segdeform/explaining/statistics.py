@@ -12,7 +12,7 @@ from segdeform.callbacks import Progress, Stop
 from segdeform.data.dataset import IGNORE, Dataset, read_pair
 from segdeform.errors import DataError, InterruptedByUserError
 from segdeform.evaluation.split import refuse_other_classes
-from segdeform.explaining.sampling import LayerSampling, deformable_layers, record
+from segdeform.explaining.sampling import LayerSampling, explained_layers, record
 from segdeform.segmenter import Segmenter
 
 
@@ -86,7 +86,7 @@ def effective_dilation(
         DataError: a picture or mask that cannot be read, other classes than the model's, no masks.
         InterruptedByUserError: `stop` said so.
     """
-    names = deformable_layers(segmenter)
+    names = explained_layers(segmenter)
     refuse_other_classes(segmenter.classes, dataset)
     statistics: dict[str, LayerStatistics] = {}
     for index, sample in enumerate(dataset.samples):

@@ -42,6 +42,13 @@ def conv3x3_layers(module: nn.Module) -> dict[str, nn.Conv2d | DeformConv2d]:
     return layers
 
 
+def deformable_layers(module: nn.Module) -> dict[str, DeformConv2d]:
+    """Lists the deformable layers below a module, in registration order."""
+    return {
+        name: layer for name, layer in module.named_modules() if isinstance(layer, DeformConv2d)
+    }
+
+
 def choose_layers(
     module: nn.Module,
     layers: Layers,

@@ -27,6 +27,7 @@ from segdeform.machine.processes import own_device, processes
 from segdeform.machine.signals import StopSignals
 from segdeform.models import build_model, freeze_batch_norm
 from segdeform.models.deeplab import DeepLab
+from segdeform.models.deform import deformable_layers
 from segdeform.models.pyramid import fit_to_crop, misfit, silence_unreachable_taps
 from segdeform.training import checkpoint
 from segdeform.training.checkpoint import Checkpoint, TrainState
@@ -184,6 +185,8 @@ def build_state(plan: Plan, found: Checkpoint | None) -> TrainState:
     torch.manual_seed(train.seed)
     model = _build_network(plan, pretrained=found is None and plan.peers.first)
     model = synchronize_batch_norm(model, plan.peers, plan.device)
+    chosen = ", ".join(deformable_layers(model.backbone))
+    plan.reporter.message(f"deformable layers: {chosen or 'none'}")
     if train.freeze_bn:
         freeze_batch_norm(model.backbone)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format

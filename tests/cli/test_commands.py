@@ -30,6 +30,7 @@ def test_train_leaves_a_run_and_names_the_next_commands(
     assert first.code == 0
     assert f"segdeform predict {run} PICTURES" in first.out
     assert "1 steps" in first.out and "step 1/1" in first.err
+    assert "deformable layers: features.17.conv.1.0\n" in first.err
     assert "seed: 5" in (run / "config.yaml").read_text(encoding="utf-8")
 
     again = command(*arguments)
@@ -163,6 +164,8 @@ def test_info_shows_what_the_folder_holds(command: Command, run: Path) -> None:
     assert facts["parameters"] == parameters
     table = command("info", run)
     assert table.code == 0
+    assert facts["deformable_layers"] == ["features.17.conv.1.0"]
+    assert "features.17.conv.1.0" in table.out
     assert "mobilenet_v2" in table.out and f"{parameters:,}" in table.out
     checkpoint = command("info", run / "checkpoints" / "step-00000002")
     assert checkpoint.code == 0 and "steps 2" in checkpoint.out

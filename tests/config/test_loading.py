@@ -110,6 +110,15 @@ def test_a_folder_does_not_hide_a_shipped_config(
             "my.yaml: train: train.warmup_steps = 20 leaves nothing of train.steps = 20: make it "
             "smaller, or 0",
         ),
+        (
+            "deform: {layers: -1}",
+            "my.yaml: deform.layers = -1: it takes a number from 0 on, or nam",
+        ),
+        ("deform: {layers: 1.5}", "my.yaml: deform.layers = 1.5: it takes a number from 0 on"),
+        ('deform: {layers: "3"}', 'my.yaml: deform.layers = "3": it takes a number from 0 on'),
+        ("deform: {layers: true}", "my.yaml: deform.layers = true: it takes a number from 0 on"),
+        ("deform: {layers: []}", "my.yaml: deform.layers = []: it takes a number from 0 on"),
+        ("deform: {layers: [a, 2]}", "my.yaml: deform.layers = "),
         ("model: {head: unet}", "my.yaml: model.head = \"unet\": input should be 'deeplab', "),
         ("train: {lr: &a [*a]}", "my.yaml: a value is no number, text"),
         ("train: {lr: 1, lr: 2}", "my.yaml, line 1, column 16: not valid YAML: the key 'lr' is"),
@@ -122,6 +131,24 @@ def test_a_folder_does_not_hide_a_shipped_config(
 )
 def test_a_mistake_names_file_key_value_and_rule(tmp_path: Path, text: str, message: str) -> None:
     assert problem(tmp_path, text).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ("5", 5),
+        ("layer4.*.conv2", ("layer4.*.conv2",)),
+        ("['a.*', b]", ("a.*", "b")),
+        ("'*'", ("*",)),
+    ],
+)
+def test_deformable_layers_are_a_number_or_names(
+    tmp_path: Path, text: str, layers: int | tuple[str, ...]
+) -> None:
+    config = load_config(write(tmp_path, ""), [f"deform.layers={text}"])
+    assert config.deform.layers == layers
+    (tmp_path / "again.yaml").write_text(dump_config(config), encoding="utf-8")
+    assert load_config(tmp_path / "again.yaml") == config
 
 
 def test_overrides_are_yaml_and_the_last_one_counts(tmp_path: Path) -> None:

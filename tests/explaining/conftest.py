@@ -18,7 +18,10 @@ CLASSES = ("ground", "<b>bike</b>", "sky")
 
 
 def model_folder(
-    folder: Path, layers: int, stride: int = 16, classes: tuple[str, ...] = CLASSES
+    folder: Path,
+    layers: int | str | list[str],
+    stride: int = 16,
+    classes: tuple[str, ...] = CLASSES,
 ) -> Path:
     """Writes an untrained MobileNetV2 whose deformable layers move their samples by some steps."""
     torch.manual_seed(0)

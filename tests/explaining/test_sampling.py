@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -132,6 +133,13 @@ def test_what_cannot_be_explained_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=r"no deformable layers.*deform.layers=3"):
         record(load(model_folder(tmp_path / "plain", 0), "cpu"), image)
+    for layers in ("features.16.*", ["features.15.*", "features.17.*"]):
+        apart = load(model_folder(tmp_path / "apart", layers), "cpu")
+        with pytest.raises(ModelError, match="other convolutions between its deformable layers"):
+            record(apart, image)
+        shutil.rmtree(tmp_path / "apart")
+    named = load(model_folder(tmp_path / "named", ["features.1[67].*"]), "cpu")
+    assert len(record(named, image)[0]) == 2
     monkeypatch.setattr(sampling, "WHOLE_LIMIT", 1000)
     with pytest.raises(DataError, match="150x210 pixels is too large"):
         record(segmenter, image)

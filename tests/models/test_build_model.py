@@ -87,6 +87,18 @@ def test_the_fixed_dilation_covers_three_layers_or_all_deformable_ones(
     assert not any(isinstance(layer, DeformConv2d) for layer in model.head.modules())
 
 
+def test_named_layers_deform_and_take_the_dilation() -> None:
+    chosen = deform(layers=["layer3.*.conv2", "layer4.0.conv1"], dilation=4)
+    model = build_model(config(output_stride=16), chosen, 5)
+    convs = conv3x3_layers(model.backbone)
+    names = ["layer3.0.conv2", "layer3.1.conv2", "layer4.0.conv1"]
+    assert [name for name, conv in convs.items() if isinstance(conv, DeformConv2d)] == names
+    assert [name for name, conv in convs.items() if conv.dilation == (4, 4)] == names
+    assert model(torch.rand(2, 3, 33, 47)).logits.shape == (2, 5, 33, 47)
+    with pytest.raises(ConfigError, match=r"deform.layers: no 3x3 convolution is called 'layer5"):
+        build_model(config(), deform(layers="layer5.*"), 5)
+
+
 def test_the_papers_network_has_its_parameters() -> None:
     """Counts ResNet-101 (44,549,160 less the classifier's 2,049,000), the head, the offsets."""
     counts = []

@@ -5,12 +5,12 @@ from typing import Literal
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
 from cuda_ops import DeformConv2d
 from segdeform.errors import ConfigError
-from segdeform.models.deform import conv3x3_layers, deformify
+from segdeform.models.deform import Layers, conv3x3_layers, deformable_layers, deformify
 
 Variant = Literal["v1", "v2"]
 
@@ -104,6 +104,112 @@ def test_what_cannot_deform_is_refused_untouched(
     with pytest.raises(ConfigError, match=message):
         deformify(network, layers, offset_groups=groups)
     assert not any(isinstance(layer, DeformConv2d) for layer in network.modules())
+
+
+def named_network() -> nn.ModuleDict:
+    stage = nn.ModuleDict({
+        "conv1": nn.Conv2d(3, 4, 3, padding=1), "conv2": nn.Conv2d(4, 4, 3, padding=1),
+        "down": nn.Conv2d(4, 4, 1),
+    })  # fmt: skip
+    other = nn.ModuleDict({"conv1": nn.Conv2d(4, 4, 3), "conv2": nn.Conv2d(4, 6, 3)})
+    return nn.ModuleDict({"stage1": stage, "stage2": other})
+
+
+@pytest.mark.parametrize(
+    ("layers", "chosen"),
+    [
+        ("*.conv2", ["stage1.conv2", "stage2.conv2"]),
+        ("stage1.*", ["stage1.conv1", "stage1.conv2"]),  # the 1x1 convolution stays
+        (("stage2.conv1",), ["stage2.conv1"]),
+        (["stage2.conv2", "stage1.conv[1]"], ["stage1.conv1", "stage2.conv2"]),
+        ("*", ["stage1.conv1", "stage1.conv2", "stage2.conv1", "stage2.conv2"]),
+        (1, ["stage2.conv2"]),
+        (3, ["stage1.conv2", "stage2.conv1", "stage2.conv2"]),
+        (0, []),
+    ],
+)
+def test_layers_are_chosen_by_name_or_number_and_told(
+    layers: Layers, chosen: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "segdeform.models.deform")
+    network = deformify(named_network(), layers)
+    assert list(deformable_layers(network)) == chosen
+    assert caplog.messages == [f"deformable layers: {', '.join(chosen) or 'none'}"]
+    deformify(network, layers)  # those that deform already count and stay
+    assert list(deformable_layers(network)) == chosen
+
+
+def test_a_name_that_no_layer_has_is_refused() -> None:
+    network = named_network()
+    names = "stage1.conv1, stage1.conv2, stage2.conv1, stage2.conv2"
+    for layers in ("stage3.*", ["stage1.*", "stage3.*"]):
+        with pytest.raises(ConfigError, match=rf"is called 'stage3.\*'; there are {names}"):
+            deformify(network, layers)
+    with pytest.raises(ConfigError, match=r"is called 'stage1\.down'"):
+        deformify(network, "stage1.down")
+    with pytest.raises(ConfigError, match="the network has none"):
+        deformify(nn.Sequential(nn.Conv2d(3, 3, 1)), "*")
+    with pytest.raises(ConfigError, match="a number or patterns of names"):
+        deformify(network, [1, 2])  # type: ignore[list-item]
+    assert not deformable_layers(network)
+
+
+class StandardizedConv2d(nn.Conv2d):
+    """Convolves with a weight that it makes anew in each call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, self.bias)
+
+
+def test_a_subclass_is_refused_by_name_and_others_may_be_chosen() -> None:
+    network = named_network()
+    network["stage2"]["conv2"] = StandardizedConv2d(4, 6, 3)
+    refusal = r"stage2.conv2 is a StandardizedConv2d, not nn.Conv2d itself.*choose .* by name"
+    with pytest.raises(ConfigError, match=refusal):
+        deformify(network, 1)
+    assert not deformable_layers(network)
+    assert list(deformable_layers(deformify(network, "*.conv1"))) == [
+        "stage1.conv1",
+        "stage2.conv1",
+    ]
+
+
+def _hooked(conv: nn.Conv2d) -> None:
+    conv.register_forward_hook(lambda _, __, output: 2 * output)
+
+
+def _hooked_before(conv: nn.Conv2d) -> None:
+    conv.register_forward_pre_hook(lambda _, given: (2 * given[0],))
+
+
+def _hooked_backward(conv: nn.Conv2d) -> None:
+    conv.register_full_backward_hook(lambda _, grads, __: (2 * grads[0],))
+
+
+def _patched(conv: nn.Conv2d) -> None:
+    conv.forward = lambda x: x  # type: ignore[method-assign]
+
+
+def _adapted(conv: nn.Conv2d) -> None:
+    conv.adapter = nn.Conv2d(4, 6, 1)
+
+
+def _scaled(conv: nn.Conv2d) -> None:
+    conv.register_parameter("scale", nn.Parameter(torch.ones(())))
+
+
+@pytest.mark.parametrize(
+    "change", [_hooked, _hooked_before, _hooked_backward, _patched, _adapted, _scaled]
+)
+def test_a_layer_that_does_more_than_convolve_is_refused(
+    change: Callable[[nn.Conv2d], None],
+) -> None:
+    network = named_network()
+    change(network["stage2"]["conv2"])
+    with pytest.raises(ConfigError, match=r"stage2\.conv2 carries hooks, parts or a forward"):
+        deformify(network, 2)
+    assert not deformable_layers(network)
 
 
 def test_an_unknown_variant_is_refused() -> None:
