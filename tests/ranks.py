@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read by the server, with torch
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["segdeform.training.loop", "tests.ranks"])
 
@@ -44,7 +45,6 @@ class Ranks:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(self._store.port),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
-            "TORCH_CPP_LOG_LEVEL": "ERROR",
             **environment,
         }
         self.start(*arguments)

@@ -86,7 +86,7 @@ def run_evaluation(
         check_wanted(dataset, wanted)
         labelled = True
         with peers.in_step():
-            if peers.first:
+            if peers.first_here:
                 report = check_sound([dataset], progress=partial(shown, "checking"), say=say)
                 labelled = any(report.splits[0].pixels)
         if not peers.share(labelled):  # a test split of placeholders is one without masks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 from contextlib import nullcontext
 from itertools import product
@@ -244,6 +245,7 @@ def test_a_restart_after_a_lost_rank_ends_with_the_same_bits(shapes: Path, tmp_p
     files = [path.relative_to(whole) for path in checkpoint_folders(whole)[0].glob("*.safetensors")]
     for file in [*files, Path("model/model.safetensors"), Path("metrics.json")]:
         assert (whole / file).read_bytes() == (broken / file).read_bytes(), file
+    assert json.loads((whole / "timing.json").read_text())["processes"] == 3
     alone = evaluate(load(whole, "cpu"), load_dataset("shapes", shapes, "val"))
     assert alone.to_json() == json.loads((whole / "metrics.json").read_text())
 
@@ -278,7 +280,8 @@ def test_a_stop_of_one_process_saves_and_ends_all(shapes: Path, tmp_path: Path) 
 
 
 def trains_each_its_own(configs: list[str], data: list[Path], run: Path) -> list[str]:
-    """Gives every rank a config and a data set of its own."""
+    """Gives every rank a config and a data set of its own, as on machines of their own."""
+    os.environ["LOCAL_RANK"] = "0"
     return trains(configs[own_rank()], data[own_rank()], run)
 
 
@@ -296,7 +299,12 @@ def test_processes_with_other_settings_or_data_are_refused(shapes: Path, tmp_pat
     first, second = Ranks(2, trains_each_its_own, configs, [tmp_path, shapes], tmp_path).ended()
     assert "holds no shapes" in first.error
     assert second.error.startswith("PeerLostError: Another process failed (number 0: ")
-    assert not checkpoint_folders(tmp_path)
+    broken = shutil.copytree(shapes, tmp_path / "broken")
+    picture = next((broken / "val" / "images").iterdir())
+    picture.write_bytes(picture.read_bytes()[:100])
+    first, second = Ranks(2, trains_each_its_own, configs, [shapes, broken], tmp_path).ended()
+    assert second.error.startswith("DataError") and str(picture) in second.error
+    assert str(picture) in first.error and not (tmp_path / "config.yaml").exists()
 
 
 def statistics() -> tuple[list[float], list[float]]:
