@@ -123,6 +123,16 @@ def test_the_official_script_downloads(
     assert prepare("cityscapes", root, download=True).splits["val"] == 2
 
 
+def test_the_disk_is_looked_at_before_the_account_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segdeform.preparing.cityscapes._NEED", 1 << 60)
+    monkeypatch.setattr(downloader, "login", lambda: pytest.fail("the disk is too small"))
+    with pytest.raises(SegdeformError, match="of disk") as caught:
+        prepare("cityscapes", tmp_path / "root", download=True)
+    assert caught.value.exit_code == 7
+
+
 def test_a_zip_put_into_archives_replaces_what_a_download_left_of_it(
     zips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

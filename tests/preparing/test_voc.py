@@ -133,6 +133,16 @@ def test_voc_and_sbd_from_archives(voc_tar: Path, sbd_tgz: Path, tmp_path: Path)
     assert files(root) == before
 
 
+def test_pictures_of_train_are_cached_once_as_part_of_trainaug(
+    voc_tar: Path, sbd_tgz: Path, tmp_path: Path
+) -> None:
+    summary = prepare("voc", tmp_path / "root", archives=[sbd_tgz, voc_tar], cache=True)
+    told = [line.split(":")[0] for line in summary.messages if line.startswith("cache of")]
+    assert told == ["cache of trainaug", "cache of val"]
+    alone = prepare("voc", tmp_path / "other", archives=[voc_tar], sbd=False, cache=True)
+    assert any(line.startswith("cache of train:") for line in alone.messages)
+
+
 def test_sbd_may_come_later_or_never(voc_tar: Path, sbd_tgz: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     first = prepare("voc", root, archives=[voc_tar])
@@ -268,6 +278,16 @@ def test_voc_and_sbd_are_downloaded_into_an_empty_root(tmp_path: Path) -> None:
     assert len(Handler.requests) == 2
     assert prepare("voc", root, download=True).messages[0] == "was there already, nothing written"
     assert len(Handler.requests) == 2
+
+
+@pytest.mark.usefixtures("served")
+def test_nothing_is_downloaded_among_other_people_s_files(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "thesis.txt").write_text("years")
+    with pytest.raises(DataError, match=r"does not hold VOC 2012.*--download fetches it"):
+        prepare("voc", root)
+    assert Handler.requests == [] and [path.name for path in root.iterdir()] == ["thesis.txt"]
 
 
 @pytest.mark.usefixtures("served")
