@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
@@ -71,6 +72,7 @@ class Meeting:
     """
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
+        store.set_timeout(timedelta(seconds=SILENCE))  # where its machine vanished
         self._store, self._rank, self._size = store, rank, size
         self._turn = 0
         self._shared = 0
@@ -173,18 +175,19 @@ class Meeting:
     def _watch(self, store: Store) -> None:
         """Writes signs of life and looks for those of rank 0, or of all others at rank 0."""
         others = range(1, self._size) if self._rank == 0 else range(1)
-        seen = {other: (b"", time.monotonic()) for other in others}
+        seen = dict.fromkeys(others, (b"", 0))
         beats = 0
         while not self._over.wait(BEAT):
             beats += 1
             try:
                 store.set(f"alive/{self._rank}", str(beats))
-                for other, (sign, since) in seen.items():
+                for other, (sign, last) in seen.items():
                     key = f"alive/{other}"
                     new = store.get(key) if store.check([key]) else b""
                     if new != sign:
-                        seen[other] = (new, time.monotonic())
-                    elif time.monotonic() - since > SILENCE:
+                        seen[other] = (new, beats)
+                    # By our own beats, not the clock: where all were stopped, none is silent.
+                    elif (beats - last) * BEAT > SILENCE:
                         silent = f"process {other} gave no sign of life for {SILENCE:.0f} s"
                         return self._end(lost(silent))
                 if store.check(["failure"]):

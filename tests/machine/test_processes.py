@@ -104,6 +104,25 @@ def test_no_honest_work_is_too_long() -> None:
         assert ended >= 2.4  # for rank 1's, before the connections are closed
 
 
+def sleeps(seconds: float) -> None:
+    """Rank 0 works; a second without a sign of life is silence."""
+    meeting.SILENCE, meeting.BEAT = 1.0, 0.1
+    with processes(CPU) as peers, peers.in_step():
+        if peers.first:
+            time.sleep(seconds)
+
+
+def test_processes_that_were_all_stopped_go_on() -> None:
+    """As a queue does that takes a machine back for an hour."""
+    ranks = Ranks(2, sleeps, 2.0)
+    time.sleep(1.0)
+    for number, pause in ((signal.SIGSTOP, 2.0), (signal.SIGCONT, 0.0)):
+        for process in ranks.processes:
+            os.kill(process.pid or 0, number)
+        time.sleep(pause)
+    assert not any(end.error for end in ranks.ended())
+
+
 def is_lost(how: str, rank: int) -> None:
     """One process is lost while the others wait for it, or for its tensors."""
     meeting.SILENCE, meeting.BEAT, meeting.FAREWELL, meeting.LINGER = 1.0, 0.1, 0.2, 0.1
