@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from segdeform.checking import check_sound
 from segdeform.data import load_dataset, read_pair
 from segdeform.data.image_io import UInt8, write_image, write_index_png
 from segdeform.errors import DataError, UsageError
+from segdeform.preparing import shapes_drawing
 from segdeform.preparing.shapes import CLASSES, PALETTE, write_shapes
 from segdeform.preparing.shapes_drawing import draw_picture
 from segdeform.preparing.shapes_outlines import OUTLINES, pose
@@ -230,3 +232,36 @@ def test_the_colour_classifier_sees_colours_where_there_are_any(tmp_path: Path) 
     command = [sys.executable, str(script), "folder", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.split()[-1] == "1.0000"
+
+
+def test_large_objects_lie_below_small_ones_and_all_stay_in_sight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        radii: list[float] = []
+
+        def posed(*arguments: Any, radii: list[float] = radii) -> Any:
+            radii.append(arguments[2])
+            return pose(*arguments)
+
+        monkeypatch.setattr(shapes_drawing, "pose", posed)
+        objects = shapes_drawing._objects(rng, 128, 1.0)
+        assert radii == sorted(radii, reverse=True)
+        covers = [cover >= 0.5 for _, cover in objects]
+        for number, cover in enumerate(covers):
+            above = np.any([np.zeros((128, 128), bool), *covers[number + 1 :]], axis=0)
+            assert (cover & ~above).sum() >= 0.74 * cover.sum() > 0
+
+
+def test_labels_are_those_of_what_covers_most_of_a_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    objects = shapes_drawing._objects(rng, 96, 1.0)
+    monkeypatch.setattr(shapes_drawing, "_objects", lambda *_: objects)
+    _, owners, classes = shapes_drawing.draw_objects(rng, 96)
+    expected = np.zeros((96, 96), np.uint8)
+    for number, (_, cover) in enumerate(objects, 1):
+        expected[cover >= 0.5] = number
+        assert ((cover > 0) & (cover < 0.5)).any()  # where it makes a difference
+    np.testing.assert_array_equal(owners, expected)
+    assert classes.tolist() == [0, *(kind + 1 for kind, _ in objects)]

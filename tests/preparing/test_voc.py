@@ -15,7 +15,7 @@ from scipy.io import savemat
 
 from segdeform.data import load_dataset, read_pair
 from segdeform.data.image_io import UInt8
-from segdeform.errors import DataError, SegdeformError
+from segdeform.errors import DataError, SegdeformError, UsageError
 from segdeform.files.download import Checksum
 from segdeform.preparing import voc as prepare_voc
 from segdeform.preparing.prepare import prepare
@@ -233,6 +233,18 @@ def test_an_official_name_needs_the_official_content(
         prepare("voc", tmp_path / "root", archives=[archive])
     assert caught.value.exit_code == 12
     assert not (tmp_path / "root").exists() or list((tmp_path / "root").iterdir()) == []
+
+
+def test_a_link_in_the_place_of_the_staging_folder_is_not_followed(
+    voc_tar: Path, tmp_path: Path
+) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    root.mkdir()
+    elsewhere.mkdir()
+    (root / ".segdeform-unpacking").symlink_to(elsewhere)
+    with pytest.raises(UsageError, match="is a link; remove it"):
+        prepare("voc", root, archives=[voc_tar])
+    assert elsewhere.is_dir() and list(elsewhere.iterdir()) == []
 
 
 def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
