@@ -75,6 +75,7 @@ def test_cityscapes_by_both_ways_at_once(cityscapes: Path, tmp_path: Path) -> No
     dataset = load_dataset("cityscapes", cityscapes, "val")
     wanted = Wanted(tmp_path / "out", official=True, submission=tmp_path / "to-send.zip")
     evaluation = score(segmenter_for(dataset), dataset, wanted)
+    assert evaluation.protocol["label_space"]["masks"] == "train ids"
     assert evaluation.official is not None
     assert evaluation.official["mean_class_iou"] == pytest.approx(evaluation.scores.miou, abs=1e-6)
     assert "of all pictures" in evaluation.official["note"]
