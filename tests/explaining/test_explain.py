@@ -18,9 +18,9 @@ from PIL import Image
 from segdeform.cli import main
 from segdeform.data import load_dataset
 from segdeform.explaining.clickable import MODULATION_UNIT, OFFSET_UNIT
-from segdeform.explaining.explain import explain_picture
+from segdeform.explaining.explain import _layer_facts, explain_picture
 from segdeform.explaining.regions import region_centres
-from segdeform.explaining.sampling import follow, place_of, record
+from segdeform.explaining.sampling import LayerSampling, follow, place_of, record
 from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import Segmenter
 from tests.explaining.conftest import model_folder
@@ -82,6 +82,17 @@ def test_the_numbers_are_those_of_the_samples(
         distances = np.sort([np.hypot(py - y, px - x) for px, py in found["at"]])
         assert found["median_reach_pixels"] == pytest.approx(np.median(distances), abs=0.02)
         assert found["samples_outside"] == points.lost and len(found["at"]) == found["samples"]
+
+
+def test_the_mean_and_the_largest_offset_of_a_layer_are_told_apart() -> None:
+    """One of 30 places moves all its samples by 3 and 4 steps of 4 pixels."""
+    offset = np.zeros((1, 9, 2, 5, 6), np.float32)
+    offset[0, :, :, 2, 3] = (3, 4)
+    ones = np.ones((1, 9, 5, 6), np.float32)
+    layer = LayerSampling("l", (3, 3), (1, 1), (1, 1), (1, 1), (5, 6), 4, offset, ones)
+    facts = _layer_facts(layer)
+    assert facts["largest_offset_pixels"] == 20
+    assert facts["mean_offset_pixels"] == pytest.approx(20 / 30, abs=1e-4)
 
 
 def test_the_page_keeps_the_layers_as_they_are(
