@@ -31,14 +31,13 @@ def enlarge(
             f"maps of {rows}x{columns} are not those of a picture of {height}x{width} pixels at "
             f"stride {stride}"
         )
-    if torch.compiler.is_compiling():
-        # A cut would tie a graph to sizes that the stride divides, or to all others.
-        cut: Tensor = torch.ops.aten.upsample_bilinear2d(
-            maps, (height, width), False, float(stride), float(stride)
-        )
-        return cut
     whole = (rows * stride, columns * stride)
     large = F.interpolate(maps, whole, mode="bilinear", align_corners=False)
+    if torch.compiler.is_compiling():
+        # A cut ties a graph to sizes that the stride divides, or to all others; an operator that
+        # is told size and stride at once loses the stride on its way to ONNX.
+        y, x = (torch.arange(side, device=maps.device) for side in size)
+        return large.index_select(-2, y).index_select(-1, x)
     return large[..., :height, :width]
 
 

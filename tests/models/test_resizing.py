@@ -171,3 +171,26 @@ def test_exported_once_it_serves_every_size(strict: bool) -> None:
     for size in ((64, 80), (101, 77), (33, 250)):
         images = torch.rand(2, 3, *size)
         assert torch.equal(exported(images).logits, model(images).logits)
+
+
+def test_onnx_knows_the_stride_at_sizes_that_it_does_not_divide() -> None:
+    """Its Resize takes sizes alone, and squeezes what is not enlarged first and then cut."""
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = DeepLab(Convolutions(), decoder(16), stride=4).eval()
+    height, width = (torch.export.Dim(name, min=17, max=500) for name in ("H", "W"))
+    program = torch.onnx.export(
+        model,
+        (torch.rand(1, 3, 77, 90),),
+        dynamic_shapes=({2: height, 3: width},),
+        opset_version=20,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    session = runtime.InferenceSession(program.model_proto.SerializeToString())
+    for size in ((64, 80), (101, 77), (33, 250)):
+        images = torch.rand(1, 3, *size)
+        (scores,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(scores), model(images).logits)
