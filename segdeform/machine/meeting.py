@@ -12,7 +12,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TypeVar
 
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
@@ -72,16 +71,17 @@ class Meeting:
     """
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
-        store.set_timeout(timedelta(seconds=SILENCE))  # where its machine vanished
         self._store, self._rank, self._size = store, rank, size
         self._turn = 0
         self._shared = 0
         self.alone = False  # at work that ends by itself, which the loss of another may not cut
         self._trouble: PeerLostError | None = None
         self._failed = False
+        self._beats = 0
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, args=[store.clone()], daemon=True)
-        self._thread.start()
+        self._watching = threading.Thread(target=self._watch, args=[store.clone()], daemon=True)
+        self._watching.start()
+        threading.Thread(target=self._guard, daemon=True).start()
 
     def votes(self, yes: bool) -> int:
         """Waits until every process has asked and returns how many of them said yes."""
@@ -128,7 +128,6 @@ class Meeting:
 
     def leave(self) -> None:
         """Ends the signs of life; the process with the store is the last to go."""
-        self._over.set()
         try:
             left = self._store.add("left", 1)
             deadline = time.monotonic() + FAREWELL
@@ -139,7 +138,8 @@ class Meeting:
                 left = self._store.add("left", 0)
         except RuntimeError:
             pass  # likewise
-        self._thread.join()
+        self._over.set()
+        self._watching.join(FAREWELL)
 
     def _wait_for(self, key: str) -> str:
         pause = 0.0002
@@ -176,32 +176,38 @@ class Meeting:
         """Writes signs of life and looks for those of rank 0, or of all others at rank 0."""
         others = range(1, self._size) if self._rank == 0 else range(1)
         seen = dict.fromkeys(others, (b"", 0))
-        beats = 0
-        while not self._over.wait(BEAT):
-            beats += 1
+        while not self._over.wait(BEAT) and self._trouble is None:
             try:
-                store.set(f"alive/{self._rank}", str(beats))
+                store.set(f"alive/{self._rank}", str(self._beats))
                 for other, (sign, last) in seen.items():
                     key = f"alive/{other}"
                     new = store.get(key) if store.check([key]) else b""
                     if new != sign:
-                        seen[other] = (new, beats)
+                        seen[other] = (new, self._beats)
                     # By our own beats, not the clock: where all were stopped, none is silent.
-                    elif (beats - last) * BEAT > SILENCE:
+                    elif (self._beats - last) * BEAT > SILENCE:
                         silent = f"process {other} gave no sign of life for {SILENCE:.0f} s"
-                        return self._end(lost(silent))
+                        self._trouble = lost(silent)
                 if store.check(["failure"]):
-                    return self._end(failed(store.get("failure")))
+                    self._trouble = failed(store.get("failure"))
             except RuntimeError as error:
-                return self._end(lost(error))
+                self._trouble = lost(error)
+            self._beats += 1
 
-    def _end(self, trouble: PeerLostError) -> None:
-        """Ends the process unless it comes to know of the trouble by itself in time."""
-        self._trouble = trouble
+    def _guard(self) -> None:
+        """Ends the process where it does not come to know of trouble by itself in time.
+
+        The store may be the trouble: where its machine vanished, no question has an end.
+        """
+        beats, quiet = 0, 0
+        while self._trouble is None and not self._over.wait(BEAT):
+            beats, quiet = self._beats, quiet + 1 if beats == self._beats else 0
+            if quiet * BEAT > SILENCE:
+                self._trouble = lost(f"the store gave no answer for {SILENCE:.0f} s")
         while not self._over.wait(2 * FAREWELL + LINGER):
-            if not self.alone:
-                print(f"segdeform: {trouble}", file=sys.stderr, flush=True)
-                os._exit(trouble.exit_code)
+            if not self.alone and self._trouble is not None:
+                print(f"segdeform: {self._trouble}", file=sys.stderr, flush=True)
+                os._exit(self._trouble.exit_code)
 
 
 def lost(reason: object) -> PeerLostError:

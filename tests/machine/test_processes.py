@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -63,11 +65,11 @@ def test_alone_nothing_is_exchanged() -> None:
         raise DataError("mine")
 
 
-def fails_in_a_step(culprit: int) -> None:
+def fails_in_a_step(culprit: int, swallowed: bool) -> None:
     with processes(CPU) as peers:
         with peers.in_step():
             pass
-        with peers.in_step():
+        with suppress(DataError) if swallowed else nullcontext(), peers.in_step():
             if peers.rank == culprit:
                 time.sleep(0.3)
                 raise DataError("7.png: no picture")
@@ -75,13 +77,19 @@ def fails_in_a_step(culprit: int) -> None:
 
 @pytest.mark.parametrize("culprit", [0, 2])
 def test_a_failure_in_a_step_ends_all_with_its_text(culprit: int) -> None:
-    ends = Ranks(3, fails_in_a_step, culprit).ended()
+    ends = Ranks(3, fails_in_a_step, culprit, False).ended()
     for rank, end in enumerate(ends):
         if rank == culprit:
             assert end.error == "DataError: 7.png: no picture"
         else:
             expected = f"Another process failed (number {culprit}: 7.png: no picture)"
             assert end.error == f"PeerLostError: {expected}"
+
+
+def test_a_failure_is_told_when_the_step_ends() -> None:
+    """Not only when the error leaves the whole block, which here it does not."""
+    first, _ = Ranks(2, fails_in_a_step, 1, True).ended()
+    assert first.error == "PeerLostError: Another process failed (number 1: 7.png: no picture)"
 
 
 def works_longer_than_a_silence(seconds: float) -> tuple[float, float]:
@@ -138,13 +146,21 @@ def is_lost(how: str, rank: int) -> None:
 
 @pytest.mark.parametrize("how", ["killed", "stopped", "tensors, killed", "tensors, stopped"])
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_process_ends_the_others(how: str, lost: int) -> None:
-    ranks = Ranks(2, is_lost, how, lost)
+@pytest.mark.parametrize("host", ["torchrun", "rank 0"])
+def test_a_lost_process_ends_the_others(how: str, lost: int, host: str) -> None:
+    environment = {}
+    if host == "rank 0":  # as on a machine that vanished, a stopped one answers no question
+        environment["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            environment["MASTER_PORT"] = str(free.getsockname()[1])
+    ranks = Ranks(2, is_lost, how, lost, **environment)
     other = ranks.processes[1 - lost]
     other.join(30)
     ranks.processes[lost].kill()
     end = ranks.ended()[1 - lost]
-    if how == "tensors, stopped":  # no exception reaches code that waits for tensors
+    if how == "tensors, stopped" or (how, lost, host) == ("stopped", 0, "rank 0"):
+        # No exception reaches code that waits for tensors, or for an answer of the store.
         assert end.code == PeerLostError.exit_code
     else:
         assert end.error.startswith("PeerLostError: Another process is lost"), end

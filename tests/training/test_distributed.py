@@ -34,6 +34,7 @@ from segdeform.segmenter import load
 from segdeform.training import loop, setup
 from segdeform.training import plan as plan_module
 from segdeform.training.checkpoint import TrainState, checkpoint_folders, optimizer_tensors
+from segdeform.training.ema import averaged_model
 from segdeform.training.loop import step_seed, train
 from segdeform.training.losses import segmentation_loss
 from segdeform.training.optim import set_learning_rate
@@ -42,6 +43,7 @@ from segdeform.training.together import (
     average_statistics,
     batch_norm_warning,
     own_batch_norm,
+    share_state,
     synchronize_batch_norm,
 )
 from tests.ranks import Ranks, run_ranks
@@ -305,6 +307,30 @@ def test_processes_with_other_settings_or_data_are_refused(shapes: Path, tmp_pat
     first, second = Ranks(2, trains_each_its_own, configs, [shapes, broken], tmp_path).ended()
     assert second.error.startswith("DataError") and str(picture) in second.error
     assert str(picture) in first.error and not (tmp_path / "config.yaml").exists()
+
+
+def shared_state() -> list[list[float]]:
+    """Returns all of a state that began otherwise in every process, after it was shared."""
+    with processes(CPU) as peers:
+        torch.manual_seed(peers.rank)
+        model: Any = nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3))
+        optimizer = torch.optim.AdamW(model.parameters())
+        average = averaged_model(model, 0.9)
+        state = TrainState(model, average, optimizer, torch.amp.GradScaler(enabled=False))
+        if peers.first:
+            model(torch.randn(2, 2, 3, 3)).square().sum().backward()
+            optimizer.step()
+            state.step, state.seconds, state.weights_sha256 = 7, 1.5, "abc"
+        share_state(peers, state)
+        assert (state.step, state.seconds, state.weights_sha256) == (7, 1.5, "abc")
+        tensors = [*model.state_dict().values(), *average.module.state_dict().values()]
+        return [t.flatten().tolist() for t in (*tensors, *optimizer_tensors(state).values())]
+
+
+def test_a_state_is_shared_to_the_last_bit() -> None:
+    first, *others = run_ranks(3, shared_state)
+    assert len(first) == 2 * 7 + 3 * 4
+    assert others == [first, first]
 
 
 def statistics() -> tuple[list[float], list[float]]:
