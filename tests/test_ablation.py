@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -280,8 +280,24 @@ def test_runs_that_fail_or_have_no_score_do_not_end_the_others(
     ]
 
 
+@pytest.fixture
+def pretended() -> Iterator[pytest.MonkeyPatch]:
+    """Has processes that do nothing stand for training runs from here on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ablation, "command", lambda *_: [sys.executable, "-c", ""])
+        patch.setattr("segdeform.ablation.runner._parameters", lambda run: 7)
+        patch.setattr(
+            "segdeform.ablation.runner.read_result",
+            lambda run: TrainResult(run, 2, 1.0, 0.5, 5.0, 7),
+        )
+        yield patch
+
+
 def test_a_failed_run_is_named_and_tried_again(
-    tiny: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "layers0-seed0").write_text("in the way")
@@ -289,7 +305,9 @@ def test_a_failed_run_is_named_and_tried_again(
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1 and "1 of 1 runs failed" in err and "layers0-seed0: " in err
     (tmp_path / "layers0-seed0").unlink()
+    request.getfixturevalue("pretended")
     assert main(words(tiny, tmp_path, "--layers", "0", "--seeds", "1")) == 0
+    assert json.loads((tmp_path / "ablation.json").read_text())["failed"] == []
 
 
 def test_a_folder_of_something_else_is_refused(
@@ -304,6 +322,7 @@ def test_a_folder_of_something_else_is_refused(
         assert main(words(tiny, tmp_path)) == 10
 
 
+@pytest.mark.usefixtures("pretended")
 def test_other_settings_are_refused_before_a_run_starts(
     tiny: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
