@@ -224,6 +224,35 @@ def test_one_graph_serves_any_number_of_regions(name: str) -> None:
     assert len(graphs) == 2  # the first number by itself, then any
 
 
+class AsModule(nn.Module):
+    """A function as `torch.export` wants it."""
+
+    def __init__(self, call: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, *operands: Tensor) -> Tensor:
+        return self.call(*operands)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", ["deform_roi_pool", "ps_deform_roi_pool"])
+def test_an_exported_pooling_takes_any_number_of_regions(name: str, strict: bool) -> None:
+    operator = OPERATORS[name]
+    input, rois, shifts = operator.operands(0)
+    regions, height = torch.export.Dim("regions"), torch.export.Dim("height")
+    exported = torch.export.export(
+        AsModule(operator.call),
+        (input, rois, shifts),
+        dynamic_shapes=(({2: height}, {0: regions}, {0: regions}),),
+        strict=strict,
+    ).module()
+    for count, rows in ((5, 9), (3, 7), (12, 8)):
+        of = torch.arange(count) % 5
+        given = (input[:, :, :rows], rois[of], shifts[of])
+        torch.testing.assert_close(exported(*given), operator.call(*given))
+
+
 @pytest.mark.parametrize("name", ["deform_roi_pool", "ps_deform_roi_pool"])
 def test_a_number_of_regions_that_the_data_decide_compiles(name: str) -> None:
     operator = OPERATORS[name]

@@ -9,21 +9,11 @@
 #include "depthwise.cuh"
 #include "gather.cuh"
 #include "operands.h"
+#include "plan.h"
 #include "products.h"
 
 namespace segdeform::cuda {
 namespace {
-
-// Rows of a chunk: as many as fit the workspace, whole tiles of the product, chunks of like size.
-inline int64_t chunk_rows(const Geometry& g, int64_t row_bytes) {
-  constexpr int64_t kProductTile = 128;
-  const int64_t rows = g.batch * g.out_pixels();
-  const int64_t most = std::max<int64_t>(1, workspace_limit() / row_bytes);
-  if (rows <= most) return rows;
-  const int64_t chunks = (rows + most - 1) / most;
-  const int64_t even = ((rows + chunks - 1) / chunks + kProductTile - 1) / kProductTile;
-  return even * kProductTile <= most ? even * kProductTile : most;
-}
 
 // bias: [O] in the type of the columns. The products of several groups wait in the compute type for
 // it, so that half precision is rounded once; of one group torch's product adds it.
@@ -37,7 +27,8 @@ void forward_dense(const Operands<T>& operands, const std::optional<Tensor>& bia
   const bool waits = bias && g.groups > 1;
   const int64_t column_bytes = g.taps() * g.channels * int64_t(sizeof(T));
   const int64_t product_bytes = waits ? g.out_channels * int64_t(sizeof(R)) : 0;
-  const int64_t rows = g.batch * g.out_pixels(), most = chunk_rows(g, column_bytes + product_bytes);
+  const int64_t rows = g.batch * g.out_pixels(),
+                most = forward_rows(rows, workspace_limit(), column_bytes + product_bytes);
   const Workspace<T> memory(operands.input, most * g.taps() * g.channels);
   const Workspace<R> products(operands.input, waits ? most * g.out_channels : 0);
   const Matrices weight{

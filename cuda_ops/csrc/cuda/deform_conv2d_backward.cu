@@ -12,6 +12,7 @@
 
 #include "depthwise.cuh"
 #include "operands.h"
+#include "plan.h"
 #include "products.h"
 #include "samples.cuh"
 #include "sorted_samples.h"
@@ -21,37 +22,12 @@ namespace {
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// A run of channels: whole groups of the weight, or a part of one.
-struct Slice {
-  int64_t first_channel, channels, group_channels;
-  int64_t groups() const { return channels / group_channels; }
-};
-
 Tensor zeros(const Tensor& like, std::vector<int64_t> sizes, ScalarType type) {
   return torch::stable::new_zeros(like, IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), type);
 }
 
 Tensor empty(const Tensor& like, std::vector<int64_t> sizes, ScalarType type) {
   return torch::stable::new_empty(like, IntHeaderOnlyArrayRef(sizes.data(), sizes.size()), type);
-}
-
-// The slices of an image's channels of which so many fit.
-std::vector<Slice> cut_channels(const Geometry& g, int64_t fit, int64_t vector) {
-  const int64_t inputs = g.channels_per_group();
-  std::vector<Slice> slices;
-  if (fit >= inputs) {
-    const int64_t whole = fit / inputs * inputs;
-    for (int64_t c = 0; c < g.channels; c += whole)
-      slices.push_back({c, std::min(whole, g.channels - c), inputs});
-    return slices;
-  }
-  const int64_t part = std::max(vector, fit / vector * vector);
-  for (int64_t group = 0; group < g.groups; ++group)
-    for (int64_t c = 0; c < inputs; c += part) {
-      const int64_t channels = std::min(part, inputs - c);
-      slices.push_back({group * inputs + c, channels, channels});
-    }
-  return slices;
 }
 
 // One call of the backward.
@@ -95,32 +71,22 @@ class Backward {
       grad_weight =
           zeros(grad_, {g_.out_channels, g_.taps(), g_.channels_per_group()}, type_of<R>());
     if (g_.batch == 0 || !(need_.input || need_.samples() || need_.weight)) return;
-    const int64_t pixels = g_.out_pixels(), rows = g_.batch * pixels;
-    const int64_t limit = need_.input ? workspace_limit() / 4 * 3 : workspace_limit();
-    const int64_t column_bytes = g_.taps() * int64_t(sizeof(T));  // of a channel in a row
-    const int64_t fit = limit / (column_bytes * (need_.input ? pixels : 1));  // channels of a unit
-    const std::vector<Slice> slices = cut_channels(g_, std::clamp<int64_t>(fit, 1, g_.channels), V);
-    const int64_t unit = need_.input ? pixels : 1;  // the lists are those of whole images
-    const int64_t step = unit * std::clamp<int64_t>(fit / g_.channels, 1, rows / unit);
-
-    const int64_t sorted_rows = need_.input ? images_to_sort<T>(g_) * pixels : rows;
-    for (int64_t first = 0; first < rows; first += sorted_rows) {
-      const int64_t end = std::min(first + sorted_rows, rows);
+    const int64_t pixels = g_.out_pixels();
+    const int64_t sorted_images =
+        need_.input ? images_to_sort(g_, count_cells(g_), workspace_limit()) : 0;
+    const BackwardPlan plan(g_, workspace_limit(), sizeof(T), V, sorted_images);
+    plan.for_sortings([&](int64_t first, int64_t end) {
       std::optional<SortedSamples<T>> sorted;
       if (need_.input) sorted.emplace(operands_, first / pixels, (end - first) / pixels, stream_);
-      const Workspace<T> memory(grad_, std::min(step, end - first) * g_.taps() * widest(slices));
-      for (const Slice& slice : slices) {
+      const int64_t most = std::min(plan.chunk_rows, end - first);
+      const Workspace<T> memory(grad_, most * g_.taps() * plan.widest());
+      for (const Slice& slice : plan.slices) {
         const Tensor weight = weight_of(slice);
-        for (int64_t row = first; row < end; row += step)
-          run_chunk(slice, weight, {row, std::min(step, end - row)}, sorted, memory.get());
+        plan.for_chunks(first, end, [&](int64_t row, int64_t count) {
+          run_chunk(slice, weight, {row, count}, sorted, memory.get());
+        });
       }
-    }
-  }
-
-  static int64_t widest(const std::vector<Slice>& slices) {
-    int64_t most = 0;
-    for (const Slice& s : slices) most = std::max(most, s.channels);
-    return most;
+    });
   }
 
   // [groups, O/groups, T * channels] of the slice, contiguous.
@@ -187,7 +153,8 @@ class Backward {
     if (need_.samples())
       launch_sample_gradients<T, V, false>(g_, sampling_, rows, 0, g_.channels, all,
                                            sample_gradients_, stream_);
-    const int64_t images = need_.input ? images_to_sort<T>(g_) : g_.batch;
+    const int64_t images =
+        need_.input ? images_to_sort(g_, count_cells(g_), workspace_limit()) : g_.batch;
     for (int64_t first = 0; need_.input && first < g_.batch; first += images) {
       const int64_t count = std::min(images, g_.batch - first);
       const SortedSamples<T> sorted(operands_, first, count, stream_);

@@ -14,13 +14,10 @@ __global__ void depthwise_forward(Geometry g, Sampling<T> s, Rows rows, const T*
   using R = Real<T>;
   constexpr int kItems = kTilePixels * kSliceVectors / kThreads;  // of a thread, at most
   Sample<R>* staged = shared_memory<Sample<R>>();
-  const Piece piece = piece_of(g, 0, g.channels, blockIdx.y);
+  const auto [piece, first_row, pixels, first_pixel] = tile_of_block(g, rows, 0, g.channels);
   const int64_t first_vector = int64_t(blockIdx.z) * kSliceVectors;
   const int vectors = int(least(kSliceVectors, piece.channels / V - first_vector));
   if (vectors <= 0) return;
-  const int64_t first_row = int64_t(blockIdx.x) * kTilePixels;
-  const int pixels = int(least(kTilePixels, rows.count - first_row));
-  const ImagePixel first_pixel = pixel_of_row(g, rows.first + first_row);
 
   R sum[kItems][V] = {};
   for (int64_t tap = 0; tap < g.taps(); tap += kStagedTaps) {

@@ -27,13 +27,11 @@ __global__ void __launch_bounds__(kThreads, 4)
     gather_columns(Geometry g, Sampling<T> s, Rows rows, Columns<T> columns) {
   using R = Real<T>;
   Sample<R>* staged = shared_memory<Sample<R>>();
-  const Piece piece = piece_of(g, columns.first_channel, columns.channels, blockIdx.y);
+  const auto [piece, first_row, pixels, first_pixel] =
+      tile_of_block(g, rows, columns.first_channel, columns.channels);
   const int64_t first_vector = int64_t(blockIdx.z) * kSliceVectors;
   const int vectors = int(least(kSliceVectors, piece.channels / V - first_vector));
   if (vectors <= 0) return;  // another piece is wider
-  const int64_t first_row = int64_t(blockIdx.x) * kTilePixels;
-  const int pixels = int(least(kTilePixels, rows.count - first_row));
-  const ImagePixel first_pixel = pixel_of_row(g, rows.first + first_row);
 
   for (int64_t tap = 0; tap < columns.taps; tap += kStagedTaps) {
     const int taps = int(least(kStagedTaps, columns.taps - tap));

@@ -73,11 +73,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   using R = Real<T>;
   Sample<R>* staged = shared_memory<Sample<R>>();
   const Team team = team_of(width);
-  const Piece piece = piece_of(g, first_channel, channels, blockIdx.y);
+  const auto [piece, first_row, pixels, first_pixel] =
+      tile_of_block(g, rows, first_channel, channels);
   const bool adds = piece.first_channel > piece.offset_group * g.channels_per_offset_group();
-  const int64_t first_row = int64_t(blockIdx.x) * kTilePixels;
-  const int pixels = int(least(kTilePixels, rows.count - first_row));
-  const ImagePixel first_pixel = pixel_of_row(g, rows.first + first_row);
   const int64_t tap = int64_t(blockIdx.z) * kTapsOfBlock;
   const int taps = int(least(kTapsOfBlock, g.taps() - tap));
 

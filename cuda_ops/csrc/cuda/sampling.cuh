@@ -71,6 +71,21 @@ SEGDEFORM_HOST_DEVICE Piece piece_of(const Geometry& g, int64_t first, int64_t c
   return {begin, least(first + channels, (group + 1) * size) - begin, group};
 }
 
+// What a block of the grid (tiles of pixels, pieces of channels, ...) works on.
+struct BlockTile {
+  Piece piece;
+  int64_t first_row;  // from the first of the rows
+  int pixels;
+  ImagePixel first_pixel;
+};
+
+__device__ __forceinline__ BlockTile tile_of_block(const Geometry& g, Rows rows,
+                                                   int64_t first_channel, int64_t channels) {
+  const int64_t first_row = int64_t(blockIdx.x) * kTilePixels;
+  return {piece_of(g, first_channel, channels, blockIdx.y), first_row,
+          int(least(kTilePixels, rows.count - first_row)), pixel_of_row(g, rows.first + first_row)};
+}
+
 template <typename R>
 struct Sample {
   int32_t index[4];  // as in Corners

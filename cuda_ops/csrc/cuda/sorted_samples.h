@@ -42,12 +42,5 @@ class SortedSamples {
   std::optional<Workspace<uint32_t>> samples_, other_samples_, starts_;
 };
 
-template <typename T>
-int64_t images_to_sort(const Geometry& g) {
-  const int64_t image_bytes =
-      g.offset_groups * (16 * g.taps() * g.out_pixels() + 4 * count_cells(g));
-  return std::clamp<int64_t>(workspace_limit() / image_bytes, 1, g.batch);
-}
-
 }  // namespace
 }  // namespace segdeform::cuda

@@ -1,0 +1,95 @@
+// How the convolution on CUDA is cut into chunks: arithmetic on shapes alone, without CUDA.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../geometry.h"
+
+namespace segdeform::cuda {
+
+// Rows of a chunk of the forward pass, at most: as many as fit the workspace, whole tiles of the
+// product, chunks of like size.
+inline int64_t forward_rows(int64_t rows, int64_t workspace, int64_t row_bytes) {
+  constexpr int64_t kProductTile = 128;
+  const int64_t most = std::max<int64_t>(1, workspace / row_bytes);
+  if (rows <= most) return rows;
+  const int64_t chunks = (rows + most - 1) / most;
+  const int64_t even = ((rows + chunks - 1) / chunks + kProductTile - 1) / kProductTile;
+  return even * kProductTile <= most ? even * kProductTile : most;
+}
+
+// A run of channels: whole groups of the weight, or a part of one.
+struct Slice {
+  int64_t first_channel, channels, group_channels;
+  constexpr int64_t groups() const { return channels / group_channels; }
+};
+
+// The slices of an image's channels of which so many fit. A part of a group is whole vectors.
+inline std::vector<Slice> cut_channels(const Geometry& g, int64_t fit, int64_t vector) {
+  const int64_t inputs = g.channels_per_group();
+  std::vector<Slice> slices;
+  if (fit >= inputs) {
+    const int64_t whole = fit / inputs * inputs;
+    for (int64_t c = 0; c < g.channels; c += whole)
+      slices.push_back({c, std::min(whole, g.channels - c), inputs});
+    return slices;
+  }
+  const int64_t part = std::max(vector, fit / vector * vector);
+  for (int64_t group = 0; group < g.groups; ++group)
+    for (int64_t c = 0; c < inputs; c += part) {
+      const int64_t channels = std::min(part, inputs - c);
+      slices.push_back({group * inputs + c, channels, channels});
+    }
+  return slices;
+}
+
+// Images whose samples are sorted at a time: 16 bytes a sample, 4 for where each list starts.
+inline int64_t images_to_sort(const Geometry& g, int64_t cells, int64_t workspace) {
+  const int64_t image_bytes = g.offset_groups * (16 * g.taps() * g.out_pixels() + 4 * cells);
+  return std::clamp<int64_t>(workspace / image_bytes, 1, g.batch);
+}
+
+// Sorted rows are gone through slice by slice, a slice chunk by chunk. With the gradient of the
+// input, whose lists of samples are those of whole images, everything counts in whole images.
+struct BackwardPlan {
+  std::vector<Slice> slices;
+  int64_t rows;         // N*P*Q
+  int64_t sorted_rows;  // rows between two sortings, or all
+  int64_t chunk_rows;   // rows of a chunk, at most
+
+  // element_bytes: of a column. sorted_images: 0 without the gradient of the input.
+  BackwardPlan(const Geometry& g, int64_t workspace, int64_t element_bytes, int64_t vector,
+               int64_t sorted_images)
+      : rows(g.batch * g.out_pixels()) {
+    const bool whole_images = sorted_images > 0;
+    const int64_t unit = whole_images ? g.out_pixels() : 1;
+    const int64_t limit = whole_images ? workspace / 4 * 3 : workspace;  // the rest holds the lists
+    const int64_t fit = limit / (g.taps() * element_bytes * unit);       // channels of a unit
+    slices = cut_channels(g, std::clamp<int64_t>(fit, 1, g.channels), vector);
+    sorted_rows = whole_images ? sorted_images * unit : rows;
+    chunk_rows = unit * std::clamp<int64_t>(fit / g.channels, 1, rows / unit);
+  }
+
+  int64_t widest() const {
+    int64_t most = 0;
+    for (const Slice& s : slices) most = std::max(most, s.channels);
+    return most;
+  }
+
+  // Calls f(first, end) for the rows that are sorted together.
+  template <typename F>
+  void for_sortings(F f) const {
+    for (int64_t first = 0; first < rows; first += sorted_rows)
+      f(first, std::min(first + sorted_rows, rows));
+  }
+
+  // Calls f(first, count) for the chunks of rows that are sorted together.
+  template <typename F>
+  void for_chunks(int64_t first, int64_t end, F f) const {
+    for (int64_t row = first; row < end; row += chunk_rows) f(row, std::min(chunk_rows, end - row));
+  }
+};
+
+}  // namespace segdeform::cuda

@@ -1,0 +1,159 @@
+"""How the convolution on CUDA is cut into chunks: every row and channel once, within the memory."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from cuda_ops import build
+
+PROGRAM = Path(__file__).with_name("plan_program.cpp")
+
+
+class Question(NamedTuple):
+    """A line of the program's input."""
+
+    batch: int
+    channels: int
+    groups: int
+    height: int
+    width: int
+    kernel_h: int
+    kernel_w: int
+    offset_groups: int
+    workspace: int  # bytes
+    element_bytes: int
+    vector: int
+    sorted_images: int  # 0: without the gradient of the input
+    cells: int
+
+    @property
+    def rows(self) -> int:
+        return self.batch * self.height * self.width
+
+    @property
+    def column_bytes(self) -> int:  # of a channel in a row
+        return self.kernel_h * self.kernel_w * self.element_bytes
+
+
+def drawn(count: int) -> list[Question]:
+    """Draws shapes, among them those of which not even one image or one vector fits."""
+    draw = random.Random(0)
+    found = []
+    for _ in range(count):
+        vector = draw.choice([1, 2, 4, 8])
+        groups = draw.choice([1, 1, 2, 3, 8])
+        batch = draw.randint(1, 9)
+        found.append(
+            Question(
+                batch,
+                groups * vector * draw.randint(1, 12),
+                groups,
+                draw.randint(1, 13),
+                draw.randint(1, 13),
+                draw.randint(1, 4),
+                draw.randint(1, 4),
+                1,
+                int(2 ** draw.uniform(0, 22)),
+                draw.choice([2, 4, 8]),
+                vector,
+                draw.choice([0, draw.randint(1, batch)]),
+                draw.randint(1, 200),
+            )
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Question, dict[str, Any]]]:
+    target = tmp_path_factory.mktemp("plan") / "program"
+    include = ["-I", build.SOURCES / "cuda"]
+    flags = ["-std=c++20", "-O1", "-Wall", "-Werror", "-fsanitize=undefined"]
+    subprocess.run([build.cxx_compiler(), *flags, *include, PROGRAM, "-o", target], check=True)
+    questions = drawn(400)
+    text = "".join(" ".join(map(str, question)) + "\n" for question in questions)
+    done = subprocess.run([target], input=text, capture_output=True, text=True, check=True)
+    assert not done.stderr
+    return list(zip(questions, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+def test_every_channel_of_every_row_is_in_one_chunk(
+    plans: list[tuple[Question, dict[str, Any]]],
+) -> None:
+    for question, plan in plans:
+        channels = [c for first, count, _, _ in plan["slices"] for c in range(first, first + count)]
+        assert channels == list(range(question.channels)), question
+        rows = [
+            row
+            for first, end, chunks in plan["sortings"]
+            for start, count in chunks
+            for row in range(start, start + count)
+            if first <= start and start + count <= end
+        ]
+        assert rows == list(range(question.rows)), question
+
+
+def test_slices_are_whole_groups_or_whole_vectors_of_one(
+    plans: list[tuple[Question, dict[str, Any]]],
+) -> None:
+    parts = 0
+    for question, plan in plans:
+        inputs = question.channels // question.groups
+        for first, count, group_channels, groups in plan["slices"]:
+            assert groups * group_channels == count
+            assert first % question.vector == count % question.vector == 0
+            if group_channels == inputs:
+                assert first % inputs == 0
+            else:
+                parts += 1
+                assert groups == 1 and first // inputs == (first + count - 1) // inputs
+        assert plan["widest"] == max(count for _, count, _, _ in plan["slices"])
+    assert parts > 100
+
+
+def test_chunks_fit_the_workspace_or_are_the_least_there_is(
+    plans: list[tuple[Question, dict[str, Any]]],
+) -> None:
+    for question, plan in plans:
+        unit = question.height * question.width if question.sorted_images else 1
+        share = 0.75 if question.sorted_images else 1.0
+        for first, end, chunks in plan["sortings"]:
+            if question.sorted_images:
+                assert first % unit == end % unit == 0
+                assert end - first <= question.sorted_images * unit
+            for start, count in chunks:
+                assert start % unit == count % unit == 0
+                taken = count * plan["widest"] * question.column_bytes
+                least = count == unit and plan["widest"] == question.vector
+                assert least or taken <= share * question.workspace, question
+
+
+def test_columns_stay_whole_where_all_fit(plans: list[tuple[Question, dict[str, Any]]]) -> None:
+    whole = 0
+    for question, plan in plans:
+        everything = question.rows * question.channels * question.column_bytes
+        if not question.sorted_images and everything <= question.workspace:
+            whole += 1
+            assert len(plan["slices"]) == 1 and plan["forward"] == question.rows
+            assert [chunks for _, _, chunks in plan["sortings"]] == [[[0, question.rows]]]
+    assert whole > 20
+
+
+def test_the_forward_pass_and_the_sorting_fit_as_well(
+    plans: list[tuple[Question, dict[str, Any]]],
+) -> None:
+    for question, plan in plans:
+        row_bytes = question.channels * question.column_bytes
+        rows = plan["forward"]
+        assert 1 <= rows <= question.rows and (rows == 1 or rows * row_bytes <= question.workspace)
+        taps = question.kernel_h * question.kernel_w
+        image = 16 * taps * question.height * question.width + 4 * question.cells
+        images = plan["images"]
+        assert 1 <= images <= question.batch
+        assert images == 1 or images * image <= question.workspace
+        assert images == question.batch or (images + 1) * image > question.workspace
