@@ -60,7 +60,7 @@ def deform_roi_pool(
     _check_numbers(spatial_scale=spatial_scale, gamma=gamma)
     _check_tensors(input, rois, "offset", offset)
     check_shape("offset", offset, (rois.shape[0], 2, *size))
-    numbers = (size, spatial_scale, sampling_ratio, gamma)
+    numbers = (size, _float(spatial_scale), sampling_ratio, _float(gamma))
     return _serve("deform_roi_pool", input, rois, offset, *numbers)
 
 
@@ -107,7 +107,7 @@ def ps_deform_roi_pool(
         )
     if trans is not None:
         _check_trans(trans, rois.shape[0], output_channels, part_size)
-    numbers = (spatial_scale, *sizes.values(), sample_per_part, trans_std)
+    numbers = (_float(spatial_scale), *sizes.values(), sample_per_part, _float(trans_std))
     return _serve("ps_deform_roi_pool", input, rois, trans, *numbers)
 
 
@@ -123,6 +123,11 @@ def _check_numbers(**numbers: float) -> None:
     for name, value in numbers.items():
         if not isinstance(value, torch.SymFloat) and not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, not {value}")
+
+
+def _float(value: float) -> float:
+    """Takes numbers of other libraries too; a symbolic one stays what it is."""
+    return value if isinstance(value, torch.SymFloat) else float(value)
 
 
 def _check_tensors(input: Tensor, rois: Tensor, shifts_name: str, shifts: Tensor | None) -> None:

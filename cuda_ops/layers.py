@@ -108,7 +108,7 @@ class DeformConv2d(nn.Module):
 
     def train(self, mode: bool = True) -> DeformConv2d:
         """Sets the mode; drops what is kept for inference."""
-        self._packing.clear()
+        self._packing = WeightPacking()
         return super().train(mode)
 
     def extra_repr(self) -> str:

@@ -24,10 +24,6 @@ class WeightPacking:
         self._memory: Tensor | None = None
         self._lock = threading.Lock()
 
-    def clear(self) -> None:
-        """Lets go of what is kept."""
-        self._memory = None
-
     def __reduce__(self) -> tuple[type[WeightPacking], tuple[()]]:
         """Copies and pickles as an empty one: what it keeps is made anew in no time."""
         return WeightPacking, ()

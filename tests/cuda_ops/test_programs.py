@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -276,6 +277,8 @@ def test_a_scale_may_be_symbolic() -> None:
     input, rois, _ = of_pooling(0, 4, (1,))
     for scale in (0.25, 0.4, 0.7):
         torch.testing.assert_close(compiled(input, rois, scale), at_twice(input, rois, scale))
+    of_numpy = at_twice(input, rois, np.float32(0.5))
+    assert torch.equal(of_numpy, at_twice(input, rois, 0.5))
 
 
 @every_operator
