@@ -35,7 +35,7 @@ def enlarge(
     large = F.interpolate(maps, whole, mode="bilinear", align_corners=False)
     if torch.compiler.is_compiling():
         # A cut ties a graph to sizes that the stride divides, or to all others; an operator that
-        # is told size and stride at once loses the stride on its way to ONNX.
+        # is told size and stride at once becomes a page of gathers in ONNX, this one Resize.
         y, x = (torch.arange(side, device=maps.device) for side in size)
         return large.index_select(-2, y).index_select(-1, x)
     return large[..., :height, :width]
