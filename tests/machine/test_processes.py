@@ -122,12 +122,13 @@ def sleeps(seconds: float) -> None:
 
 def test_processes_that_were_all_stopped_go_on() -> None:
     """As a queue does that takes a machine back for an hour."""
-    ranks = Ranks(2, sleeps, 2.0)
+    ranks = Ranks(2, sleeps, 4.0)
     time.sleep(1.0)
-    for number, pause in ((signal.SIGSTOP, 2.0), (signal.SIGCONT, 0.0)):
-        for process in ranks.processes:
-            os.kill(process.pid or 0, number)
-        time.sleep(pause)
+    for number, order in ((signal.SIGSTOP, (1, 0)), (signal.SIGCONT, (0, 1))):
+        for rank in order:  # a third of a silence apart
+            os.kill(ranks.processes[rank].pid or 0, number)
+            time.sleep(0.3)
+        time.sleep(1.5)
     assert not any(end.error for end in ranks.ended())
 
 
