@@ -41,6 +41,7 @@ FORMAT_VERSION: Final = 1
 WEIGHTS = "model.safetensors"
 AVERAGED_WEIGHTS = "ema.safetensors"  # in checkpoints
 DESCRIPTION = "model.json"
+TRAINING_STATE = "state.json"  # in checkpoints
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 Positive = Annotated[float, Field(gt=0)]
@@ -213,6 +214,8 @@ def load(path: str | Path, device: str = "auto") -> Segmenter:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     description = read_description(folder / DESCRIPTION)
+    if description.crop is None and TRAINING_STATE in digests:
+        description = description.model_copy(update={"crop": _recorded_crop(folder)})
     weights = AVERAGED_WEIGHTS if AVERAGED_WEIGHTS in digests else WEIGHTS
     model = _fill(description, read_tensors(folder / weights), folder / weights)
     model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -233,6 +236,14 @@ def load(path: str | Path, device: str = "auto") -> Segmenter:
         info,
         description.value_range,
     )
+
+
+def _recorded_crop(checkpoint: Path) -> tuple[int, int] | None:
+    """Returns the training crop that a checkpoint of an earlier version tells beside its model."""
+    match read_json(checkpoint / TRAINING_STATE):
+        case {"config": {"data": {"crop": [int(height), int(width)]}}}:
+            return height, width
+    return None
 
 
 def _fit(model: DeepLab, description: ModelDescription, folder: Path) -> EvalConfig:

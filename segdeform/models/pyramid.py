@@ -48,7 +48,7 @@ def fit_to_crop(config: Config) -> Config:
 
 
 def fitting_tile(crop: tuple[int, int], scales: Sequence[float]) -> int:
-    """Returns the side of a window, pixels, that no scale makes larger than the crop."""
+    """Returns the side of a window, pixels, that no scale makes larger than the crop's longer."""
     return max(1, int(max(crop) / max(scales)))
 
 

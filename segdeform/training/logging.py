@@ -21,6 +21,8 @@ from torch import Tensor
 
 from segdeform.files.atomic import json_number, write_error, write_text
 
+_EVALUATION_NEWS = 10.0  # seconds between lines of an evaluation
+
 
 @dataclass(frozen=True)
 class LogRecord:
@@ -114,6 +116,7 @@ class Reporter:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self._progress: Progress | None = None
+        self._told = time.monotonic()  # when an evaluation was last told of
 
     def start(self, step: int, steps: int) -> None:
         """Begins to show training from `step` of `steps`."""
@@ -144,9 +147,16 @@ class Reporter:
             self._progress.update(self._task, description=line.partition("  ")[2])
 
     def evaluating(self, done: int, total: int) -> None:
-        """Shows how far an evaluation is."""
+        """Shows how far an evaluation is; without a bar, by a line now and then."""
         if self._progress is not None:
             self._progress.update(self._task, description=f"evaluating picture {done}/{total}")
+            return
+        now = time.monotonic()
+        if done <= 1:
+            self._told = now
+        elif now - self._told > _EVALUATION_NEWS:
+            self._told = now
+            self.message(f"evaluating: {done}/{total}")
 
     def message(self, text: str) -> None:
         """Shows a line of text, above the bar where there is one."""

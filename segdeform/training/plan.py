@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -113,7 +114,8 @@ def check_resumable(plan: Plan, record: dict[str, Any]) -> None:
         if key not in FREE_KEYS and old.get(key) != new.get(key):
             raise ConfigError(
                 f"{key} is {new.get(key)} now and was {old.get(key)} when {plan.run} began: resume "
-                "with the config that it began with, or start anew with --overwrite"
+                f"with the config that it began with (--set {key}={json.dumps(old.get(key))}), or "
+                "start anew with --overwrite"
             )
     old_data = record.get("data")
     for split, fingerprint in ours["data"].items():

@@ -10,7 +10,7 @@ from typing import Any
 from segdeform.errors import ModelError
 from segdeform.evaluation.evaluate import Evaluation
 from segdeform.evaluation.result import write_metrics
-from segdeform.files.manifest import verify_manifest
+from segdeform.files.manifest import read_json, verify_manifest
 from segdeform.segmenter import (
     DESCRIPTION,
     WEIGHTS,
@@ -63,6 +63,8 @@ def write_result(plan: Plan, state: TrainState, evaluation: Evaluation) -> None:
         peak_memory_bytes=peak_memory(plan.device),
     )
     summary = _summary(plan, result, state.weights_sha256)
+    # Scores of an earlier way to score must not outlive their model: a kill may come between.
+    (plan.run / "metrics.json").unlink(missing_ok=True)
     save_model(model, state.best_model, describe(plan, summary))
     write_metrics(plan.run, evaluation)
 
@@ -70,8 +72,8 @@ def write_result(plan: Plan, state: TrainState, evaluation: Evaluation) -> None:
 def is_finished(plan: Plan) -> bool:
     """Tells whether the run folder holds what this plan ends with, whatever checkpoints are left.
 
-    A damaged model is named and counts as not written; nor does one count that is to be used in
-    another way (`eval.*`), since metrics.json has to say how it scores so.
+    A damaged model or damaged scores are named and count as not written. Nor does a model count
+    that is to be used in another way (`eval.*`): metrics.json has to say how it scores so.
 
     Raises:
         ConfigError, DataError: the finished run began with other settings or data.
@@ -81,6 +83,7 @@ def is_finished(plan: Plan) -> bool:
     try:
         verify_manifest(plan.run / "model", (WEIGHTS, DESCRIPTION))
         description = read_description(plan.run / "model" / DESCRIPTION)
+        read_json(plan.run / "metrics.json")
     except ModelError as error:
         plan.reporter.message(f"{error}: it has to be written again")
         return False

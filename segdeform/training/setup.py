@@ -197,6 +197,8 @@ def build_state(plan: Plan, found: Checkpoint | None) -> TrainState:
     state = TrainState(model.train(), averaged, build_optimizer(model, train), scaler)
     if found is not None:
         checkpoint.restore(found, state)
+        for network in (state.model, state.best_model):  # what an earlier version left in them
+            silence_unreachable_taps(network, plan.config.data.crop)
         state.weights_sha256 = found.record.get("weights_sha256")
     elif plan.peers.first and plan.config.model.weights not in ("none", "imagenet"):
         state.weights_sha256 = sha256(Path(plan.config.model.weights))

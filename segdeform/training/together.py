@@ -64,16 +64,20 @@ def own_batch_norm(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def batch_norm_warning(model: nn.Module, peers: Processes, batch_size: int) -> str | None:
+def batch_norm_warning(model: DeepLab, peers: Processes, batch_size: int) -> str | None:
     """Says by how much BatchNorm sees less than one process would show it; None: it does not."""
-    layers = len(own_batch_norm(model))
-    if peers.size == 1 or layers == 0:
+    layers = own_batch_norm(model)
+    if peers.size == 1 or not layers:
         return None
-    return (
-        f"warning: {layers} BatchNorm layers see the {batch_size // peers.size} crops of their "
-        f"own process, not all {batch_size} of a step (torch can do that on GPUs only): "
-        "the network will not be that of one process. train.freeze_bn = true freezes the backbone's"
+    share = batch_size // peers.size
+    warning = (
+        f"warning: {len(layers)} BatchNorm layers see {share} of the {batch_size} crops of a step, "
+        "those of their own process (torch can do better on GPUs only): the network will not be "
+        "that of one process"
     )
+    if set(layers).isdisjoint(model.backbone.modules()):
+        return warning
+    return f"{warning}. train.freeze_bn = true freezes the backbone's"
 
 
 def average_statistics(peers: Processes, model: nn.Module) -> None:

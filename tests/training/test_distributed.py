@@ -355,8 +355,13 @@ def test_batch_norm_is_synchronized_where_torch_can() -> None:
     layers = len(own_batch_norm(model))
     warning = batch_norm_warning(model, peers, 4)
     assert warning is not None and warning.startswith(
-        f"warning: {layers} BatchNorm layers see the 2"
+        f"warning: {layers} BatchNorm layers see 2 of the 4 crops of a step"
     )
+    assert warning.endswith("train.freeze_bn = true freezes the backbone's")
+    frozen = build_model(config.model, config.deform, 3)
+    freeze_batch_norm(frozen.backbone)
+    warning = batch_norm_warning(frozen, peers, 4)
+    assert warning is not None and warning.endswith("will not be that of one process")
     assert synchronize_batch_norm(model, peers, CPU) is model
     assert len(own_batch_norm(synchronize_batch_norm(model, Processes(), GPU))) == layers
     model = synchronize_batch_norm(model, peers, GPU)

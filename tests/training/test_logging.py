@@ -63,6 +63,17 @@ def test_a_terminal_that_is_gone_is_no_error(bar: bool) -> None:
     reporter.message("done")
 
 
+def test_a_long_evaluation_is_told_of_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("segdeform.training.logging.time.monotonic", lambda: now)
+    out = io.StringIO()
+    reporter = Reporter(Console(file=out, width=80))
+    for done in range(1, 8):
+        reporter.evaluating(done, 7)
+        now += 4
+    assert out.getvalue() == "evaluating: 4/7\nevaluating: 7/7\n"
+
+
 def test_meter_averages_and_counts() -> None:
     meter = Meter(torch.device("cpu"))
     meter.add(torch.tensor(1.0), torch.tensor(True), 4, waited=0.0)

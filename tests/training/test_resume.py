@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from segdeform.config.schema import Config
 from segdeform.errors import ConfigError, DataError, ModelError, StoppedError, UsageError
 from segdeform.files.manifest import sha256, write_manifest
 from segdeform.preparing.shapes import write_shapes
+from segdeform.segmenter import load
 from segdeform.training.loop import train
 from segdeform.training.result import TrainResult
 from tests.training.conftest import ReporterThat, send, tiny_config
@@ -190,7 +192,54 @@ def test_a_run_from_before_rates_fitted_the_crop_keeps_its_own(
     with pytest.raises(ConfigError, match=r"aspp_rates is \[1, 1, 2\] now and was \[6, 12, 18\]"):
         _resume(CONFIG, shapes, run)
     rates = CONFIG.model.model_copy(update={"aspp_rates": (6, 12, 18)})
+    _wake_taps(checkpoint)  # as that version left them
     reporter = ReporterThat()
     _resume(CONFIG.model_copy(update={"model": rates}), shapes, run, reporter)
     assert any("is a map of 3x4 at output stride 16" in text for text in reporter.messages)
-    assert (run / "metrics.json").exists()
+    weights = load_file(run / "model" / "model.safetensors")
+    assert not weights["head.aspp.branches.3.0.0.weight"][..., 0, :].any()
+
+
+def _wake_taps(checkpoint: Path) -> None:
+    for name in ("model", "ema"):
+        path = checkpoint / f"{name}.safetensors"
+        tensors = load_file(path)
+        tensors["head.aspp.branches.3.0.0.weight"] += 1
+        save_file(tensors, path)
+    write_manifest(checkpoint)
+
+
+def test_a_checkpoint_of_before_tells_its_crop_beside_its_model(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = max((run / "checkpoints").glob("step-*"))
+    description = json.loads((checkpoint / "model.json").read_text())
+    del description["crop"]
+    description["model"]["aspp_rates"] = [6, 12, 18]
+    (checkpoint / "model.json").write_text(json.dumps(description))
+    _wake_taps(checkpoint)
+    segmenter = load(checkpoint, "cpu")
+    assert not segmenter.model.state_dict()["head.aspp.branches.3.0.0.weight"][..., 0, :].any()
+    assert segmenter.info["crop"] == [48, 64] and "is a map of 3x4" in caplog.text
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_scores_never_outlive_their_model(
+    shapes: Path, run: Path, killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scored in another way and killed between model and scores; or the scores are half a file."""
+    tiled = _with_eval(CONFIG, tile=32)
+    if killed:
+
+        def dies(*args: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("segdeform.training.result.write_metrics", dies)
+        with pytest.raises(KeyboardInterrupt):
+            _resume(tiled, shapes, run)
+        monkeypatch.undo()
+    else:
+        _resume(tiled, shapes, run)
+        (run / "metrics.json").write_text('{"miou": 0.')
+    _resume(tiled, shapes, run)
+    assert _scored_as(run) == (32, 32, 32)
