@@ -136,6 +136,12 @@ def test_bands_change_memory_but_no_bit(monkeypatch: pytest.MonkeyPatch) -> None
     assert set(model.sizes) == {(16, 16)}
 
 
+def test_a_band_is_met_by_the_windows_that_have_columns_of_it() -> None:
+    band = inference.Band(10, 20, torch.ones(3, 4))
+    common = {x for x in range(40) if {*range(x, x + 4)} & {*range(10, 20)}}
+    assert {x for x in range(40) if band.meets(x)} == common
+
+
 @pytest.mark.parametrize("tile", [0, 31, 1000])
 def test_a_tile_as_large_as_the_picture_is_the_whole_picture_exactly(tile: int) -> None:
     model, image = Convolution(5), picture(17, 31)
@@ -158,7 +164,8 @@ def test_very_large_pictures_are_tiled_unasked(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("classes", "scales", "flip", "whole"),
     [(3, (1.0,), False, True), (4, (1.0,), False, False), (3, (1.0,), True, False),
-     (3, (1.25,), False, False), (3, (0.5,), False, True)],
+     (3, (1.25,), False, False), (3, (0.5,), False, True), (4, (0.5,), False, False),
+     (2, (1.25,), False, False), (2, (1.0, 0.5), False, False)],
 )  # fmt: skip
 def test_whole_pictures_are_bounded_in_bytes_of_scores(
     classes: int,
@@ -174,8 +181,7 @@ def test_whole_pictures_are_bounded_in_bytes_of_scores(
     probe, *windows = model.sizes
     assert probe == (64, 64)
     side = (90, 110) if whole else (70, 70)
-    expected = tuple(max(1, round(pixels * scales[0])) for pixels in side)
-    assert set(windows) == {expected}
+    assert set(windows) == {(round(side[0] * scale), round(side[1] * scale)) for scale in scales}
 
 
 def test_flip_changes_nothing_for_a_mirror_symmetric_network() -> None:

@@ -106,7 +106,8 @@ def test_a_model_is_kept_to_what_its_crop_taught_it(
     """Also where the crop stands among what was told of the training, as in older folders."""
     crop = (100, 200)  # 7 x 13 values at stride 16, of rates 6, 12 and 18
     older = {**description.training, "data": {"name": "shapes", "crop": list(crop)}}
-    for name, keys in (("new", {"crop": crop}), ("old", {"training": older})):
+    other = {**description.training, "data": {"name": "shapes", "crop": [9, 9]}}
+    for name, keys in (("new", {"crop": crop, "training": other}), ("old", {"training": older})):
         value = description.model_dump(mode="json") | keys
         value["eval"]["scales"] = [0.5, 1.25]
         if name == "old":
@@ -127,6 +128,15 @@ def test_a_model_is_kept_to_what_its_crop_taught_it(
             assert torch.equal(weight, expected)
         assert f"training crop {list(crop)} is a map of 7x13" in caplog.text
         assert "taps at dilation 12, 18" in caplog.text
+
+
+def test_a_window_that_the_folder_names_is_kept(folder: Path) -> None:
+    content = json.loads((folder / "model.json").read_text()) | {"crop": [256, 320]}
+    for named, found in ((None, 320), (64, 64), (4000, 4000)):
+        content["eval"]["automatic_tile"] = named
+        (folder / "model.json").write_text(json.dumps(content))
+        write_manifest(folder)
+        assert load(folder, "cpu").options.automatic_tile == found
 
 
 def test_a_folder_of_before_value_range_loads(folder: Path) -> None:

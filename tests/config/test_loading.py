@@ -119,6 +119,12 @@ def test_a_folder_does_not_hide_a_shipped_config(
         ("deform: {layers: true}", "my.yaml: deform.layers = true: it takes a number from 0 on"),
         ("deform: {layers: []}", "my.yaml: deform.layers = []: it takes a number from 0 on"),
         ("deform: {layers: [a, 2]}", "my.yaml: deform.layers = "),
+        (
+            "model: {aspp_rates: []}",
+            "my.yaml: model.aspp_rates = []: tuple should have at",
+        ),
+        ("model: {aspp_rates: [6, 0]}", "my.yaml: model.aspp_rates[1] = 0: input should be gr"),
+        ("eval: {automatic_tile: 0}", "my.yaml: eval.automatic_tile = 0: input should be great"),
         ("model: {head: unet}", "my.yaml: model.head = \"unet\": input should be 'deeplab', "),
         ("train: {lr: &a [*a]}", "my.yaml: a value is no number, text"),
         ("train: {lr: 1, lr: 2}", "my.yaml, line 1, column 16: not valid YAML: the key 'lr' is"),

@@ -50,7 +50,9 @@ def test_matrix_equals_a_count_by_hand(dataset: Dataset, options: dict[str, Any]
 
 
 def test_metrics_file_states_the_protocol(dataset: Dataset, tmp_path: Path) -> None:
-    result = evaluate(segmenter(tile=8), dataset)
+    trained = segmenter(tile=8)
+    trained.info["crop"] = [48, 64]
+    result = evaluate(trained, dataset)
     path = write_metrics(tmp_path / "out" / "eval", result)
     value = json.loads(path.read_text())
     assert value["miou"] == result.scores.miou
@@ -71,6 +73,9 @@ def test_metrics_file_states_the_protocol(dataset: Dataset, tmp_path: Path) -> N
     assert protocol["void_pixels"] == 7
     assert protocol["names_sha256"] == hashlib.sha256(b"s/0\ns/1\n").hexdigest()
     assert protocol["inference"]["tile"] == 8
+    assert protocol["inference"]["tiled_above_pixels"] == 16_777_216
+    assert protocol["inference"]["tiled_above_bytes"] == 1_610_612_736
+    assert protocol["training_crop"] == [48, 64]
     assert protocol["model_sha256"] == "abc"
     assert protocol["versions"]["torch"] == torch.__version__
     assert str(tmp_path.parent) not in path.read_text()

@@ -43,8 +43,11 @@ def test_every_combination_labels_pictures_of_odd_sizes(
     )
 
 
-def test_the_auxiliary_head_works_in_training_only() -> None:
-    model = build_model(config(auxiliary_head=True), deform(), 5)
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_the_auxiliary_head_works_in_training_only(backbone: str, stride: int) -> None:
+    keys = {"backbone": backbone, "output_stride": stride}
+    model = build_model(config(auxiliary_head=True, **keys), deform(), 5)
     output = model(torch.rand(2, 3, 40, 33))
     assert output.auxiliary.shape == output.logits.shape == (2, 5, 40, 33)
     (output.logits.sum() + output.auxiliary.sum()).backward()
@@ -73,6 +76,25 @@ def test_pictures_are_normalised_inside() -> None:
     logits = model(torch.full((1, 3, 2, 2), 0.5)).logits
     torch.testing.assert_close(logits[0, :, 0, 0], torch.tensor([0.4, 0.15, 0.05]))
     assert not model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("stride", "given", "rates"),
+    [(8, None, [12, 24, 36]), (16, None, [6, 12, 18]), (32, None, [3, 6, 9]), (8, (1, 5), [1, 5])],
+)
+@pytest.mark.parametrize("head", ["deeplabv3", "deeplabv3plus"])
+def test_the_pyramid_has_the_rates_of_its_stride_unless_others_are_given(
+    head: str, stride: int, given: tuple[int, ...] | None, rates: list[int]
+) -> None:
+    with torch.device("meta"):
+        keys = {"head": head, "output_stride": stride, "aspp_rates": given}
+        model = build_model(config(**keys), deform(), 5)
+    convs = [layer for layer in model.head.modules() if isinstance(layer, nn.Conv2d)]
+    assert [conv.dilation[0] for conv in convs if conv.dilation != (1, 1)] == [
+        rate for rate in rates if rate > 1
+    ]
+    branches = model.head.get_submodule("aspp.branches").children()
+    assert len(list(branches)) == 1 + len(rates)
 
 
 @pytest.mark.parametrize(("layers", "changed"), [(0, 3), (1, 3), (3, 3), (6, 6)])

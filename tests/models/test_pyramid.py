@@ -21,7 +21,9 @@ from segdeform.models.pyramid import (
 CROP = (68, 115)  # 5 x 8 values at stride 16
 
 
-def network(*rates: int, dilation: int | None = None, head: str = "deeplabv3plus") -> DeepLab:
+def network(
+    *rates: int, dilation: int | None = None, head: str = "deeplabv3plus", stride: int = 16
+) -> DeepLab:
     torch.manual_seed(0)
     model = ModelConfig.model_validate(
         {
@@ -29,6 +31,7 @@ def network(*rates: int, dilation: int | None = None, head: str = "deeplabv3plus
             "weights": "none",
             "head": head,
             "head_channels": 8,
+            "output_stride": stride,
             "aspp_rates": rates,
         }
     )
@@ -44,6 +47,7 @@ def network(*rates: int, dilation: int | None = None, head: str = "deeplabv3plus
         (16, (256, 320), (3, 6, 9)),
         (16, (240, 320), (3, 6, 8)),
         (16, (128, 128), (2, 3, 4)),
+        (16, (264, 400), (3, 6, 10)),  # 17 rows, the last of them partly beyond the crop
         (8, (768, 600), (12, 24, 36)),
         (8, (256, 256), (6, 12, 18)),
         (32, (64, 500), (1, 1, 1)),
@@ -78,6 +82,16 @@ def test_silent_are_the_taps_that_get_no_gradient_in_any_crop(head: str) -> None
             weight = before[f"{name}.weight"].masked_fill(dead, 0.0)
             assert torch.equal(layer.weight, weight), name
             assert dead.any() == (name in silenced)
+
+
+@pytest.mark.parametrize("crop", [CROP, CROP[::-1]])
+@pytest.mark.parametrize(("stride", "rates", "dead"), [(8, (5, 8, 9), 9), (32, (1, 2, 3), 3)])
+def test_taps_are_silent_by_the_stride_at_which_they_work(
+    stride: int, rates: tuple[int, ...], dead: int, crop: tuple[int, int]
+) -> None:
+    """The crop has 9 x 15 values at stride 8 and 3 x 4 at stride 32, or turned."""
+    model = network(*rates, stride=stride)
+    assert list(silence_unreachable_taps(model, crop).values()) == [dead]
 
 
 def test_taps_that_the_crop_reaches_stay() -> None:
@@ -119,6 +133,8 @@ def test_a_config_is_fitted_to_its_crop_unless_it_says_otherwise() -> None:
         "eval": {"automatic_tile": 64, "scales": [0.5, 2]},
     }
     assert fit_to_crop(Config.model_validate(said)) == Config.model_validate(said)
+    scaled = {"data": {"crop": [200, 300]}, "eval": {"scales": [0.5, 2]}}
+    assert fit_to_crop(Config.model_validate(scaled)).eval.automatic_tile == 150
     paper = {"model": {"head": "deeplab"}}
     assert fit_to_crop(Config.model_validate(paper)).model.aspp_rates is None
 

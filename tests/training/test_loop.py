@@ -101,6 +101,8 @@ def test_finished_run(shapes: Path, tmp_path: Path) -> None:
     assert load_config(run / "config.yaml") == fit_to_crop(config)
 
     segmenter = load(run, "cpu")
+    assert segmenter.info["crop"] == [48, 64]
+    assert load(checkpoint_folders(run)[0], "cpu").info["crop"] == [48, 64]
     evaluation = evaluate(segmenter, load_dataset("shapes", shapes, "val"))
     assert evaluation.to_json() == json.loads((run / "metrics.json").read_text())
     assert evaluation.scores.miou == done.miou

@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from segdeform.config.schema import Config
+from segdeform.data import load_dataset
 from segdeform.errors import ConfigError, DataError, ModelError, StoppedError, UsageError
 from segdeform.files.manifest import sha256, write_manifest
+from segdeform.machine.processes import ALONE
+from segdeform.machine.signals import StopSignals
+from segdeform.models.pyramid import fit_to_crop
 from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
 from segdeform.training.loop import train
+from segdeform.training.plan import Plan, check_resumable
 from segdeform.training.result import TrainResult
 from tests.training.conftest import ReporterThat, send, tiny_config
 
@@ -243,3 +249,19 @@ def test_scores_never_outlive_their_model(
         (run / "metrics.json").write_text('{"miou": 0.')
     _resume(tiled, shapes, run)
     assert _scored_as(run) == (32, 32, 32)
+
+
+@pytest.mark.parametrize(("stride", "old"), [(8, "12, 24, 36"), (16, "6, 12, 18"), (32, "3, 6, 9")])
+def test_the_rates_of_an_older_run_are_those_of_its_stride(
+    shapes: Path, tmp_path: Path, stride: int, old: str
+) -> None:
+    model = CONFIG.model.model_copy(update={"output_stride": stride})
+    config = fit_to_crop(CONFIG.model_copy(update={"model": model}))
+    pictures, device = load_dataset("shapes", shapes, "train"), torch.device("cpu")
+    plan = Plan(
+        config, pictures, pictures, tmp_path, device, 0, ALONE, StopSignals(), ReporterThat()
+    )
+    record = plan.record()
+    del record["config"]["model"]["aspp_rates"]
+    with pytest.raises(ConfigError, match=rf"model\.aspp_rates is .* now and was \[{old}\]"):
+        check_resumable(plan, record)
