@@ -11,6 +11,7 @@ from segdeform.errors import ModelError
 from segdeform.evaluation.evaluate import Evaluation
 from segdeform.evaluation.result import write_metrics
 from segdeform.files.manifest import read_json, verify_manifest
+from segdeform.models.pyramid import silence_unreachable_taps
 from segdeform.segmenter import (
     DESCRIPTION,
     WEIGHTS,
@@ -65,6 +66,8 @@ def write_result(plan: Plan, state: TrainState, evaluation: Evaluation) -> None:
     summary = _summary(plan, result, state.weights_sha256)
     # Scores of an earlier way to score must not outlive their model: a kill may come between.
     (plan.run / "metrics.json").unlink(missing_ok=True)
+    # The momentum of an earlier version's run may have moved what is held at zero.
+    silence_unreachable_taps(state.best_model, plan.config.data.crop)
     save_model(model, state.best_model, describe(plan, summary))
     write_metrics(plan.run, evaluation)
 

@@ -7,6 +7,7 @@ import torch
 from segdeform.errors import InterruptedByUserError
 from segdeform.evaluation.evaluate import Evaluation, evaluate
 from segdeform.models import build_model
+from segdeform.models.pyramid import silence_unreachable_taps
 from segdeform.segmenter import Segmenter, load
 from segdeform.training import checkpoint
 from segdeform.training.checkpoint import TrainState
@@ -69,6 +70,7 @@ def _as_loaded(plan: Plan, state: TrainState) -> Segmenter:
     config, classes = plan.config, plan.train_set.classes
     model = build_model(config.model, config.deform, len(classes), pretrained=False)
     model.load_state_dict(state.best_model.state_dict())
+    silence_unreachable_taps(model, config.data.crop)
     model.to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Segmenter(
         model.eval(),
