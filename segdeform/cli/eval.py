@@ -83,19 +83,22 @@ def evaluate(
 
 def print_scores(evaluation: Evaluation) -> None:
     """Prints a row for each class, then the scores over all of them."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from segdeform.evaluation.verdict import warnings
 
     result = evaluation.to_json()
     protocol, rows = result["protocol"], result["classes"]
     total = max(1, sum(row["truth_pixels"] for row in rows))
     title = f"{protocol['dataset']} {protocol['split']}, {protocol['pictures']} pictures"
-    table = Table("class", title=title)
-    for header in ("IoU", "95% interval", "boundary IoU", "accuracy", "pixels"):
-        table.add_column(header, justify="right")
+    table = Table("class", title=title, box=SIMPLE_HEAD, collapse_padding=True)
+    for header in ("IoU", "95% interval", "boundary", "F1", "precision", "recall", "pixels"):
+        table.add_column(header, justify="right", no_wrap=True)
     for row in rows:
-        scores = [shown_score(row[key]) for key in ("iou", "boundary_iou", "accuracy")]
+        scores = [_short(row[key]) for key in ("iou", "boundary_iou", "f1", "precision", "recall")]
         scores.insert(1, _interval(row["iou_interval"]))
         table.add_row(escape(row["name"]), *scores, f"{row['truth_pixels'] / total:.2%}")
     Console().print(table)
@@ -103,12 +106,16 @@ def print_scores(evaluation: Evaluation) -> None:
         f"mIoU {shown_score(result['miou'])} "
         f"(95% interval {_interval(result['miou_interval'])}), the mean over the classes that occur"
     )
+    print(f"The commonest class everywhere would have mIoU {shown_score(result['constant_miou'])}")
     print(
         f"pixel accuracy {shown_score(result['accuracy'])}, "
         f"mean class accuracy {shown_score(result['mean_accuracy'])}, "
         f"frequency-weighted IoU {shown_score(result['fw_iou'])}, "
+        f"mean F1 {shown_score(result['mean_f1'])}, "
         f"boundary IoU {shown_score(result['boundary_iou'])}"
     )
+    for warning in warnings(evaluation):
+        print(f"warning: {warning}", file=sys.stderr)
     if "official" in result:
         _print_official(result["official"])
 
@@ -120,6 +127,10 @@ def _print_official(official: dict[str, Any]) -> None:
         f"category IoU {shown_score(official['mean_category_iou'])}, "
         f"category iIoU {shown_score(official['mean_category_iiou'])} ({official['note']})"
     )
+
+
+def _short(value: float | None) -> str:
+    return "\N{EN DASH}" if value is None else f"{value:.3f}"
 
 
 def _interval(interval: tuple[float, float] | None) -> str:

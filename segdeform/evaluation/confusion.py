@@ -72,11 +72,15 @@ class Scores:
     """Scores of one confusion matrix, as fractions; NaN where nothing was there to be scored."""
 
     iou: tuple[float, ...]  # TP / (TP + FP + FN); NaN: absent from truth and prediction
-    class_accuracy: tuple[float, ...]  # TP / (TP + FN); NaN: absent from the truth
+    f1: tuple[float, ...]  # 2 TP / (2 TP + FP + FN), also called Dice; NaN: likewise
+    precision: tuple[float, ...]  # TP / (TP + FP); NaN: absent from the prediction
+    class_accuracy: tuple[float, ...]  # TP / (TP + FN), also called recall; NaN: not in the truth
     miou: float  # mean of the IoUs that are not NaN
     accuracy: float  # correct pixels / all counted pixels
     mean_accuracy: float  # mean of the class accuracies that are not NaN
     fw_iou: float  # IoUs weighted by the classes' shares of the truth
+    mean_f1: float  # mean of the F1s that are not NaN
+    constant_miou: float  # mIoU of calling every pixel the class that is the commonest in truth
 
 
 def scores(matrix: NDArray[np.int64]) -> Scores:
@@ -90,15 +94,21 @@ def scores(matrix: NDArray[np.int64]) -> Scores:
     predicted = [int(count) for count in matrix.sum(axis=0)]
     union = [t + p - c for t, p, c in zip(truth, predicted, correct, strict=True)]
     iou = tuple(_ratio(c, u) for c, u in zip(correct, union, strict=True))
+    f1 = tuple(_ratio(2 * c, t + p) for c, t, p in zip(correct, truth, predicted, strict=True))
     class_accuracy = tuple(_ratio(c, t) for c, t in zip(correct, truth, strict=True))
     weighted = [t * i for t, i in zip(truth, iou, strict=True) if t]
     return Scores(
         iou=iou,
+        f1=f1,
+        precision=tuple(_ratio(c, p) for c, p in zip(correct, predicted, strict=True)),
         class_accuracy=class_accuracy,
         miou=mean(iou),
         accuracy=_ratio(sum(correct), sum(truth)),
         mean_accuracy=mean(class_accuracy),
         fw_iou=_ratio(math.fsum(weighted), sum(truth)),
+        mean_f1=mean(f1),
+        # The commonest class has its share as IoU, each other one of the truth has 0.
+        constant_miou=_ratio(_ratio(max(truth), sum(truth)), sum(count > 0 for count in truth)),
     )
 
 

@@ -18,6 +18,7 @@ from segdeform.config.dotted import dotted
 from segdeform.evaluation.bootstrap import LEVEL
 from segdeform.evaluation.evaluate import Evaluation
 from segdeform.evaluation.examples import Colours, Example
+from segdeform.evaluation.verdict import warnings
 from segdeform.files.html import page_template
 
 _TEMPLATE = "report.html.j2"
@@ -70,6 +71,7 @@ def render_report(
         confusions=_confusions(evaluation.matrix),
         histogram=_histogram(evaluation.picture_scores.miou),
         examples=examples,
+        warnings=list(warnings(evaluation)),
         protocol=[
             (key.replace("_", " "), _shown(value)) for key, value in dotted(protocol).items()
         ],

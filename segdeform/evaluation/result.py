@@ -147,10 +147,14 @@ def read_evaluation(folder: Path) -> Result:
 
 
 def _class_rows(evaluation: Evaluation) -> Iterable[Sequence[Any]]:
-    yield "class", "iou", "iou_low", "iou_high", "boundary_iou", "accuracy", "pixels", "predicted"
+    yield (
+        *("class", "iou", "iou_low", "iou_high", "boundary_iou"),
+        *("f1", "precision", "recall", "accuracy", "pixels", "predicted"),
+    )
     for row in evaluation.to_json()["classes"]:
         low, high = row["iou_interval"] or (None, None)
-        scores = (row["iou"], low, high, row["boundary_iou"], row["accuracy"])
+        keys = ("boundary_iou", "f1", "precision", "recall", "accuracy")
+        scores = (row["iou"], low, high, *(row[key] for key in keys))
         yield row["name"], *scores, row["truth_pixels"], row["predicted_pixels"]
 
 

@@ -6,12 +6,13 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 from torch import Tensor
 
+from segdeform.evaluation.confusion import Scores
 from segdeform.files.atomic import json_number, write_error, write_text
 
 _EVALUATION_NEWS = 10.0  # seconds between lines of an evaluation
@@ -220,15 +222,22 @@ class RunLog:
         del values["step"], values["seconds_left"]
         self._write(record.step, {f"train/{name}": value for name, value in values.items()})
 
-    def evaluation(self, step: int, miou: float, accuracy: float) -> None:
-        """Logs the scores of an evaluation under val/."""
-        self._write(step, {"val/miou": miou, "val/accuracy": accuracy})
+    def evaluation(self, step: int, scores: Scores, classes: Sequence[str]) -> None:
+        """Logs the scores of an evaluation under val/, the IoU of each class under val/iou/."""
+        values = {"val/miou": scores.miou, "val/accuracy": scores.accuracy}
+        self._write(step, values, dict(zip(classes, scores.iou, strict=True)))
 
-    def _write(self, step: int, values: dict[str, float]) -> None:
+    def _write(
+        self, step: int, values: dict[str, float], iou: dict[str, float] | None = None
+    ) -> None:
         plain = {name.partition("/")[2]: json_number(value) for name, value in values.items()}
         kind = next(iter(values)).partition("/")[0]
+        entry: dict[str, Any] = {"step": step, "kind": kind, **plain}
+        if iou is not None:
+            entry["iou"] = {name: json_number(value) for name, value in iou.items()}
+            values = values | {f"val/iou/{name}": value for name, value in iou.items()}
         try:
-            self._file.write(json.dumps({"step": step, "kind": kind, **plain}) + "\n")
+            self._file.write(json.dumps(entry) + "\n")
             self._file.flush()
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)

@@ -6,6 +6,7 @@ import torch
 
 from segdeform.errors import InterruptedByUserError
 from segdeform.evaluation.evaluate import Evaluation, evaluate
+from segdeform.evaluation.verdict import score_line, warnings
 from segdeform.models import build_model
 from segdeform.models.pyramid import silence_unreachable_taps
 from segdeform.segmenter import Segmenter, load
@@ -59,10 +60,11 @@ def score_last_checkpoint(plan: Plan, state: TrainState) -> Evaluation:
 
 def show_scores(plan: Plan, log: RunLog | None, step: int, evaluation: Evaluation) -> None:
     """Reports the scores and, where there is a log, writes them into it."""
-    scores = evaluation.scores
-    plan.reporter.message(f"step {step}: val mIoU {scores.miou:.4f}")
+    plan.reporter.message(f"step {step}: {plan.val_set.split} {score_line(evaluation)}")
+    for warning in warnings(evaluation):
+        plan.reporter.message(f"warning: {warning}")
     if log is not None:
-        log.evaluation(step, scores.miou, scores.accuracy)
+        log.evaluation(step, evaluation.scores, evaluation.classes)
 
 
 def _as_loaded(plan: Plan, state: TrainState) -> Segmenter:

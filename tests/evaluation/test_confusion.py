@@ -57,6 +57,17 @@ def test_equals_sklearn() -> None:
     jaccard = metrics.jaccard_score(truth[counted], prediction[counted], average=None)
     np.testing.assert_allclose(scores(matrix).iou, jaccard, rtol=1e-12)
     assert scores(matrix).miou == pytest.approx(jaccard.mean(), rel=1e-12)
+    truth_, said = truth[counted], prediction[counted]
+    expected_scores = metrics.precision_recall_fscore_support(truth_, said, labels=range(7))
+    for found, wanted in zip(
+        (scores(matrix).precision, scores(matrix).class_accuracy, scores(matrix).f1),
+        expected_scores,
+        strict=False,
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    assert scores(matrix).mean_f1 == pytest.approx(
+        metrics.f1_score(truth_, said, average="macro"), rel=1e-12
+    )
     recall = metrics.balanced_accuracy_score(truth[counted], prediction[counted])
     assert scores(matrix).mean_accuracy == pytest.approx(recall, rel=1e-12)
 
@@ -72,16 +83,42 @@ def test_hand_counted_case() -> None:
     assert math.isnan(result["iou"][3])
     assert result["class_accuracy"][:2] == (3 / 4, 0.0)
     assert all(math.isnan(value) for value in result["class_accuracy"][2:])
+    assert result["f1"][:3] == (6 / 9, 0.0, 0.0)
+    assert result["precision"][::2] == (3 / 5, 0.0)
+    assert all(math.isnan(result[name][3]) for name in ("f1", "precision"))
+    assert math.isnan(result["precision"][1])
+    assert result["mean_f1"] == pytest.approx(6 / 9 / 3)
     assert result["miou"] == pytest.approx((3 / 6 + 0 + 0) / 3)
     assert result["accuracy"] == 3 / 6
     assert result["mean_accuracy"] == pytest.approx((3 / 4 + 0) / 2)
     assert result["fw_iou"] == pytest.approx(4 / 6 * 3 / 6)
+    assert result["constant_miou"] == pytest.approx(4 / 6 / 2)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), classes=st.integers(1, 9))
+def test_constant_miou_is_that_of_a_constant_prediction(seed: int, classes: int) -> None:
+    truth, prediction = random_pair(seed, (6, 7), classes)
+    truth[0, 0] = 0
+    value = scores(confusion_matrix(truth, prediction, classes)).constant_miou
+    everywhere = [
+        scores(confusion_matrix(truth, np.full_like(truth, k), classes)) for k in range(classes)
+    ]
+    assert value == pytest.approx(max(everywhere, key=lambda result: result.accuracy).miou)
 
 
 def test_nothing_but_ignored_pixels_has_no_score() -> None:
     truth, prediction = np.full((4, 4), 255, np.uint8), np.zeros((4, 4), np.uint8)
     result = scores(confusion_matrix(truth, prediction, 3))
-    for value in (result.miou, result.accuracy, result.mean_accuracy, result.fw_iou, *result.iou):
+    for value in (
+        result.miou,
+        result.constant_miou,
+        result.mean_f1,
+        result.accuracy,
+        result.mean_accuracy,
+        result.fw_iou,
+        *result.iou,
+    ):
         assert math.isnan(value)
 
 

@@ -61,6 +61,9 @@ def test_metrics_file_states_the_protocol(dataset: Dataset, tmp_path: Path) -> N
         "iou": None,
         "iou_interval": None,
         "boundary_iou": None,
+        "f1": None,
+        "precision": None,
+        "recall": None,
         "accuracy": None,
         "truth_pixels": 0,
         "predicted_pixels": 0,
@@ -111,10 +114,17 @@ def test_every_number_of_the_metrics_is_what_its_name_says(dataset: Dataset) -> 
     for k, row in enumerate(value["classes"]):
         assert row["iou"] == pytest.approx(iou[k])
         assert row["boundary_iou"] == pytest.approx(boundary[k])
-        assert row["accuracy"] == pytest.approx(right[k] / truth[k])
+        assert row["accuracy"] == row["recall"] == pytest.approx(right[k] / truth[k])
+        assert row["f1"] == pytest.approx(2 * iou[k] / (1 + iou[k]))
+        if predicted[k]:
+            assert row["precision"] == pytest.approx(right[k] / predicted[k])
         assert (row["truth_pixels"], row["predicted_pixels"]) == (truth[k], predicted[k])
-    scalars = ("miou", "accuracy", "mean_accuracy", "fw_iou", "boundary_iou")
-    assert len({round(value[key], 9) for key in scalars}) == 5  # so that none can stand for another
+    assert value["mean_f1"] == pytest.approx((2 * iou / (1 + iou)).mean())
+    assert value["constant_miou"] == pytest.approx(truth.max() / truth.sum() / 3)
+    scalars = ("miou", "accuracy", "mean_accuracy", "fw_iou", "boundary_iou", "mean_f1")
+    assert (
+        len({round(value[key], 9) for key in (*scalars, "constant_miou")}) == 7
+    )  # so that none can stand for another
 
 
 class ByWidth(nn.Module):

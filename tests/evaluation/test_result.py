@@ -48,6 +48,7 @@ def test_tables_hold_the_scores(evaluation: Evaluation, tmp_path: Path) -> None:
         classes = list(csv.DictReader(file))
     whole = evaluation.to_json()["classes"]
     names = {"iou": "iou", "boundary_iou": "boundary_iou", "accuracy": "accuracy"}
+    names |= {"f1": "f1", "precision": "precision", "recall": "recall"}
     names |= {"pixels": "truth_pixels", "predicted": "predicted_pixels"}
     for column, key in names.items():
         assert [float(row[column]) for row in classes[:2]] == [row[key] for row in whole[:2]]

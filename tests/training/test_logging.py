@@ -5,11 +5,13 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
 
+from segdeform.evaluation.confusion import scores
 from segdeform.training.logging import LogRecord, Meter, Reporter, RunLog
 
 RECORD = LogRecord(
@@ -87,15 +89,18 @@ def test_meter_averages_and_counts() -> None:
 def test_log_is_cut_to_the_resumed_step(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text("".join(f'{{"step": {s}, "kind": "train"}}\n' for s in (1, 2, 3)) + '{"st')
+    found = scores(np.array([[3, 1, 0], [1, 0, 0], [0, 0, 0]]))
     with RunLog(tmp_path, 2) as log:
-        log.evaluation(3, miou=float("nan"), accuracy=0.5)
+        log.evaluation(3, found, ("road", "a/b", "none"))
     entries = [json.loads(line) for line in path.read_text().splitlines()]
     assert entries == [
         {"step": 1, "kind": "train"},
         {"step": 2, "kind": "train"},
-        {"step": 3, "kind": "val", "miou": None, "accuracy": 0.5},
+        {"step": 3, "kind": "val", "miou": 0.3, "accuracy": 0.6}
+        | {"iou": {"road": 0.6, "a/b": 0.0, "none": None}},
     ]
     board = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     accuracy = board.Scalars("val/accuracy")
-    assert [(event.step, event.value) for event in accuracy] == [(3, 0.5)]
+    assert [(event.step, event.value) for event in accuracy] == [(3, pytest.approx(0.6))]
+    assert board.Scalars("val/iou/road")[0].value == pytest.approx(0.6)

@@ -1,0 +1,60 @@
+"""What scores mean to a person: one line for each evaluation, and what to do where a class fails.
+
+An mIoU alone misleads where classes are rare: with 98% road, a network that says road everywhere
+has 0.49 of two classes. So the line holds that score too, and every class's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from segdeform.evaluation.evaluate import Evaluation
+
+_ALL_SHOWN = 8  # classes, up to which a line has the IoU of each; beyond, those that are lowest
+_LOWEST = 5
+_NAMED = 5  # classes that were never predicted
+ADVICE = (
+    "train longer (train.steps), or weigh it more (train.class_weights; auto goes by its share)"
+)
+
+
+def score_line(evaluation: Evaluation) -> str:
+    """Words the scores in one line: mIoU, that of the commonest class alone, IoU by class."""
+    scores = evaluation.scores
+    if math.isnan(scores.miou):
+        return "mIoU undefined: no pixel is labelled"
+    present = [k for k, iou in enumerate(scores.iou) if not math.isnan(iou)]
+    shown, title = present, "IoU"
+    if len(present) > _ALL_SHOWN:
+        shown = sorted(present, key=lambda k: scores.iou[k])[:_LOWEST]
+        title = "lowest IoU"
+    ious = ", ".join(f"{evaluation.classes[k]} {scores.iou[k]:.3f}" for k in shown)
+    return f"mIoU {scores.miou:.4f}{_constant(evaluation)}  {title}: {ious}"
+
+
+def _constant(evaluation: Evaluation) -> str:
+    truth = evaluation.matrix.sum(axis=1)
+    if (truth > 0).sum() < 2:
+        return ""
+    name = evaluation.classes[int(truth.argmax())]
+    return f" ({name} everywhere: {evaluation.scores.constant_miou:.4f})"
+
+
+def never_predicted(evaluation: Evaluation) -> tuple[int, ...]:
+    """Returns the classes that the masks hold and the network never said."""
+    truth, predicted = evaluation.matrix.sum(axis=1), evaluation.matrix.sum(axis=0)
+    return tuple(int(k) for k in ((truth > 0) & (predicted == 0)).nonzero()[0])
+
+
+def warnings(evaluation: Evaluation) -> Iterator[str]:
+    """Yields a line for each class that was never predicted, with what to try."""
+    lost = never_predicted(evaluation)
+    truth = evaluation.matrix.sum(axis=1)
+    for k in lost[:_NAMED]:
+        yield (
+            f"class {evaluation.classes[k]} ({truth[k] / truth.sum():.2%} of the scored pixels) "
+            f"was never predicted: {ADVICE}"
+        )
+    if len(lost) > _NAMED:
+        yield f"{len(lost) - _NAMED} more classes were never predicted"
