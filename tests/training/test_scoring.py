@@ -1,0 +1,33 @@
+"""What a person reads of the evaluations in a training, in the terminal and in the log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from segdeform.training.loop import train
+from tests.training.conftest import ReporterThat, tiny_config
+
+
+def test_each_evaluation_says_all_classes_and_which_are_lost(shapes: Path, tmp_path: Path) -> None:
+    reporter = ReporterThat()
+    # Six classes have no weight, so that two steps at a high rate leave none of them predicted.
+    config = tiny_config(steps=2, eval_every=1, lr=0.1, class_weights=[1, 0, 0, 0, 0, 0, 0])
+    train(config, shapes, tmp_path / "run", device="cpu", workers=0, reporter=reporter)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    last = [text for text in reporter.messages if "val mIoU" in text][-1]
+    assert last.startswith(f"step 2: val mIoU {metrics['miou']:.4f} (background everywhere: ")
+    assert f"{metrics['constant_miou']:.4f})" in last
+    present = [row for row in metrics["classes"] if row["iou"] is not None]
+    assert len(present) > 2
+    assert last.endswith(", ".join(f"{row['name']} {row['iou']:.3f}" for row in present))
+    lost = [row["name"] for row in present if row["truth_pixels"] and not row["predicted_pixels"]]
+    assert lost
+    for name in lost:
+        assert any(text.startswith(f"warning: class {name} (") for text in reporter.messages)
+    log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    logged = [entry for line in log if (entry := json.loads(line))["kind"] == "val"]
+    assert [entry["step"] for entry in logged] == [1, 2]
+    assert logged[-1]["iou"] == pytest.approx({r["name"]: r["iou"] for r in metrics["classes"]})
