@@ -18,7 +18,7 @@ def test_each_evaluation_says_all_classes_and_which_are_lost(shapes: Path, tmp_p
     train(config, shapes, tmp_path / "run", device="cpu", workers=0, reporter=reporter)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     last = [text for text in reporter.messages if "val mIoU" in text][-1]
-    assert last.startswith(f"step 2: val mIoU {metrics['miou']:.4f} (background everywhere: ")
+    assert last.startswith(f"step 2: val mIoU {metrics['miou']:.4f} (ground everywhere: ")
     assert f"{metrics['constant_miou']:.4f})" in last
     present = [row for row in metrics["classes"] if row["iou"] is not None]
     assert len(present) > 2
