@@ -60,12 +60,12 @@ class Block(NamedTuple):
     scores: Tensor  # [K, h, w] float32
 
 
-ReadWindow = Callable[[Window], Tensor]  # -> [1, 3, h, w] float32, 0..1, on the model's device
+ReadWindow = Callable[[Window], Tensor]  # -> [1, C, h, w] float32, 0..1, on the model's device
 
 
 def logits(
     model: nn.Module,
-    image: Tensor,  # [3, H, W] float32, 0..1, RGB, on the model's device
+    image: Tensor,  # [C, H, W] float32, 0..1, on the model's device
     options: EvalConfig,
 ) -> Tensor:  # [K, H, W] float32
     """Computes the scores of a picture: logits of a single pass, log-probabilities of several.
@@ -98,7 +98,7 @@ def logits(
 
 def predict_labels(
     model: nn.Module,
-    image: NDArray[np.uint8],  # [H, W, 3] RGB
+    image: NDArray[np.uint8],  # [H, W, C]
     options: EvalConfig,
     device: torch.device | str,
 ) -> NDArray[np.uint8]:  # [H, W] class indices
@@ -111,8 +111,8 @@ def predict_labels(
 
     def read(window: Window) -> Tensor:
         top, left, h, w = window
-        pixels = torch.tensor(image[top : top + h, left : left + w])  # [h, w, 3]
-        # [h, w, 3] seen as [3, h, w] is channels-last already, the layout convolutions like best.
+        pixels = torch.tensor(image[top : top + h, left : left + w])  # [h, w, C]
+        # [h, w, C] seen as [C, h, w] is channels-last already, the layout convolutions like best.
         return pixels.permute(2, 0, 1)[None].to(device=device, dtype=torch.float32) / 255
 
     height, width = image.shape[:2]
@@ -238,7 +238,7 @@ class Band:
 
 def _scores(
     model: nn.Module,
-    window: Tensor,  # [1, 3, h, w] float32, 0..1
+    window: Tensor,  # [1, C, h, w] float32, 0..1
     options: EvalConfig,
 ) -> Tensor:  # [K, h, w] float32
     """Runs all passes on one window: logits of one, mean probabilities of several."""

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from segdeform.config.schema import DeformConfig, EvalConfig, ModelConfig
+from segdeform.data.depth import ValueRange, ranges
 from segdeform.errors import ConfigError, DataError, ModelError
 from segdeform.files.atomic import write_json
 from segdeform.files.manifest import (
@@ -44,6 +45,7 @@ DESCRIPTION = "model.json"
 TRAINING_STATE = "state.json"  # in checkpoints
 
 Channel = Annotated[int, Field(ge=0, le=255)]
+Band = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Side = Annotated[int, Field(ge=1)]
 Image = NDArray[np.uint8] | str | Path
@@ -62,10 +64,12 @@ class ModelDescription(BaseModel):
     deform: DeformConfig
     classes: tuple[str, ...] = Field(min_length=1, max_length=255)
     palette: tuple[tuple[Channel, Channel, Channel], ...]
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    mean: tuple[float, ...] = Field(IMAGENET_MEAN, min_length=1)  # one a channel, of 0..1
+    std: tuple[Positive, ...] = IMAGENET_STD
     eval: EvalConfig = EvalConfig()
-    value_range: tuple[float, float] | None = None  # of pictures of more than 8 bits
+    # Of pictures of more than 8 bits, of all channels or one a channel.
+    value_range: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
+    bands: tuple[Band, ...] | None = None  # of files, that become the channels; null: RGB
     crop: tuple[Side, Side] | None = None  # of training, pixels, (H, W)
     training: dict[str, Any] = {}
 
@@ -73,8 +77,19 @@ class ModelDescription(BaseModel):
     def _one_colour_a_class(self) -> ModelDescription:
         if len(self.palette) != len(self.classes):
             raise ValueError(f"{len(self.palette)} colours for {len(self.classes)} classes")
-        if self.value_range and not self.value_range[0] < self.value_range[1]:
-            raise ValueError(f"value_range {self.value_range} is empty")
+        return self
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> ModelDescription:
+        channels = 3 if self.bands is None else len(self.bands)
+        if not len(self.mean) == len(self.std) == channels:
+            raise ValueError(
+                f"{len(self.mean)} means and {len(self.std)} deviations for {channels} channels"
+            )
+        if self.value_range is not None:
+            each = ranges(self.value_range, channels)
+            if each is None or not all(low < high for low, high in each):
+                raise ValueError(f"value_range {self.value_range} is empty, or of other channels")
         return self
 
     @model_validator(mode="before")
@@ -93,7 +108,8 @@ class Segmenter:
 
     `options` says how a picture becomes labels (tiles, scales, flip); replace it to try others.
     `info` tells what the folder says of the network, JSON values only. `value_range` are the values
-    that were black and white in training, where its pictures had more than 8 bits.
+    that were black and white in training, where its pictures had more than 8 bits; `bands` are the
+    bands of files that are its channels, where these are not RGB.
     """
 
     model: DeepLab
@@ -102,17 +118,23 @@ class Segmenter:
     options: EvalConfig
     device: torch.device
     info: dict[str, Any]
-    value_range: tuple[float, float] | None = None
+    value_range: ValueRange | None = None
+    bands: tuple[int, ...] | None = None
+
+    @property
+    def channels(self) -> int:
+        """How many channels the network's pictures have."""
+        return 3 if self.bands is None else len(self.bands)
 
     def read(self, picture: Path) -> NDArray[np.uint8]:
-        """Reads a picture as the network knows them, uint8 [H, W, 3] RGB.
+        """Reads a picture as the network knows them, uint8 [H, W, 3] RGB or [H, W, C] of its bands.
 
         Raises:
-            DataError: the file is no readable picture.
+            DataError: the file is no readable picture, or lacks bands.
         """
         from segdeform.data.image_io import read_image
 
-        return read_image(picture, self.value_range)
+        return read_image(picture, self.value_range, self.bands)
 
     def with_options(self, **given: Any) -> Segmenter:
         """Returns the same network with other inference options, keys of the section `eval`.
@@ -127,31 +149,39 @@ class Segmenter:
         See `segdeform.inference.logits` for what they are with several scales or flips.
 
         Raises:
-            DataError: the file is no readable picture, or the array not uint8 [H, W, 3].
+            DataError: the file is no readable picture, or the array not uint8 [H, W, C].
         """
         from segdeform.inference import logits
 
-        pixels = torch.tensor(self._pixels(image)).permute(2, 0, 1)  # [3, H, W]
+        pixels = torch.tensor(self._pixels(image)).permute(2, 0, 1)  # [C, H, W]
         return logits(self.model, pixels.to(self.device, torch.float32) / 255, self.options)
 
     def predict(self, image: Image) -> NDArray[np.uint8]:
         """Computes the class index of every pixel, uint8 [H, W], for a picture or its path.
 
         Raises:
-            DataError: the file is no readable picture, or the array not uint8 [H, W, 3].
+            DataError: the file is no readable picture, or the array not uint8 [H, W, C].
         """
         from segdeform.inference import predict_labels
 
         return predict_labels(self.model, self._pixels(image), self.options, self.device)
 
-    def _pixels(self, image: Image) -> NDArray[np.uint8]:  # [H, W, 3] RGB
+    def _pixels(self, image: Image) -> NDArray[np.uint8]:  # [H, W, C]
         if isinstance(image, str | Path):
             return self.read(Path(image))
         if not isinstance(image, np.ndarray):
             raise DataError(f"a picture is an array or a path; this is {type(image).__name__}")
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        channels = self.channels
+        if (
+            image.dtype != np.uint8
+            or image.ndim != 3
+            or image.shape[2:] != (channels,)
+            or not image.size
+        ):
             found = f"{image.dtype} {list(image.shape)}"
-            raise DataError(f"a picture's array is uint8 [H, W, 3], not empty; this is {found}")
+            raise DataError(
+                f"a picture's array is uint8 [H, W, {channels}], not empty; this is {found}"
+            )
         return np.ascontiguousarray(image)  # torch takes no negative strides, as of a flipped one
 
 
@@ -235,6 +265,7 @@ def load(path: str | Path, device: str = "auto") -> Segmenter:
         where,
         info,
         description.value_range,
+        description.bands,
     )
 
 

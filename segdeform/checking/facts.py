@@ -13,17 +13,27 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageFile
 
-from segdeform.data.bands import BandsFile, frame_count
+from segdeform.data.bands import (
+    BandsFile,
+    channel_pages,
+    frame_count,
+    is_georeferenced,
+    unread_bands,
+)
 from segdeform.data.dataset import Mask
 from segdeform.data.depth import Samples
 from segdeform.data.image_io import (
+    Bands,
+    BandsError,
     MaskKindError,
     UInt8,
+    band_samples,
     deep_samples,
     index_values,
     opened,
     orientation,
     read_mask,
+    refuse_bands,
     upright_rgb,
     upright_size,
 )
@@ -47,10 +57,12 @@ class Facts:
     frames: int = 1
     digest: str = ""  # of a picture's decoded pixels
     doubt: str = ""  # of a JPEG: what libjpeg says of damage that it passes over
-    # Of a picture of more than 8 bits: its lowest and highest value, and the one that would be
-    # white (None: nobody knows).
-    span: tuple[float, float] | None = None
+    # Of a picture of more than 8 bits: the lowest and highest value of each channel, and the one
+    # that would be white (None: nobody knows).
+    spans: tuple[tuple[float, float], ...] = ()
     white: int | None = None
+    further_bands: int = 0  # of a picture read as RGB: all that it has, where some are not read
+    georeferenced: bool = False
     plain: bool = False  # of a mask of another kind: it holds whole numbers nevertheless
     # Of a mask: value -> number of pixels and place of the first one, row by row.
     values: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -59,18 +71,25 @@ class Facts:
     colours: dict[int, Colour] = field(default_factory=dict)
 
 
-def picture_facts(path: Path) -> Facts:
-    """Decodes a picture. JPEGs are decoded at an eighth of their size: every byte of the file is
-    read, and damage found, in half the time. Raises ResourceError."""
+def picture_facts(path: Path, bands: Bands | None = None) -> Facts:
+    """Decodes a picture, or these bands of it. JPEGs are decoded at an eighth of their size: every
+    byte of the file is read, and damage found, in half the time. Raises ResourceError."""
     try:
         with opened(path) as image:
             # Asked for first: decoding closes what holds further frames, and turns TIFFs.
             facts = Facts(
-                *upright_size(image), orientation=orientation(image), frames=frame_count(image)
+                *upright_size(image),
+                orientation=orientation(image),
+                frames=max(1, frame_count(image) // channel_pages(image)),
+                further_bands=unread_bands(image) if bands is None else 0,
+                georeferenced=is_georeferenced(image),
             )
             image.seek(0)
             if image.format == "JPEG":
+                refuse_bands(path, bands or (0,), 1 if image.mode == "L" else 3)
                 return _jpeg_facts(facts, image, path.read_bytes())
+            if bands is not None:
+                return _band_facts(facts, image, path, bands)
             samples = deep_samples(image, path)
             if samples is not None:
                 return _deep_facts(facts, samples)
@@ -78,6 +97,13 @@ def picture_facts(path: Path) -> Facts:
             return replace(facts, digest=_digest(f"{image.mode} {rgb.size}", rgb.tobytes()))
     except (DataError, UnsafeInputError) as error:
         return _failure(error)
+
+
+def _band_facts(facts: Facts, image: ImageFile.ImageFile, path: Path, bands: Bands) -> Facts:
+    samples = band_samples(image, path, bands)
+    if samples.white != 255 or samples.values.dtype != np.uint8:
+        return _deep_facts(facts, samples)
+    return replace(facts, digest=_digest(f"{samples.values.shape}", samples.values.tobytes()))
 
 
 def _jpeg_facts(facts: Facts, image: ImageFile.ImageFile, content: bytes) -> Facts:
@@ -105,10 +131,15 @@ def _decoded_jpeg(content: bytes, height: int, width: int, strict: bool) -> UInt
 
 def _deep_facts(facts: Facts, samples: Samples) -> Facts:
     values = samples.values
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    span = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    planes = values[..., None] if values.ndim == 2 else values
+    spans = tuple(_span(planes[..., channel]) for channel in range(planes.shape[2]))
     digest = _digest(f"{values.dtype.str} {values.shape}", values.tobytes())
-    return replace(facts, digest=digest, span=span, white=samples.white)
+    return replace(facts, digest=digest, spans=spans, white=samples.white)
+
+
+def _span(values: npt.NDArray[Any]) -> tuple[float, float]:
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
 def _digest(head: str, content: bytes) -> str:
@@ -142,8 +173,8 @@ def colours_of(image: Image.Image) -> dict[int, Colour]:
 
 
 def _failure(error: DataError | UnsafeInputError) -> Facts:
-    unsafe = isinstance(error, UnsafeInputError)
-    return Facts(problem="unsafe" if unsafe else "unreadable", text=str(error))
+    kind = "unsafe" if isinstance(error, UnsafeInputError) else "unreadable"
+    return Facts(problem="bands" if isinstance(error, BandsError) else kind, text=str(error))
 
 
 def _other_kind(path: Path, error: MaskKindError) -> Facts:

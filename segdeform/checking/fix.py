@@ -17,14 +17,14 @@ from segdeform.checking.check import check, list_splits
 from segdeform.checking.facts import Facts, mask_facts, plain_values
 from segdeform.checking.judge import class_of_colour, foreign_index
 from segdeform.checking.report import Report
-from segdeform.data.dataset import IGNORE, Dataset, Mask
+from segdeform.data.dataset import IGNORE, Dataset, Mask, read_picture
+from segdeform.data.depth import as_json
 from segdeform.data.image_io import (
     UPRIGHT,
     MaskKindError,
     UInt8,
     opened,
     orientation,
-    read_image,
     read_mask,
     write_image,
     write_index_png,
@@ -150,7 +150,7 @@ def _write_pair(dataset: Dataset, index: int, folder: Path) -> None:
     sample = dataset.samples[index]
     if sample.mask is None:
         raise DataError(f"{sample.image}: has no mask")
-    picture = read_image(sample.image, dataset.value_range)
+    picture = read_picture(dataset, index)
     with opened(sample.image) as image:
         turn = orientation(image)
     labels = _labels(dataset, sample.mask, turn)
@@ -160,7 +160,7 @@ def _write_pair(dataset: Dataset, index: int, folder: Path) -> None:
         sizes = (f"{shape[0]}x{shape[1]}" for shape in (labels.shape, picture.shape))
         raise DataError(f"{sample.mask}: is {' (HxW) and its picture '.join(sizes)}")
     base = folder / "images" / dataset.split
-    if turn == 1:
+    if turn == 1 or dataset.bands is not None:  # no PNG holds any number of bands
         target = base / f"{sample.name}{sample.image.suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(sample.image, target)
@@ -250,7 +250,9 @@ def _describe(datasets: Sequence[Dataset], folder: Path, result: Repair) -> None
     content["palette"] = [list(colour) for colour in first.palette]
     content["void_id"] = IGNORE
     if first.value_range:
-        content["value_range"] = list(first.value_range)
+        content["value_range"] = as_json(first.value_range)
+    if first.bands:
+        content["bands"] = list(first.bands)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
     write_text(folder / "data.yaml", text)
     if result.left_out:

@@ -57,8 +57,9 @@ def _judge_picture(dataset: Dataset, index: int, picture: Facts) -> Iterator[Fin
     if picture.frames > 1:
         text = f"{path}: holds {picture.frames} frames or pages"
         yield Finding("frames", split, path, text, sample=index)
-    if picture.span and picture.white is None and dataset.value_range is None:
-        low, high = picture.span
+    if picture.spans and picture.white is None and dataset.value_range is None:
+        low = min(span[0] for span in picture.spans)
+        high = max(span[1] for span in picture.spans)
         text = f"{path}: holds values from {low:g} to {high:g}, and nobody says which is white"
         yield Finding("no-range", split, path, text, sample=index)
 

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 
 from segdeform.checking.finding import KINDS, Finding
 from segdeform.checking.report import Report
-from segdeform.data.dataset import IGNORE, Dataset
-from segdeform.data.image_io import opened, read_image
+from segdeform.data.dataset import IGNORE, Dataset, read_picture
+from segdeform.data.image_io import opened, shown_colours
 from segdeform.errors import SegdeformError
 from segdeform.files.atomic import write_text
 from segdeform.files.html import data_uri, page_template
@@ -77,9 +77,8 @@ def _show(datasets: dict[str, Dataset], finding: Finding) -> _Shown:
     dataset = datasets[finding.split]
     sample = dataset.samples[finding.sample]
     try:
-        picture = data_uri(
-            _small(Image.fromarray(read_image(sample.image, dataset.value_range))), "JPEG"
-        )
+        pixels = shown_colours(read_picture(dataset, finding.sample))
+        picture = data_uri(_small(Image.fromarray(pixels)), "JPEG")
     except SegdeformError:
         picture = ""
     try:

@@ -54,12 +54,20 @@ def _read_pair(dataset: Dataset, cache: FactCache, index: int) -> PairFacts:
     if dataset.cache is not None:
         return _decoded_pair(dataset, dataset.cache, index)
     sample = dataset.samples[index]
-    picture = cache.facts("picture", sample.image, picture_facts)
+    picture = facts_of_picture(dataset, cache, index)
     if sample.mask is None:
         return PairFacts(picture, None)
     decode = dataset.decode_mask
     role = f"mask {decode.__module__}.{decode.__qualname__}"
     return PairFacts(picture, cache.facts(role, sample.mask, partial(mask_facts, decode=decode)))
+
+
+def facts_of_picture(dataset: Dataset, cache: FactCache, index: int) -> Facts:
+    """Returns the facts of a picture as the data set reads it. Raises ResourceError."""
+    path, bands = dataset.samples[index].image, dataset.bands
+    if bands is None:
+        return cache.facts("picture", path, picture_facts)
+    return cache.facts(f"picture of {bands}", path, partial(picture_facts, bands=bands))
 
 
 def _decoded_pair(dataset: Dataset, decoded: Cache, index: int) -> PairFacts:

@@ -14,8 +14,8 @@ from segdeform.checking.finding import Finding, Place
 from segdeform.checking.judge import judge_pair, label_counts
 from segdeform.checking.report import SplitCount
 from segdeform.checking.scan import PairFacts
-from segdeform.data.dataset import IGNORE, Dataset
-from segdeform.data.image_io import read_image
+from segdeform.data.dataset import IGNORE, Dataset, read_picture
+from segdeform.data.depth import Range, ValueRange, is_one, ranges
 
 
 def mask_values(pairs: Sequence[list[PairFacts]]) -> list[set[int]]:
@@ -90,33 +90,61 @@ def _white_among(
 def _ranges(datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]]) -> Iterator[Finding]:
     """Yields a picture of more than 8 bits that shows that `value_range` is missing, or wrong."""
     deep = [
-        (dataset, index, pair.picture.span, pair.picture.white)
+        (dataset, index, pair.picture.spans, pair.picture.white)
         for dataset, facts in zip(datasets, pairs, strict=True)
         for index, pair in enumerate(facts)
-        if pair.picture.span and pair.picture.white is not None
+        if pair.picture.spans and pair.picture.white is not None
     ]
     if not deep:
         return
     given = datasets[0].value_range
-    dataset, index, (_, top), white = max(deep, key=lambda entry: entry[2][1] / entry[3])
+    if given is not None:
+        yield from _clipped(deep, given)
+        return
+    tops = [max(high for _, high in spans) / white for _, _, spans, white in deep]
+    dataset, index, spans, white = deep[int(np.argmax(tops))]
     path, split = dataset.samples[index].image, dataset.split
-    lowest = min(span[0] for _, _, span, _ in deep)
-    if given is not None and top > given[1]:
-        over = sum(span[1] > given[1] for _, _, span, _ in deep)
-        text = (
-            f"{path}: holds values up to {top:g}, above value_range [{given[0]:g}, {given[1]:g}] "
-            f"({over} of {len(deep)} pictures of more than 8 bits do)"
-        )
-        yield Finding("clipped", split, path, text, sample=index)
-    if given is None and 0 < top <= white // 2:
+    top = max(high for _, high in spans)
+    if 0 < top <= white // 2:
+        lowest = min(low for _, _, spans, _ in deep for low, _ in spans)
         text = (
             f"{path}: the {len(deep)} pictures of more than 8 bits hold values from {lowest:g} to "
             f"{top:g} of {white}: they are read as 0 to {255 * top / white:.0f} of 255"
         )
         # Cameras have whole bits: 4095 is the white of 12 of them.
-        full = (1 << int(top).bit_length()) - 1
-        fix = f"write value_range: [0, {full}] into the data YAML"
+        bits = int(top).bit_length()
+        fix = f"write bits: {bits}, or value_range: [0, {(1 << bits) - 1}], into the data YAML"
         yield Finding("value-range", split, path, text, fix, sample=index)
+
+
+def _clipped(
+    deep: Sequence[tuple[Dataset, int, tuple[Range, ...], int]], given: ValueRange
+) -> Iterator[Finding]:
+    """Yields the picture that lies the furthest above the range, of all or of its channel."""
+    worst: tuple[float, int, int] | None = None  # share of the range, picture, channel
+    over = 0
+    for number, (_, _, spans, _) in enumerate(deep):
+        each = ranges(given, len(spans))
+        if each is None:
+            continue
+        shares = [
+            (high - low) / (top - low) for (_, high), (low, top) in zip(spans, each, strict=True)
+        ]
+        channel = int(np.argmax(shares))
+        over += shares[channel] > 1
+        if shares[channel] > 1 and (worst is None or shares[channel] > worst[0]):
+            worst = shares[channel], number, channel
+    if worst is None:
+        return
+    dataset, index, spans, _ = deep[worst[1]]
+    low, top = (ranges(given, len(spans)) or ())[worst[2]]
+    where = "" if is_one(given) else f" of channel {worst[2]}"
+    path = dataset.samples[index].image
+    text = (
+        f"{path}: holds values up to {spans[worst[2]][1]:g}, above value_range [{low:g}, {top:g}]"
+        f"{where} ({over} of {len(deep)} pictures of more than 8 bits do)"
+    )
+    yield Finding("clipped", dataset.split, path, text, sample=index)
 
 
 def _first_of(
@@ -181,7 +209,7 @@ def _repeated(datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]]) -> 
             path = dataset.samples[index].image
             if not pair.picture.digest or digests[pair.picture.digest] == 1:
                 continue
-            if pair.picture.span and not (pair.picture.white or dataset.value_range):
+            if pair.picture.spans and not (pair.picture.white or dataset.value_range):
                 continue  # of no known range, it cannot be read as a picture
             split, first = seen.setdefault(_whole_digest(dataset, index), (dataset.split, path))
             if first is not path:
@@ -198,5 +226,5 @@ def _whole_digest(dataset: Dataset, index: int) -> str:
     if dataset.cache is not None:
         picture = dataset.cache.read(index)[0]
     else:
-        picture = read_image(dataset.samples[index].image, dataset.value_range)
+        picture = read_picture(dataset, index)
     return hashlib.sha256(f"{picture.shape}".encode() + picture.tobytes()).hexdigest()

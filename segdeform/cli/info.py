@@ -44,6 +44,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("deformable", deformable if layers else "no"),
         ("dilation", str(deform["dilation"] or "from the output stride")),
         ("classes", f"{len(facts['classes'])}: {', '.join(facts['classes'])}"),
+        ("pictures", _pictures(facts)),
         ("parameters", f"{facts['parameters']:,}"),
         ("inference", _pairs(facts["eval"])),
         ("training", _pairs(facts["training"])),
@@ -51,6 +52,16 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("files", "all verified"),
         (facts["weights"], f"SHA-256 {facts['sha256']}"),
     ]
+
+
+def _pictures(facts: dict[str, Any]) -> str:
+    """Tells how a picture is read and normalised."""
+    bands, value_range = facts["bands"], facts["value_range"]
+    read = "RGB" if bands is None else f"bands {', '.join(map(str, bands))} of a file"
+    numbers = (
+        f"{name} {', '.join(f'{value:.3g}' for value in facts[name])}" for name in ("mean", "std")
+    )
+    return "; ".join([read, *numbers, *([f"values {value_range}"] if value_range else [])])
 
 
 def _pairs(values: dict[str, Any]) -> str:

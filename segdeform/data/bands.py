@@ -2,13 +2,16 @@
 
 Pillow takes four bands for premultiplied colours, five for damage, and keeps 8 bits of 16; tifffile
 gives the bands as they are stored. The first three are red, green and blue, whatever the others say
-of themselves; a TIFF of one or two bands is grey.
+of themselves; a TIFF of one or two bands is grey. Pages of one file are bands only where the file
+says that they are channels (ImageJ, OME and tifffile do); else they are a stack, read by its first.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,11 @@ _GREY, _RGB = 1, 2  # photometric interpretations; others (palettes, CMYK, JPEG'
 # None, LZW, deflate, PackBits, deflate, LZMA, Zstandard: of imagecodecs' many decoders the only
 # ones that ever see a byte of an input; they stop at the size that the header asks for.
 _COMPRESSIONS = {1, 5, 8, 32773, 32946, 34925, 50000}
+_WHO_NAMES_AXES = {"imagej", "ome", "shaped"}  # tifffile's names of who says what pages are
+# Scale and tie points, their matrix, and the keys of a GeoTIFF.
+_GEOREFERENCE = (33550, 33922, 34264, 34735)
+_ALPHA = {1, 2}  # what an extra band says of itself, premultiplied or not; else it is any
+_EXTRAS = 338
 
 
 class BandsFile(ImageFile.ImageFile):
@@ -42,7 +50,9 @@ class BandsFile(ImageFile.ImageFile):
     def _open(self) -> None:
         try:
             assert self.fp is not None
-            page = tifffile.TiffFile(self.fp).pages[0]
+            self.fp.seek(0)
+            # A file that names others, as OME's can, is read alone.
+            page = tifffile.TiffFile(self.fp, _multifile=False).pages[0]
         except (tifffile.TiffFileError, RuntimeError) as error:
             raise ValueError(str(error)) from error
         assert isinstance(page, tifffile.TiffPage)
@@ -63,8 +73,33 @@ class BandsFile(ImageFile.ImageFile):
 
     @property
     def bands(self) -> int:
-        """How many bands there are, read or not."""
+        """How many bands the first page has, read or not."""
         return self.page.samplesperpixel
+
+    @cached_property
+    def channels(self) -> tuple[tifffile.TiffPage, ...]:
+        """The pages that are channels of the first picture; none unless the file says so."""
+        try:
+            series = self.page.parent.series[0]
+            outer = series.axes[:-2]
+            known = series.axes[-2:] == "YX" and "C" in outer and self.bands == 1
+            count = math.prod(series.shape[:-2])
+            if not known or series.kind not in _WHO_NAMES_AXES or not 1 < count <= _MAX_PAGES:
+                return ()
+            # Of time and depth, the first.
+            place = [slice(None) if axis == "C" else 0 for axis in outer]
+            numbers = np.arange(count).reshape(series.shape[:-2])
+            found = [series.pages[int(number)] for number in numbers[tuple(place)]]
+            pages = tuple(page.aspage() for page in found if page is not None)
+        except Exception:  # metadata of any kind, which nobody has to understand
+            return ()
+        alike = (self.page.shape, self.page.dtype)
+        return pages if all((page.shape, page.dtype) == alike for page in pages) else ()
+
+    @property
+    def every_band(self) -> int:
+        """How many bands there are to choose from, those in pages of their own included."""
+        return len(self.channels) or self.bands
 
     @property
     def white(self) -> int | None:
@@ -76,61 +111,83 @@ class BandsFile(ImageFile.ImageFile):
 
     def refuse_unknown(self, path: object) -> None:
         """Raises DataError for what tifffile does not read either, or nobody knows as a picture."""
-        page = self.page
-        known = (
-            page.photometric in (_GREY, _RGB)
-            and page.compression in _COMPRESSIONS
-            and page.dtype is not None
-            and page.dtype.kind in "uif"
-            and page.imagedepth == 1
+        _refuse_unknown(self.page, path)
+
+    def samples(self, bands: Sequence[int] | None = None) -> npt.NDArray[Any]:
+        """Decodes the first band [H, W], the first three [H, W, 3], or those given, [H, W, C].
+
+        Raises ValueError, LookupError for bands that there are not.
+        """
+        if bands is not None and self.channels:
+            for band in bands:
+                _refuse_unknown(self.channels[band], self.filename)
+            planes = {band: _decoded(self.channels[band], [0])[..., 0] for band in set(bands)}
+            return np.stack([planes[band] for band in bands], axis=2)
+        if bands is None:
+            values = _decoded(self.page, [0, 1, 2] if self.bands > 2 else [0])
+            return values if self.bands > 2 else values[..., 0]
+        return _decoded(self.page, bands)
+
+
+def _refuse_unknown(page: tifffile.TiffPage, path: object) -> None:
+    known = (
+        page.photometric in (_GREY, _RGB)
+        and page.compression in _COMPRESSIONS
+        and page.dtype is not None
+        and page.dtype.kind in "uif"
+        and page.imagedepth == 1
+    )
+    if not known:
+        kinds = (page.photometric, page.compression)
+        named = ", ".join(str(getattr(kind, "name", kind)) for kind in kinds)
+        raise DataError(
+            f"{path}: a TIFF of {page.samplesperpixel} bands of {page.dtype}, {named}, is not "
+            "read here; save it as RGB or grey of 8 or 16 bits, plain or compressed by LZW, "
+            "deflate or Zstandard"
         )
-        if not known:
-            kinds = (page.photometric, page.compression)
-            named = ", ".join(str(getattr(kind, "name", kind)) for kind in kinds)
-            raise DataError(
-                f"{path}: a TIFF of {page.samplesperpixel} bands of {page.dtype}, {named}, is not "
-                "read here; save it as RGB or grey of 8 or 16 bits, plain or compressed by LZW, "
-                "deflate or Zstandard"
-            )
 
-    def samples(self) -> npt.NDArray[Any]:  # [H, W] or [H, W, 3]
-        """Decodes the first band, or the first three, strip by strip. Raises ValueError."""
-        page, (width, height) = self.page, self.size
-        count = 3 if page.samplesperpixel > 2 else 1
-        self._refuse_cut()
-        values = np.zeros((height, width, count), page.dtype)
-        planes = page.planarconfig == 2
-        try:
-            for segment, (plane, _, top, left, _), _ in page.segments(maxworkers=1):
-                if segment is None or (planes and plane >= count):  # a hole; a further band
-                    continue
-                rows, columns = segment.shape[1:3]
-                inside = segment[0, : height - top, : width - left]
-                place = slice(top, top + rows), slice(left, left + columns)
-                if planes:
-                    values[(*place, plane)] = inside[..., 0]
-                else:
-                    values[place] = inside[..., :count]
-        except (tifffile.TiffFileError, RuntimeError) as error:  # RuntimeError: imagecodecs'
-            raise ValueError(str(error)) from error
-        return values if count == 3 else values[..., 0]
 
-    def _refuse_cut(self) -> None:
-        """Refuses strips and tiles larger than any picture's, or outside of the file."""
-        page = self.page
-        pixels = page.imagewidth * min(page.rowsperstrip or 1, page.imagelength)
-        if page.is_tiled:
-            pixels = page.tilewidth * page.tilelength
-        size = pixels * page.samplesperpixel * (page.dtype.itemsize if page.dtype else 1)
-        if size > _MAX_SEGMENT:
-            raise UnsafeInputError(f"{self.filename!s}: a strip or tile unpacks to {size} bytes")
-        wanted = math.prod(page.chunked)
-        if min(len(page.dataoffsets), len(page.databytecounts)) < wanted:
-            raise ValueError(f"{len(page.dataoffsets)} of {wanted} strips or tiles are listed")
-        end = page.parent.filehandle.size
-        for offset, length in zip(page.dataoffsets, page.databytecounts, strict=False):
-            if length and offset + length > end:
-                raise ValueError(f"cut off: strips reach to byte {offset + length} of {end}")
+def _decoded(page: tifffile.TiffPage, bands: Sequence[int]) -> npt.NDArray[Any]:  # [H, W, C]
+    """Decodes bands of one page, strip by strip. Raises ValueError."""
+    _refuse_cut(page)
+    height, width = page.imagelength, page.imagewidth
+    values = np.zeros((height, width, len(bands)), page.dtype)
+    wanted: dict[int, list[int]] = {}  # band -> its channels
+    for channel, band in enumerate(bands):
+        wanted.setdefault(band, []).append(channel)
+    chosen = slice(len(bands)) if list(bands) == list(range(len(bands))) else list(bands)
+    try:
+        for segment, (plane, _, top, left, _), _ in page.segments(maxworkers=1):
+            planes = page.planarconfig == 2
+            if segment is None or (planes and plane not in wanted):  # a hole; a band not asked for
+                continue
+            rows, columns = segment.shape[1:3]
+            inside = segment[0, : height - top, : width - left]
+            place = slice(top, top + rows), slice(left, left + columns)
+            if planes:
+                values[(*place, wanted[plane])] = inside
+            else:
+                values[place] = inside[..., chosen]
+    except (tifffile.TiffFileError, RuntimeError) as error:  # RuntimeError: imagecodecs'
+        raise ValueError(str(error)) from error
+    return values
+
+
+def _refuse_cut(page: tifffile.TiffPage) -> None:
+    """Refuses strips and tiles larger than any picture's, or outside of the file."""
+    pixels = page.imagewidth * min(page.rowsperstrip or 1, page.imagelength)
+    if page.is_tiled:
+        pixels = page.tilewidth * page.tilelength
+    size = pixels * page.samplesperpixel * (page.dtype.itemsize if page.dtype else 1)
+    if size > _MAX_SEGMENT:
+        raise UnsafeInputError(f"{page.parent.filename}: a strip or tile unpacks to {size} bytes")
+    wanted = math.prod(page.chunked)
+    if min(len(page.dataoffsets), len(page.databytecounts)) < wanted:
+        raise ValueError(f"{len(page.dataoffsets)} of {wanted} strips or tiles are listed")
+    end = page.parent.filehandle.size
+    for offset, length in zip(page.dataoffsets, page.databytecounts, strict=False):
+        if length and offset + length > end:
+            raise ValueError(f"cut off: strips reach to byte {offset + length} of {end}")
 
 
 def holds_bands(image: TiffImagePlugin.TiffImageFile) -> bool:
@@ -142,6 +199,49 @@ def holds_bands(image: TiffImagePlugin.TiffImageFile) -> bool:
     samples, bits = tags.get(_SAMPLES, 1), tags.get(_BITS, (1,))
     plain = samples == 1 if kind == _GREY else samples == 3 and max(bits) <= 8
     return not plain or tags.get(_PLANES, 1) != 1
+
+
+def with_channels(image: TiffImagePlugin.TiffImageFile) -> BandsFile | None:
+    """Opens a TIFF that Pillow reads, not decoded yet, once more where its pages are channels."""
+    if not image.tag_v2.next or image.fp is None:
+        return None
+    try:
+        bands = BandsFile(image.fp, str(image.filename))
+    except (OSError, ValueError, TypeError, LookupError, SyntaxError):
+        return None
+    return bands if bands.channels else None
+
+
+def unread_bands(image: Image.Image) -> int:
+    """Returns how many bands a file has, where more than are read without being asked for.
+
+    Else 0. A declared alpha is none of them.
+    """
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bands = with_channels(image)
+        return bands.every_band if bands else 0
+    if not isinstance(image, BandsFile):
+        return 0
+    extras = image.page.tags.valueof(_EXTRAS, ())
+    alpha = sum(kind in _ALPHA for kind in (extras if isinstance(extras, tuple) else (extras,)))
+    read = 3 if image.bands > 2 else 1
+    return image.every_band if image.channels or image.bands - alpha > read else 0
+
+
+def channel_pages(image: Image.Image) -> int:
+    """Counts the pages that make one picture: of a file whose pages are channels, all of these."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bands = with_channels(image)
+    else:
+        bands = image if isinstance(image, BandsFile) else None
+    return max(1, len(bands.channels)) if bands else 1
+
+
+def is_georeferenced(image: Image.Image) -> bool:
+    """Tells whether a TIFF says where on earth its pixels lie."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return any(tag in image.tag_v2 for tag in _GEOREFERENCE)
+    return isinstance(image, BandsFile) and any(tag in image.page.tags for tag in _GEOREFERENCE)
 
 
 def frame_count(image: Image.Image) -> int:

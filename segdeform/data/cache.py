@@ -42,7 +42,7 @@ def with_cache(dataset: Dataset, say: Say) -> Dataset:
             )
         return dataset
     say(f"{dataset.split}: pictures from {folder}")
-    return replace(dataset, cache=open_cache(folder, len(dataset)))
+    return replace(dataset, cache=open_cache(folder, len(dataset), dataset.channels))
 
 
 def cache_folder(dataset: Dataset) -> Path:
@@ -69,6 +69,7 @@ def cache_folder(dataset: Dataset) -> Path:
         [dataset.name, dataset.split, dataset.classes],
         [sorted((dataset.label_map or {}).items()), sorted(dataset.void), dataset.value_range],
         files,
+        *([] if dataset.bands is None else [dataset.bands]),
     ]
     fingerprint = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     return root / _FOLDER / f"{dataset.split}-{fingerprint}"

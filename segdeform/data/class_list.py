@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from segdeform.data.dataset import IGNORE, ListingProblem, colour_map
-from segdeform.data.depth import ValueRange
+from segdeform.data.depth import Range, ValueRange, ranges
+from segdeform.data.image_io import Bands
 from segdeform.errors import DataError
 
 Colour = tuple[int, int, int]
 
+MAX_CHANNELS = 512  # the most that OpenCV resizes
+_MAX_BITS = 32
 _NUMBER = re.compile(r"-?\d{1,6}", re.ASCII)
 
 
@@ -29,6 +32,7 @@ class ClassList:
     void: frozenset[int] = frozenset({IGNORE})
     label_map: dict[int, int] | None = None
     value_range: ValueRange | None = None  # of pictures of more than 8 bits
+    bands: Bands | None = None  # of the files, that become the channels
 
 
 _FILES = ("classes.json", "classes.txt")
@@ -76,7 +80,7 @@ def _read_list(path: Path) -> ClassList:
 
 
 def parse_class_list(content: Mapping[Any, Any], source: Path) -> ClassList:
-    """Understands the keys names, nc, palette, void_id, label_mapping and value_range.
+    """Understands names, nc, palette, void_id, label_mapping, value_range, bits and bands.
 
     Raises DataError naming the file and the key.
     """
@@ -87,12 +91,14 @@ def parse_class_list(content: Mapping[Any, Any], source: Path) -> ClassList:
     if not _is_index(void, 1 << 16):
         raise DataError(f"{source}: void_id is a mask value from 0 to 65535, not {void!r}")
     palette = content.get("palette")
+    bands = _bands(content.get("bands"), source)
     return ClassList(
         names,
         colour_map(len(names)) if palette is None else _palette(palette, len(names), source),
         frozenset({void, IGNORE}),
         _label_map(content.get("label_mapping"), len(names), source),
-        _value_range(content.get("value_range"), source),
+        _range_of(content, 3 if bands is None else len(bands), source),
+        bands,
     )
 
 
@@ -143,19 +149,65 @@ def _label_map(mapping: Any, count: int, source: Path) -> dict[int, int] | None:
     return {value: label for value, label in found.items() if value >= 0}
 
 
-def _value_range(given: Any, source: Path) -> ValueRange | None:
+def _range_of(content: Mapping[Any, Any], channels: int, source: Path) -> ValueRange | None:
+    given = _value_range(content.get("value_range"), channels, source)
+    bits = content.get("bits")
+    if bits is None:
+        return given
+    if not _is_index(bits, _MAX_BITS + 1) or bits == 0:
+        raise DataError(
+            f"{source}: bits is how many of a picture's bits a camera fills, as 12 for the values "
+            f"0 to 4095, not {bits!r}"
+        )
+    meant = 0, (1 << bits) - 1
+    if given is not None and given != meant:
+        raise DataError(
+            f"{source}: bits: {bits} means value_range: {list(meant)}, and value_range says "
+            f"otherwise; write one of them"
+        )
+    return meant
+
+
+def _value_range(given: Any, channels: int, source: Path) -> ValueRange | None:
     if given is None:
         return None
-    numbers = [0, given] if not isinstance(given, list) else given
-    good = len(numbers) == 2 and all(
-        type(number) in (int, float) and math.isfinite(number) for number in numbers
-    )
-    if not good or not numbers[0] < numbers[1]:
+    several = isinstance(given, list) and any(isinstance(value, list) for value in given)
+    pairs = given if several else [[0, given] if not isinstance(given, list) else given]
+    found = [pair for pair in map(_pair, pairs) if pair is not None]
+    if len(found) != len(pairs):
         raise DataError(
             f"{source}: value_range is [lowest, highest], the values of pictures of more than 8 "
-            f"bits that are black and white, not {given!r}"
+            f"bits that are black and white, or a list of one such pair a channel, not {given!r}"
         )
-    return numbers[0], numbers[1]
+    if not several:
+        return found[0]
+    if ranges(tuple(found), channels) is None:
+        raise DataError(
+            f"{source}: value_range has {len(found)} pairs for {channels} channels: give one pair "
+            "for all, or one a channel, in the order of bands"
+        )
+    return tuple(found)
+
+
+def _pair(numbers: Any) -> Range | None:
+    good = (
+        isinstance(numbers, list)
+        and len(numbers) == 2
+        and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+    )
+    return (numbers[0], numbers[1]) if good and numbers[0] < numbers[1] else None
+
+
+def _bands(given: Any, source: Path) -> Bands | None:
+    if given is None:
+        return None
+    listed = given if isinstance(given, list) else []
+    if not 1 <= len(listed) <= MAX_CHANNELS or not all(_is_index(band, 1 << 16) for band in listed):
+        raise DataError(
+            f"{source}: bands is a list of the bands that become the channels, counted from 0, as "
+            f"[3, 2, 1], not {given!r}"
+        )
+    return tuple(listed)
 
 
 def _is_index(value: Any, end: int) -> bool:

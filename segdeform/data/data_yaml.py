@@ -16,6 +16,8 @@ SPLIT_KEYS = ("train", "val", "test")
 OTHER_NAMES = {"val": ("valid", "validation")}  # of a split, as other tools call it
 _KEYS = {
     *SPLIT_KEYS,
+    "bands",
+    "bits",
     "path",
     "names",
     "nc",

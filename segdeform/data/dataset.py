@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from segdeform.data.decoded import Cache
-from segdeform.data.depth import ValueRange
-from segdeform.data.image_io import UInt8, read_image, read_mask
+from segdeform.data.depth import ValueRange, ranges
+from segdeform.data.image_io import Bands, UInt8, read_image, read_mask
 from segdeform.errors import DataError
 
 Mask = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -68,6 +68,7 @@ class Dataset:
     decode_mask: Callable[[Path], Mask] = read_mask  # mask file -> its values [H, W], picklable
     problems: tuple[ListingProblem, ...] = ()  # of what is not among the samples
     value_range: ValueRange | None = None  # of pictures of more than 8 bits; None: the whole
+    bands: Bands | None = None  # of the files, that become the channels; None: read as RGB
 
     def __post_init__(self) -> None:
         count = len(self.classes)
@@ -81,9 +82,27 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def in_range(self, value_range: ValueRange | None) -> Dataset:
-        """Returns the data set as a model reads it, in that model's range if it names none."""
-        return self if self.value_range else replace(self, value_range=value_range)
+    @property
+    def channels(self) -> int:
+        """How many channels a picture has as it is read."""
+        return 3 if self.bands is None else len(self.bands)
+
+    def as_read_by(self, value_range: ValueRange | None, bands: Bands | None) -> Dataset:
+        """Returns the data set as a model reads it: with its range and its bands where it names
+        none itself. Raises DataError for another number of channels, or of ranges."""
+        known = 3 if bands is None else len(bands)
+        if self.bands is not None and len(self.bands) != known:
+            raise DataError(
+                f"{self.root}: bands: {list(self.bands)} makes pictures of {len(self.bands)} "
+                f"channels, and the model knows {known}"
+            )
+        read = replace(self, value_range=self.value_range or value_range, bands=self.bands or bands)
+        if read.value_range and ranges(read.value_range, read.channels) is None:
+            raise DataError(
+                f"{self.root}: value_range has one range for each of another number of channels "
+                f"than {read.channels}, as the model's pictures have"
+            )
+        return read
 
     def without_masks(self) -> Dataset:
         """Returns the pictures alone."""
@@ -103,7 +122,8 @@ class Dataset:
 
 
 def read_pair(dataset: Dataset, index: int) -> tuple[UInt8, UInt8]:
-    """Reads a picture, uint8 [H, W, 3] RGB, and its labels, uint8 [H, W], classes or IGNORE.
+    """Reads a picture, uint8 [H, W, 3] RGB or [H, W, C] of its bands, and its labels, uint8 [H, W],
+    classes or IGNORE.
 
     Raises DataError naming the file (and value and position of a label outside the classes), or
     the cache that is read instead.
@@ -113,7 +133,7 @@ def read_pair(dataset: Dataset, index: int) -> tuple[UInt8, UInt8]:
     sample = dataset.samples[index]
     if sample.mask is None:
         raise DataError(f"{sample.image}: has no mask")
-    image = read_image(sample.image, dataset.value_range)
+    image = read_picture(dataset, index)
     labels = read_labels(dataset, sample.mask)
     if labels.shape != image.shape[:2]:
         (height, width), (rows, columns) = image.shape[:2], labels.shape
@@ -122,6 +142,12 @@ def read_pair(dataset: Dataset, index: int) -> tuple[UInt8, UInt8]:
             f"is {height}x{width}"
         )
     return image, labels
+
+
+def read_picture(dataset: Dataset, index: int) -> UInt8:
+    """Reads a picture alone, from its file, as `read_image` does with the data set's range and
+    bands."""
+    return read_image(dataset.samples[index].image, dataset.value_range, dataset.bands)
 
 
 def _cached_pair(dataset: Dataset, cache: Cache, index: int) -> tuple[UInt8, UInt8]:

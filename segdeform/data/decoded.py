@@ -1,6 +1,6 @@
 """Decoded pairs in one folder: what a cache of a split consists of.
 
-images.u8 holds all pictures, [H, W, 3] each, one after the other; labels.u8 their classes, [H, W];
+images.u8 holds all pictures, [H, W, C] each, one after the other; labels.u8 their classes, [H, W];
 index.json says which is which.
 """
 
@@ -43,6 +43,7 @@ class Cache:
 
     folder: Path
     pairs: tuple[Stored, ...]
+    channels: int = 3
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -52,7 +53,7 @@ class Cache:
     @cached_property
     def _files(self) -> tuple[FileIO, FileIO]:
         files = []
-        for name, channels in ((IMAGES, 3), (LABELS, 1)):
+        for name, channels in ((IMAGES, self.channels), (LABELS, 1)):
             try:
                 files.append(FileIO(self.folder / name))
             except OSError as error:
@@ -62,14 +63,14 @@ class Cache:
         return files[0], files[1]
 
     def read(self, index: int) -> tuple[UInt8, UInt8]:
-        """Returns a picture [H, W, 3] and its labels [H, W].
+        """Returns a picture [H, W, C] and its labels [H, W].
 
         Raises DataError when the files are missing, of another size, or cut short meanwhile.
         """
         height, width, *_ = self.pairs[index]
         start, (images, labels) = self._starts[index], self._files
         return (
-            self._read(images, 3 * start, (height, width, 3)),
+            self._read(images, self.channels * start, (height, width, self.channels)),
             self._read(labels, start, (height, width)),
         )
 
@@ -96,10 +97,10 @@ class Cache:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles paths and sizes, not the pictures."""
-        return {"folder": self.folder, "pairs": self.pairs}
+        return {"folder": self.folder, "pairs": self.pairs, "channels": self.channels}
 
 
-def open_cache(folder: Path, count: int) -> Cache:
+def open_cache(folder: Path, count: int, channels: int = 3) -> Cache:
     """Reads the index of a cache that should hold `count` pairs. Raises DataError."""
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -108,7 +109,7 @@ def open_cache(folder: Path, count: int) -> Cache:
         raise DataError(f"{folder / INDEX}: damaged; remove the cache") from error
     if len(pairs) != count or not all(is_sound(pair) for pair in pairs):
         raise DataError(f"{folder / INDEX}: damaged; remove the cache")
-    return Cache(folder, pairs)
+    return Cache(folder, pairs, channels)
 
 
 def pair_sha256(image: UInt8, labels: UInt8, digest: str) -> str:

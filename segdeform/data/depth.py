@@ -9,14 +9,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
-ValueRange = tuple[float, float]  # the stored values that are shown as 0 and as 255
+Range = tuple[float, float]  # the stored values that are shown as 0 and as 255
+ValueRange = Range | tuple[Range, ...]  # of all channels alike, or one a channel
 
 _BITS = 258  # the tag of a TIFF
 _ROWS = 64  # made into 8 bits at a time: floats of the whole would be eight times the picture
 
 
 class Samples(NamedTuple):
-    """The stored values of a picture, [H, W] or [H, W, 3], and the one of full brightness."""
+    """The stored values of a picture, [H, W] or [H, W, C], and the one of full brightness."""
 
     values: npt.NDArray[Any]
     white: int | None  # None: nobody knows
@@ -42,14 +43,20 @@ def as_stored(image: ImageFile.ImageFile) -> None:
             image.tile = [tile._replace(args=(image.mode, full))]
 
 
-def stored_samples(image: ImageFile.ImageFile, path: Path) -> Samples | None:
-    """Decodes a picture of more than 8 bits; None for any other. Raises what Pillow does."""
+def stored_samples(
+    image: ImageFile.ImageFile, path: Path, every_band: bool = False
+) -> Samples | None:
+    """Decodes a picture of more than 8 bits; None for any other. Raises what Pillow does.
+
+    `every_band` keeps what comes after grey or RGB, too: alpha.
+    """
     white = declared_white(image)
     if image.format == "PPM" and image.mode == "RGB" and white > 255:
         return Samples(_ppm_samples(image, path), white)
     if _has_deep_colour(image):
         image.load()  # finds damage, which the other decoder may pass over
-        return Samples(_png_samples(path.read_bytes()), white)
+        values = _png_samples(path.read_bytes())
+        return Samples(values if every_band else _colours(values), white)
     if image.mode[:1] not in ("I", "F"):
         return None
     as_stored(image)
@@ -58,6 +65,25 @@ def stored_samples(image: ImageFile.ImageFile, path: Path) -> Samples | None:
     if image.mode == "F" or (values.size and not 0 <= values.min() <= values.max() <= 65535):
         return Samples(values, None)
     return Samples(values.astype(np.uint16), white)
+
+
+def ranges(value_range: ValueRange, channels: int) -> tuple[Range, ...] | None:
+    """Returns the range of each channel; None where it gives another number of them."""
+    first, second = value_range[0], value_range[-1]
+    if isinstance(first, tuple) or isinstance(second, tuple):
+        each = tuple(pair for pair in value_range if isinstance(pair, tuple))
+        return each if len(each) == channels else None
+    return ((first, second),) * channels
+
+
+def is_one(value_range: ValueRange) -> bool:
+    """Tells whether it is one range, of all channels."""
+    return not isinstance(value_range[0], tuple)
+
+
+def as_json(value_range: ValueRange) -> list[Any]:
+    """Returns a range as JSON and YAML hold it, in lists."""
+    return [list(value) if isinstance(value, tuple) else value for value in value_range]
 
 
 def to_8_bits(values: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.uint8]:
@@ -98,12 +124,15 @@ def _ppm_samples(image: ImageFile.ImageFile, path: Path) -> npt.NDArray[Any]:  #
     return values.reshape(height, width, 3)
 
 
-def _png_samples(content: bytes) -> npt.NDArray[np.uint16]:  # [H, W] or [H, W, 3]
+def _png_samples(content: bytes) -> npt.NDArray[np.uint16]:  # [H, W, 1 to 4]
     import imagecodecs
 
     try:
         values = imagecodecs.png_decode(content)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
-    values = values if values.ndim == 3 else values[..., None]
+    return np.asarray(values if values.ndim == 3 else values[..., None])
+
+
+def _colours(values: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:  # [H, W] or [H, W, 3]
     return values[..., :3] if values.shape[2] > 2 else values[..., 0]

@@ -80,6 +80,7 @@ def _dataset(
         label_map=labels.label_map,
         void=labels.void,
         value_range=labels.value_range,
+        bands=labels.bands,
         problems=tuple(problems),
     )
 

@@ -1,16 +1,19 @@
 """Reads and writes pictures and index masks: arrays of known shape and type, or a clean error.
 
-Pictures become uint8 RGB. Masks stay what the file holds: integers, one a pixel, never converted.
-Pillow decodes; what it would read wrong or not at all is left to `bands` (TIFFs) and `depth`.
+Pictures become uint8 RGB, or the bands that are asked for. Masks stay what the file holds:
+integers, one a pixel, never converted. Pillow decodes; what it would read wrong or not at all is
+left to `bands` (TIFFs) and `depth`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import stat
 import struct
+import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +29,17 @@ from PIL import (
     PpmImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
+    _imaging,
 )
 
-from segdeform.data.bands import BandsFile, frame_count, holds_bands
+from segdeform.data.bands import BandsFile, channel_pages, frame_count, holds_bands, with_channels
 from segdeform.data.depth import (
     Samples,
     ValueRange,
     as_stored,
     declared_white,
+    is_one,
+    ranges,
     stored_samples,
     to_8_bits,
 )
@@ -50,6 +56,7 @@ UInt8 = npt.NDArray[np.uint8]
 IndexValues = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 MAX_PIXELS = 500_000_000
+Bands = tuple[int, ...]  # which bands of a file, from 0, become the channels
 PICTURE_SUFFIXES = frozenset(
     """.jpg .jpeg .jpe .jfif .mpo .png .apng .webp .bmp .tif .tiff .gif .ppm .pgm .pbm
     .pnm""".split()  # noqa: SIM905, a list would take a page
@@ -84,6 +91,12 @@ _DAMAGE = (
     zlib.error,
 )
 
+# Damage is told of by our own lines: libtiff writes to stderr by itself, from any thread (Pillow
+# ends its warnings, not its errors), and Pillow warns.
+with suppress(AttributeError, OSError):  # a Pillow with a libtiff of its own inside
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
 _EXIF_ORIENTATION = 0x0112
 # What turns the stored pixels of each EXIF orientation upright.
 UPRIGHT = {
@@ -94,6 +107,16 @@ UPRIGHT = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}
+# The same of arrays [H, W, ...].
+_TURNED: dict[int, Callable[[UInt8], UInt8]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
 }
 _COLOUR_MODES = frozenset(("RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"))
 # Grey of 2 or 4 bits is stretched to 0..255 on decoding; these factors undo that exactly.
@@ -108,17 +131,93 @@ class MaskKindError(DataError):
         self.kind = kind  # jpeg-mask, turned-mask, colour-mask or mask-kind
 
 
-def read_image(path: Path, value_range: ValueRange | None = None) -> UInt8:
+class BandsError(DataError):
+    """A picture that can be read, and has not the bands that are asked for."""
+
+
+def read_image(
+    path: Path, value_range: ValueRange | None = None, bands: Bands | None = None
+) -> UInt8:
     """Reads the first frame of a picture as uint8 [H, W, 3] RGB, upright by its EXIF orientation.
 
     Grey, palette and CMYK pictures become RGB, of bands the first three are it, alpha is dropped.
     Of more than 8 bits a channel, `value_range` says which values become 0 and 255; without it, 0
     and the highest one that the file can hold (16-bit values are divided by 257).
-    Raises DataError (missing, unreadable, damaged, of no known format or range), UnsafeInputError
-    (more than 500 megapixels) or ResourceError.
+    `bands` says which bands of the file become the channels, [H, W, C], counted from 0: those of a
+    TIFF as stored; of others grey or red, green and blue, then alpha.
+    Raises DataError (missing, unreadable, damaged, of no known format or range), BandsError,
+    UnsafeInputError (more than 500 megapixels, or three bytes for each) or ResourceError.
     """
     with opened(path) as image:
-        return np.array(upright_rgb(image, path, value_range))
+        if bands is None:
+            return np.array(upright_rgb(image, path, value_range))
+        samples = band_samples(image, path, bands)
+        pixels = samples.values
+        if samples.white != 255 or pixels.dtype != np.uint8:
+            pixels = _shown(samples, path, value_range)
+        turn = _TURNED.get(orientation(image))
+        return np.ascontiguousarray(pixels if turn is None else turn(pixels))
+
+
+def band_samples(image: ImageFile.ImageFile, path: Path, bands: Bands) -> Samples:
+    """Decodes bands of an opened picture as stored, [H, W, C].
+
+    Raises BandsError where it has fewer, and what `read_image` does.
+    """
+    if image.width * image.height * len(bands) > 3 * MAX_PIXELS:
+        raise UnsafeInputError(
+            f"{path}: {image.width}x{image.height} pixels of {len(bands)} bands are over the limit "
+            "of 500 megapixels of three"
+        )
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        image = with_channels(image) or image
+    if isinstance(image, BandsFile):
+        refuse_bands(path, bands, image.every_band, frame_count(image))
+        return Samples(image.samples(bands), image.white)
+    frames = frame_count(image)
+    image.seek(0)
+    samples = stored_samples(image, path, every_band=True)
+    if samples is None:
+        image.load()
+        samples = Samples(np.asarray(_in_bands(image)), 255)
+    values = samples.values if samples.values.ndim == 3 else samples.values[..., None]
+    refuse_bands(path, bands, values.shape[2], frames)
+    return Samples(values[..., list(bands)], samples.white)
+
+
+def _in_bands(image: Image.Image) -> Image.Image:
+    """Returns a picture of 8 bits in grey or RGB, with its alpha if it has one."""
+    if image.mode in ("L", "LA", "RGB", "RGBA"):
+        return image
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode in ("La", "RGBa"):
+        return image.convert(image.mode.upper())
+    return _to_rgb(image)
+
+
+def refuse_bands(path: Path, bands: Bands, count: int, frames: int = 1) -> None:
+    """Raises BandsError where a file of `count` bands has not those that are asked for."""
+    if max(bands) < count:
+        return
+    has = "1 band" if count == 1 else f"{count} bands"
+    stack = f" ({frames} pages, which nothing in it calls channels)" if frames > 1 else ""
+    raise BandsError(
+        f"{path}: has {has}{stack}, and bands: {list(bands)} asks for band {max(bands)}, counted "
+        "from 0; correct bands in the data YAML, or save it with as many bands"
+    )
+
+
+def shown_colours(pixels: UInt8) -> UInt8:
+    """Returns what a person is shown of a picture, [H, W, 3]: three channels, or the first in grey.
+
+    Raises nothing; a picture of three channels is returned as it is.
+    """
+    if pixels.shape[2] == 3:
+        return pixels
+    if pixels.shape[2] > 3:
+        return np.ascontiguousarray(pixels[..., :3])
+    return np.repeat(pixels[..., :1], 3, axis=2)
 
 
 def upright_rgb(
@@ -135,11 +234,12 @@ def upright_rgb(
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def count_frames(path: Path) -> int:
+def count_frames(path: Path, bands: Bands | None = None) -> int:
     """Counts the frames or pages of a picture, of which `read_image` reads the first."""
     try:
         with opened(path) as image:
-            return frame_count(image)
+            frames = frame_count(image)
+            return frames if bands is None else max(1, frames // channel_pages(image))
     except (DataError, UnsafeInputError):
         return 1  # what comes after the first one is damaged
 
@@ -324,13 +424,21 @@ def _stored_as(image: ImageFile.ImageFile) -> str:
 
 
 def _shown(samples: Samples, path: Path, value_range: ValueRange | None) -> UInt8:
-    if value_range is None and samples.white is None:
+    values, white = samples
+    if value_range is None and white is None:
         raise DataError(
-            f"{path}: values of {samples.values.dtype} have no known range; write "
+            f"{path}: values of {values.dtype} have no known range; write "
             "value_range: [lowest, highest] into the data YAML, or save it with 8 or 16 bits"
         )
-    low, high = value_range or (0, samples.white or 65535)
-    return to_8_bits(samples.values, low, high)
+    each = ranges(value_range or (0, white or 65535), values.shape[2] if values.ndim == 3 else 1)
+    if each is None:
+        count = values.shape[2] if values.ndim == 3 else 1
+        raise DataError(f"{path}: value_range has not one range for each of its {count} channels")
+    if value_range is None or is_one(value_range):
+        return to_8_bits(values, *each[0])
+    planes = values if values.ndim == 3 else values[..., None]
+    shown = [to_8_bits(planes[..., channel], *span) for channel, span in enumerate(each)]
+    return np.stack(shown, axis=2).reshape(values.shape)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

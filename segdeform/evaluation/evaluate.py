@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 import cuda_ops
 from segdeform.callbacks import Progress, Stop
 from segdeform.data.dataset import IGNORE, Dataset, Sample, read_pair
+from segdeform.data.depth import as_json
 from segdeform.errors import (
     DataError,
     InterruptedByUserError,
@@ -208,7 +209,7 @@ def share_pictures(
 def predict_sample(
     segmenter: Segmenter,
     sample: Sample,
-    image: NDArray[np.uint8],  # [H, W, 3] RGB
+    image: NDArray[np.uint8],  # [H, W, C]
 ) -> NDArray[np.uint8]:  # [H, W]
     """Predicts the label map of a picture; errors name its file."""
     try:
@@ -231,6 +232,7 @@ def _protocol(
         "names_sha256": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest(),
         "labels_sha256": counts.truth_sha256,
         "label_space": _label_space(dataset),
+        **_reading(dataset),
         "void_pixels": int(counts.void.sum()),
         "resolution": "every picture at its own size, labels compared at the mask's size",
         "miou": "mean over the classes present in truth or prediction; void pixels not counted",
@@ -252,6 +254,16 @@ def _protocol(
             "pillow": PIL.__version__,
         },
     }
+
+
+def _reading(dataset: Dataset) -> dict[str, Any]:
+    """Says how the values of picture files became channels, where that is not as usual."""
+    given: dict[str, Any] = {}
+    if dataset.value_range is not None:
+        given["value_range"] = as_json(dataset.value_range)
+    if dataset.bands is not None:
+        given["bands"] = list(dataset.bands)
+    return given
 
 
 def _label_space(dataset: Dataset) -> dict[str, Any]:

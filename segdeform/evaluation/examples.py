@@ -11,6 +11,7 @@ from PIL import Image
 
 from segdeform.callbacks import Stop
 from segdeform.data.dataset import IGNORE, Dataset, read_pair
+from segdeform.data.image_io import shown_colours
 from segdeform.errors import InterruptedByUserError
 from segdeform.evaluation.counts import Column, union
 from segdeform.evaluation.evaluate import Evaluation, predict_sample
@@ -89,7 +90,9 @@ def _example(
         classes=tuple(
             (int(rows[k, Column.CLASS]), float(ious[k])) for k in np.argsort(ious, kind="stable")
         ),
-        image=data_uri(_shrunk(Image.fromarray(image), Image.Resampling.BOX), "JPEG"),
+        image=data_uri(
+            _shrunk(Image.fromarray(shown_colours(image)), Image.Resampling.BOX), "JPEG"
+        ),
         truth=_indexed(truth, palette),
         prediction=_indexed(labels, palette),
         errors=_indexed(wrong, np.array([_RIGHT, _WRONG, _UNSCORED], np.uint8)),

@@ -15,8 +15,7 @@ import torch
 
 from segdeform.callbacks import Progress, Say, Steps, Stop
 from segdeform.checking import check_sound
-from segdeform.data.dataset import Dataset
-from segdeform.data.image_io import read_image
+from segdeform.data.dataset import Dataset, read_picture
 from segdeform.evaluation import cityscapes
 from segdeform.evaluation.boundary import BOUNDARY_WIDTH
 from segdeform.evaluation.evaluate import (
@@ -194,7 +193,7 @@ def predict_for_server(
 
         def predict(index: int) -> None:
             sample = dataset.samples[index]
-            image = read_image(sample.image, dataset.value_range)
+            image = read_picture(dataset, index)
             keep(sample, predict_sample(segmenter, sample, image))
 
         share_pictures(len(dataset), predict, peers, progress, stop)

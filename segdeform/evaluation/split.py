@@ -28,7 +28,7 @@ def load_split(
             f"{segmenter.info['path']} does not say what it was trained on: give --dataset NAME"
         )
     dataset = load_dataset(kind, data_root(kind, data), split)
-    return dataset.in_range(segmenter.value_range)
+    return dataset.as_read_by(segmenter.value_range, segmenter.bands)
 
 
 def refuse_other_classes(classes: tuple[str, ...], dataset: Dataset) -> None:

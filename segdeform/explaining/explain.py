@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segdeform.data.image_io import shown_colours
 from segdeform.errors import UsageError
 from segdeform.explaining.clickable import render_page
 from segdeform.explaining.drawing import draw_offsets, draw_points, point_colours
@@ -43,18 +44,19 @@ def explain_picture(
             )
     layers, labels = record(segmenter, image)
     pixels = [(y, x) for x, y in at] or region_centres(labels, _REGIONS)
+    shown = shown_colours(image)
     facts = _facts(segmenter, picture, layers, labels, pixels)
     points = [follow(layers, place_of(layers[-1], pixel)) for pixel in pixels]
     largest = max(float(layer.offset_length().max()) for layer in layers)
     _make_folder(output)
-    drawings = {"points.png": draw_points(image, pixels, points)} | {
+    drawings = {"points.png": draw_points(shown, pixels, points)} | {
         f"offsets-{number}.png": draw_offsets(layer, (height, width), largest)
         for number, layer in enumerate(layers, 1)
     }
     for name, drawing in drawings.items():
         with atomic_path(output / name) as part:
             drawing.save(part, format="PNG")
-    write_text(output / "index.html", render_page(picture.name, image, layers, pixels, facts))
+    write_text(output / "index.html", render_page(picture.name, shown, layers, pixels, facts))
     write_json(output / "explain.json", facts)
     return facts
 

@@ -124,7 +124,7 @@ def explained_layers(segmenter: Segmenter) -> dict[str, DeformConv2d]:
 
 def record(
     segmenter: Segmenter,
-    image: NDArray[np.uint8],  # [H, W, 3] RGB
+    image: NDArray[np.uint8],  # [H, W, C]
 ) -> tuple[list[LayerSampling], NDArray[np.uint8]]:
     """Runs a model on a whole picture; returns what its deformable layers did, and [H, W] labels.
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeform.callbacks import Progress, Stop
-from segdeform.data.image_io import count_frames, write_image, write_index_png
+from segdeform.data.image_io import count_frames, shown_colours, write_image, write_index_png
 from segdeform.errors import (
     DataError,
     InterruptedByUserError,
@@ -149,7 +149,7 @@ def _predict_one(
     """
     try:
         image = segmenter.read(source)
-        frames = count_frames(source)
+        frames = count_frames(source, segmenter.bands)
         labels = predict_labels(segmenter.model, image, segmenter.options, segmenter.device)
     except SegdeformError as error:
         raise _failure(source, error) from error
@@ -157,6 +157,7 @@ def _predict_one(
         _write(output / "masks" / f"{name}.png", write_index_png, labels, segmenter.palette)
         tinted = None
         if overlays:
+            image = shown_colours(image)
             tinted = overlay(image, labels, segmenter.palette, out=image)
             _write(output / "overlays" / f"{name}.png", write_image, tinted)
     except ResourceError:

@@ -14,8 +14,8 @@ from typing import BinaryIO
 import numpy as np
 
 from segdeform.callbacks import Progress
-from segdeform.checking.facts import picture_facts
 from segdeform.checking.remembered import FactCache, cache_path
+from segdeform.checking.scan import facts_of_picture
 from segdeform.data.cache import VERSION, cache_folder
 from segdeform.data.dataset import Dataset, read_pair
 from segdeform.data.decoded import (
@@ -49,7 +49,7 @@ def write_cache(
     cannot be written.
     """
     folder = cache_folder(dataset)
-    if folder.is_dir() and _is_intact(folder, len(dataset), progress):
+    if folder.is_dir() and _is_intact(folder, dataset, progress):
         return folder
     with run_lock(folder.parent):
         partial = folder.with_name(f".{folder.name}.partial")
@@ -69,9 +69,10 @@ def write_cache(
     return folder
 
 
-def _is_intact(folder: Path, count: int, progress: Progress) -> bool:
+def _is_intact(folder: Path, dataset: Dataset, progress: Progress) -> bool:
+    count = len(dataset)
     try:
-        cache = open_cache(folder, count)
+        cache = open_cache(folder, count, dataset.channels)
         for index in range(count):
             cache.read_checked(index)
             progress(index + 1, count)
@@ -87,9 +88,12 @@ def _partials(dataset: Dataset, folder: Path) -> Iterator[Path]:
 def _write_pairs(dataset: Dataset, partial: Path, workers: int, progress: Progress) -> list[Stored]:
     """Appends the pairs that the arrays do not hold yet; returns all of them."""
     facts = FactCache(cache_path(dataset.root))
-    pairs = _written(partial)
+    channels = dataset.channels
+    pairs = _written(partial, channels)
     pixels = sum(pair.height * pair.width for pair in pairs)
-    need = 4 * sum(height * width for height, width in _sizes(dataset, len(pairs), workers))
+    need = (channels + 1) * sum(
+        height * width for height, width in _sizes(dataset, len(pairs), workers)
+    )
     require_space(partial, need)
     with (
         (partial / IMAGES).open("ab") as images,
@@ -97,7 +101,7 @@ def _write_pairs(dataset: Dataset, partial: Path, workers: int, progress: Progre
         (partial / _JOURNAL).open("a", encoding="utf-8") as journal,
         ThreadPoolExecutor(workers) as pool,
     ):
-        images.truncate(3 * pixels)
+        images.truncate(channels * pixels)
         labels.truncate(pixels)
         # A few at a time: decoded pictures are large.
         for first in range(len(pairs), len(dataset), 2 * workers):
@@ -119,11 +123,11 @@ def _decode(dataset: Dataset, facts: FactCache, index: int) -> tuple[UInt8, UInt
     image, labels = read_pair(dataset, index)
     height, width = labels.shape
     # Known already where the data set has just been checked.
-    digest = facts.facts("picture", dataset.samples[index].image, picture_facts).digest
+    digest = facts_of_picture(dataset, facts, index).digest
     return image, labels, Stored(height, width, digest, pair_sha256(image, labels, digest))
 
 
-def _written(partial: Path) -> list[Stored]:
+def _written(partial: Path, channels: int) -> list[Stored]:
     """Returns what an interrupted call has written, and cuts its journal to that.
 
     The last line may be half a line, and after a power loss the arrays may hold less than it says.
@@ -132,12 +136,12 @@ def _written(partial: Path) -> list[Stored]:
     with suppress(FileNotFoundError, ValueError, TypeError):
         for line in journal.read_text(encoding="utf-8").splitlines():
             pairs.append(Stored(*json.loads(line)))
-    pairs = pairs[: _count_whole(partial, pairs)]
+    pairs = pairs[: _count_whole(partial, pairs, channels)]
     journal.write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs), encoding="utf-8")
     return pairs
 
 
-def _count_whole(partial: Path, pairs: Sequence[Stored]) -> int:
+def _count_whole(partial: Path, pairs: Sequence[Stored], channels: int) -> int:
     """Counts the pairs before the first one that the arrays do not hold as it was written."""
     count = 0
     with (
@@ -147,7 +151,7 @@ def _count_whole(partial: Path, pairs: Sequence[Stored]) -> int:
     ):
         for pair in takewhile(is_sound, pairs):
             pixels = pair.height * pair.width
-            image = np.fromfile(images, np.uint8, 3 * pixels)
+            image = np.fromfile(images, np.uint8, channels * pixels)
             truth = np.fromfile(labels, np.uint8, pixels)
             if pair_sha256(image, truth, pair.digest) != pair.sha256:
                 break

@@ -16,6 +16,7 @@ import cuda_ops
 from segdeform.config.dotted import dotted
 from segdeform.config.schema import Config, EvalConfig
 from segdeform.data.dataset import Dataset
+from segdeform.data.depth import as_json
 from segdeform.errors import ConfigError, DataError
 from segdeform.machine.cpu import available_cores
 from segdeform.machine.processes import Processes, neighbours
@@ -192,5 +193,6 @@ def _fingerprint(dataset: Dataset) -> dict[str, Any]:
         "pictures": len(dataset),
         "names_sha256": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest(),
         "classes": list(dataset.classes),
-        **({"value_range": list(dataset.value_range)} if dataset.value_range else {}),
+        **({"value_range": as_json(dataset.value_range)} if dataset.value_range else {}),
+        **({"bands": list(dataset.bands)} if dataset.bands else {}),
     }

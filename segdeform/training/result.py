@@ -46,6 +46,7 @@ def describe(plan: Plan, training: dict[str, Any]) -> ModelDescription:
         palette=plan.train_set.palette,
         eval=plan.config.eval,
         value_range=plan.train_set.value_range,
+        bands=plan.train_set.bands,
         crop=plan.config.data.crop,
         training=training,
     )

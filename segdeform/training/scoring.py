@@ -30,6 +30,7 @@ def score_now(plan: Plan, state: TrainState) -> Evaluation:
         device=plan.device,
         info={"sha256": None, "crop": list(plan.config.data.crop)},
         value_range=plan.train_set.value_range,
+        bands=plan.train_set.bands,
     )
     try:
         return _score(plan, segmenter)
@@ -82,6 +83,7 @@ def _as_loaded(plan: Plan, state: TrainState) -> Segmenter:
         plan.device,
         info={},
         value_range=plan.train_set.value_range,
+        bands=plan.train_set.bands,
     )
 
 

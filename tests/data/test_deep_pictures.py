@@ -163,9 +163,9 @@ def test_a_data_set_is_read_and_cached_in_its_range(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_pair(dataset, 0)[0], expected)
         folders.add(cache_folder(dataset))
     assert len(folders) == 3
-    assert dataset.in_range((0, 9)).value_range == (0, 511)
+    assert dataset.as_read_by((0, 9), None).value_range == (0, 511)
     (tmp_path / "data.yaml").write_text("names: [x]\ntrain: images/train\n")
-    assert load_dataset("folder", tmp_path, "train").in_range((0, 9)).value_range == (0, 9)
+    assert load_dataset("folder", tmp_path, "train").as_read_by((0, 9), None).value_range == (0, 9)
 
 
 @pytest.mark.parametrize("given", ["[1]", "[3, 3]", "[5, 2]", "[0, x]", "x", "[0, .nan]", "-1"])
