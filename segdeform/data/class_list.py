@@ -44,7 +44,7 @@ def find_class_list(root: Path) -> tuple[ClassList, Path] | None:
     Returns None when there is neither. Raises DataError when the file cannot be understood.
     """
     path = next((path for name in _FILES if (path := root / name).is_file()), None)
-    return None if path is None else (_read_list(path), path)
+    return None if path is None else (read_class_list(path), path)
 
 
 def other_lists(root: Path, source: Path, labels: ClassList) -> Iterator[ListingProblem]:
@@ -54,7 +54,7 @@ def other_lists(root: Path, source: Path, labels: ClassList) -> Iterator[Listing
         if path == source or not path.is_file():
             continue
         try:
-            same = _read_list(path).names == labels.names
+            same = read_class_list(path).names == labels.names
         except DataError:
             same = False
         if not same:
@@ -62,7 +62,7 @@ def other_lists(root: Path, source: Path, labels: ClassList) -> Iterator[Listing
             yield ListingProblem("unused-list", path, text)
 
 
-def _read_list(path: Path) -> ClassList:
+def read_class_list(path: Path) -> ClassList:
     try:
         content = path.read_bytes()
         # A byte order mark is what Windows begins a text with.

@@ -1,4 +1,44 @@
-"""Data YAMLs: what is in a data set and where it lies, also as annotation services export them."""
+"""Data YAMLs: what is in a data set and where it lies, also as other tools write them.
+
+Folders of pictures; masks lie where `masks` takes the place of the part `images` of the path:
+
+    path: street               # optional: of the data set, absolute or from this file's folder
+    names: [road, car]         # or a mapping 0: road, 1: car
+    train: images/train        # masks/train has the masks; with `masks_dir: labels`, labels/train
+    val: images/val            # `valid` and `validation` are read, too
+    mask_suffix: _mask         # optional: masks are called NAME_mask
+
+Any folder of masks, for all splits or for each; pictures and masks in one folder:
+
+    names: [road, car]
+    train: photos/train        # no part `images`: masks are in drawn/train, else in drawn
+    val: photos/val
+    masks: drawn               # or {train: a/labels, val: b/labels}
+    # one folder for both, as Roboflow exports them: train: train, val: valid, mask_suffix: _mask
+
+Lists of files, a picture a line; after a tab its mask, from `masks`, else from `path`:
+
+    path: /data/street
+    names: {0: road, 1: car}
+    train: train.txt           # in `path`, else beside this file, where ./train.txt is
+    val: val.txt               # its lines: images/x.png, or photos/x.jpg<TAB>drawn/x.png
+    masks: masks               # of lines without a mask, as for folders; ./x.png: from the list
+
+Several folders or lists; pictures are then named after their path below `path`:
+
+    names: [road, car]
+    train: [berlin/images, bonn/images]
+    val: [ulm/images, more.txt]
+    masks: {train: [berlin/masks, bonn/masks], val: [ulm/masks, extra]}    # optional
+
+Folds, K lists or folders: `fold2` is the second, `except-fold2` all others:
+
+    names: [road, car]
+    train: ./train.txt         # optional, with folds
+    val: ./val.txt
+    folds: [./fold1.txt, ./fold2.txt, ./fold3.txt]
+    label_mapping: {0: 0, 255: 1}
+"""
 
 from __future__ import annotations
 
@@ -9,7 +49,7 @@ from pathlib import Path
 from typing import Any
 
 from segdeform.config.strict_yaml import read_yaml
-from segdeform.data.dataset import ListingProblem, MissingSplitError
+from segdeform.data.dataset import ListingProblem
 from segdeform.errors import DataError, nearest
 
 SPLIT_KEYS = ("train", "val", "test")
@@ -18,6 +58,7 @@ _KEYS = {
     *SPLIT_KEYS,
     "bands",
     "bits",
+    "folds",
     "path",
     "names",
     "nc",
@@ -89,52 +130,12 @@ def unused_keys(content: Mapping[Any, Any], source: Path) -> Iterator[ListingPro
             yield ListingProblem(kind, source, f"{source}: the key '{key}' means nothing here")
 
 
-def split_folders(
-    content: Mapping[Any, Any], source: Path, split: str
-) -> tuple[Path, Path, list[ListingProblem]]:
-    """Returns the folders of a split's pictures and masks, and what is odd about them.
-
-    Exported YAMLs name folders as seen from another place (../train/images, /content/set/valid/
-    images): what is not there is looked for below the YAML itself. Raises DataError.
-    """
-    if split not in SPLIT_KEYS:
-        raise MissingSplitError(f"{source}: no split '{split}'.{nearest(split, SPLIT_KEYS)}")
-    names = (split, *OTHER_NAMES.get(split, ()))
-    text = next((content[name] for name in names if isinstance(content.get(name), str)), None)
-    if text is None:
-        raise MissingSplitError(f"{source}: needs {split}: images/{split}, or another folder")
-    beside = text_of(content, "masks", text_of(content, "masks_dir", "masks", source), source)
-    images = _place(source.parent, text_of(content, "path", "", source), text)
-    parts = list(images.parts)
-    if "images" not in Path(text).parts or "images" not in parts:
-        raise DataError(
-            f"{source}: {split}: {text} has no part 'images' that '{beside}' could take the place "
-            "of to find the masks"
-        )
-    parts[len(parts) - 1 - parts[::-1].index("images")] = beside
-    problems = []
-    if images != source.parent / text_of(content, "path", "", source) / text:
-        told = f"{source}: {split}: {text} is not there; {images} is taken for it"
-        problems.append(ListingProblem("moved-folder", source, told))
-    return images, Path(*parts), problems
-
-
 def text_of(content: Mapping[Any, Any], key: str, default: str, source: Path) -> str:
     """Returns a text of a data YAML. Raises DataError for a value of another kind."""
     value = content.get(key, default)
     if not isinstance(value, str):
         raise DataError(f"{source}: {key} is the name of a folder, not {value!r}")
     return value
-
-
-def _place(folder: Path, path: str, text: str) -> Path:
-    """Finds what a YAML in FOLDER means by `text`: first as it says, then below FOLDER."""
-    wanted = folder / path / text
-    parts = [part for part in Path(text).parts if part not in ("..", "/")]
-    # A single last part, such as images, would be the same folder for every split.
-    tails = [Path(*parts[start:]) for start in range(max(1, len(parts) - 1))]
-    places = [wanted, *(base / tail for tail in tails for base in (folder / path, folder))]
-    return next((place for place in places if place.is_dir()), wanted)
 
 
 def _looks_ours(path: Path) -> bool:

@@ -19,8 +19,6 @@ from segdeform.data.data_yaml import (
     check_keys,
     find_data_yaml,
     read_data_yaml,
-    split_folders,
-    text_of,
     unused_keys,
 )
 from segdeform.data.dataset import (
@@ -33,6 +31,7 @@ from segdeform.data.dataset import (
 )
 from segdeform.data.image_io import MASK_SUFFIXES, read_mask
 from segdeform.data.layout import files_by_name, pair_folders
+from segdeform.data.yaml_splits import split_samples
 from segdeform.errors import DataError, UnsafeInputError
 
 LAYOUT = (
@@ -88,11 +87,9 @@ def _dataset(
 def _load_yaml(root: Path, description: Path, split: str) -> Dataset:
     content = read_data_yaml(description)
     check_keys(content, description)
-    images, masks, odd = split_folders(content, description, split)
-    suffix = text_of(content, "mask_suffix", "", description) if "mask_suffix" in content else None
-    samples, problems = pair_folders(images, masks, mask_suffix=suffix)
+    samples, problems = split_samples(content, description, split)
     labels = parse_class_list(content, description)
-    problems += [*odd, *unused_keys(content, description)]
+    problems += unused_keys(content, description)
     problems += other_lists(description.parent, description, labels)
     return _dataset(root, split, samples, labels, problems)
 

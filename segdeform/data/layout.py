@@ -58,7 +58,7 @@ def files_by_name(folder: Path, suffixes: Iterable[str]) -> dict[str, list[Path]
     for path in paths:
         relative = path.relative_to(folder)
         if not any(part.startswith(".") for part in relative.parts):
-            found.setdefault(_spelt(relative.with_suffix("").as_posix()), []).append(path)
+            found.setdefault(spelt(relative.with_suffix("").as_posix()), []).append(path)
     return found
 
 
@@ -82,10 +82,13 @@ def pair_folders(
         text = f"{masks}: the masks are called NAME{suffix}"
         problems.append(ListingProblem("mask-suffix", masks, text))
     if suffix:
+        if images == masks:  # a mask lies beside its picture, and may have its suffix
+            marked = {f"{name}{suffix}" for name in pictures}
+            pictures = {name: found for name, found in pictures.items() if name not in marked}
         labels, lossy = _without(suffix, labels), _without(suffix, lossy)
-    for name in pictures if names is None else map(_spelt, names):
+    for name in pictures if names is None else map(spelt, names):
         found = pictures.get(name, []), labels.get(name, []), lossy.get(name, [])
-        problem = _pairing_problem(name, images, masks, *found)
+        problem = pairing_problem(name, images, masks, *found)
         if problem:
             problems.append(problem)
         else:
@@ -118,11 +121,12 @@ def _without(suffix: str, files: dict[str, list[Path]]) -> dict[str, list[Path]]
     }
 
 
-def _spelt(name: str) -> str:
+def spelt(name: str) -> str:
+    """Returns a name in the one spelling of its letters that names are compared in."""
     return unicodedata.normalize("NFC", name)
 
 
-def _pairing_problem(
+def pairing_problem(
     name: str,
     images: Path,
     masks: Path,
@@ -130,6 +134,7 @@ def _pairing_problem(
     labels: list[Path],
     lossy: list[Path],  # what would be masks, were they not JPEG
 ) -> ListingProblem | None:
+    """Returns what keeps the files of one name from being a pair, None where nothing does."""
     if not pictures:
         path = images / name
         return ListingProblem(

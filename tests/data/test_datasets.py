@@ -159,7 +159,7 @@ def test_a_data_yaml_maps_values(root: Path) -> None:
         ("names: [a, b]\ntrain: train/pictures", "no part 'images'"),
         ("names: [a, b]\ntrain: nowhere/images", "no such folder"),
         ("names: [a, b]\ntrain: train/images\nnames: [c]", "given twice"),
-        ("names: [a, b]\ntrain: [train/images]", "needs train"),
+        ("names: [a, b]\ntrain: [train/images, 3]", "several of them in brackets"),
         ("names: [a, b]\ntrain: train/images\npath: 3", "path is the name of a folder"),
         ("train: train/images", "needs names"),
         ("nams: [a, b]\ntrain: train/images", "unknown key 'nams'. Did you mean 'names'"),

@@ -1,0 +1,152 @@
+"""What masks of any kind hold, before it is known what it means: values or colours, counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from segdeform.checking.facts import Facts, plain_values
+from segdeform.data.class_list import Colour
+from segdeform.data.dataset import IGNORE
+from segdeform.data.image_io import UInt8, opened
+from segdeform.errors import DataError
+
+_BLURRING = ("JPEG", "MPO", "WEBP")  # WebP unless told not to
+_MAX_COLOURS = 4096  # counted in one mask; more show no classes
+_EDGE = 40  # of 255: as near to black or white JPEG leaves what was black and white
+
+Kind = Literal["index", "plain", "colour", "blurred"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one mask holds: the pixels of each value, or of each colour."""
+
+    kind: Kind
+    values: dict[int, int] = field(default_factory=dict)
+    colours: dict[Colour, int] = field(default_factory=dict)
+    top: dict[Colour, int] = field(default_factory=dict)  # of more colours than can be classes
+
+
+@dataclass
+class Seen:
+    """What all masks hold together: key -> pixels and masks that have it."""
+
+    values: dict[int, tuple[int, int]] = field(default_factory=dict)
+    colours: dict[Colour, tuple[int, int]] = field(default_factory=dict)
+    top: dict[Colour, tuple[int, int]] = field(default_factory=dict)
+    kinds: dict[Kind, int] = field(default_factory=dict)
+    first: dict[Kind, Path] = field(default_factory=dict)
+
+    @property
+    def masks(self) -> int:
+        """The number of masks."""
+        return sum(self.kinds.values())
+
+    @property
+    def near_ends(self) -> float:
+        """The share of the pixels that is nearly black or nearly white."""
+        total = sum(pixels for pixels, _ in self.values.values())
+        near = sum(
+            pixels
+            for value, (pixels, _) in self.values.items()
+            if value <= _EDGE or value >= IGNORE - _EDGE
+        )
+        return near / max(1, total)
+
+
+def look_at(path: Path, facts: Facts) -> Look:
+    """Counts what a mask holds, whose facts are known; index masks are not read again.
+
+    Raises DataError where it is no mask, UnsafeInputError, ResourceError.
+    """
+    if facts.problem is None:
+        return Look("index", {value: count for value, (count, _) in facts.values.items()})
+    if facts.problem not in ("colour-mask", "mask-kind", "jpeg-mask"):
+        raise DataError(facts.text)
+    with opened(path) as image:
+        if image.format in _BLURRING:
+            counts = np.bincount(np.asarray(image.convert("L")).ravel(), minlength=256)
+            return Look("blurred", {int(v): int(counts[v]) for v in np.flatnonzero(counts)})
+        if facts.problem == "mask-kind":
+            values = plain_values(image)
+            if values is None:
+                raise DataError(facts.text)
+            found, counts = np.unique(values, return_counts=True)
+            return Look("plain", dict(zip(found.tolist(), counts.tolist(), strict=True)))
+        return _colour_look(image.convert("RGB"))
+
+
+def _colour_look(image: Image.Image) -> Look:
+    found = image.getcolors(_MAX_COLOURS)
+    if found is None:
+        coarse = image.quantize(8, dither=Image.Dither.NONE).convert("RGB").getcolors(8) or []
+        return Look("colour", top={_rgb(colour): count for count, colour in coarse})
+    counts = {_rgb(colour): count for count, colour in found}
+    if all(red == green == blue for red, green, blue in counts):
+        return Look("plain", {red: count for (red, _, _), count in counts.items()})
+    return Look("colour", colours=counts)
+
+
+def _rgb(colour: object) -> Colour:
+    assert isinstance(colour, tuple), "of an RGB picture"
+    red, green, blue = colour
+    return red, green, blue
+
+
+def together(looks: Iterable[tuple[Path, Look]]) -> Seen:
+    """Adds up what masks hold."""
+    seen = Seen()
+    for path, look in looks:
+        seen.kinds[look.kind] = seen.kinds.get(look.kind, 0) + 1
+        seen.first.setdefault(look.kind, path)
+        for value, pixels in look.values.items():
+            before = seen.values.get(value, (0, 0))
+            seen.values[value] = (before[0] + pixels, before[1] + 1)
+        for counts, into in ((look.colours, seen.colours), (look.top, seen.top)):
+            for colour, pixels in counts.items():
+                before = into.get(colour, (0, 0))
+                into[colour] = (before[0] + pixels, before[1] + 1)
+    return seen
+
+
+def labels_of(
+    path: Path,
+    values: dict[int, int],  # mask value -> class or IGNORE
+    colours: dict[Colour, int],
+    threshold: int | None,
+) -> UInt8:
+    """Reads a mask of any kind as labels [H, W], by a table that has all that it holds.
+
+    Raises DataError for what the table lacks.
+    """
+    with opened(path) as image:
+        if threshold is not None:
+            return (np.asarray(image.convert("L")) >= threshold).astype(np.uint8)
+        numbers = plain_values(image) if image.mode not in _COLOURED else None
+        if numbers is not None:
+            return _looked_up(path, numbers, values)
+        pixels = np.asarray(image.convert("RGB")).astype(np.int32)
+    packed = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
+    table = {red << 16 | green << 8 | blue: k for (red, green, blue), k in colours.items()}
+    # Grey that was saved with three channels, where a table of colours does not know it.
+    grey = {value * 0x010101: label for value, label in values.items() if value < 256}
+    return _looked_up(path, packed, grey | table)
+
+
+_COLOURED = frozenset(("RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"))
+
+
+def _looked_up(path: Path, values: npt.NDArray[np.integer], table: dict[int, int]) -> UInt8:
+    found, inverse = np.unique(values, return_inverse=True)
+    unknown = [value for value in found.tolist() if value not in table]
+    if unknown:
+        raise DataError(f"{path}: no class is known for {', '.join(map(str, unknown[:5]))}")
+    labels = np.array([table[value] for value in found.tolist()], np.uint8)
+    return labels[inverse].reshape(values.shape)

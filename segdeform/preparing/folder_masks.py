@@ -1,0 +1,210 @@
+"""Where the masks of pictures come from, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from segdeform.callbacks import Steps
+from segdeform.checking.remembered import FactCache, cache_path
+from segdeform.checking.scan import PairFacts, read_pairs
+from segdeform.data.dataset import IGNORE, Dataset, Sample, colour_map
+from segdeform.data.image_io import write_index_png
+from segdeform.errors import DataError, SegdeformError, UnsafeInputError, UsageError
+from segdeform.preparing.folder_look import Look, labels_of, look_at, together
+from segdeform.preparing.folder_meaning import Meaning, understand
+from segdeform.preparing.folder_names import (
+    LabelNames,
+    find_names,
+    given_names,
+    given_values,
+)
+from segdeform.preparing.folder_order import Order
+from segdeform.preparing.folder_pairs import Pairing, pair_files, read_pairs_file
+
+MASKS = "masks"  # below the output: the masks that are written
+
+
+@dataclass(frozen=True)
+class MaskSource:
+    """Pairs of pictures and mask files, and what the source itself says of the classes."""
+
+    pairing: Pairing
+    named: LabelNames | None = None  # of annotations: their classes, which masks were drawn of
+    drawn: bool = False  # whether the masks lie in the folder `work`, as index masks of classes
+    told: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pairs that can be used, with the pixels of each class, and those that cannot."""
+
+    samples: tuple[Sample, ...]
+    pixels: npt.NDArray[np.int64]  # [N, K]
+    meaning: Meaning
+    bad: tuple[tuple[Path, str], ...]  # file, why
+    written: bool  # whether the masks are those that were written here
+    facts: tuple[PairFacts, ...]  # of the samples
+
+
+def find_masks(order: Order, work: Path, progress: Steps) -> MaskSource:
+    """Finds the masks of the pictures: files to be paired, or annotations that are drawn.
+
+    What is drawn goes to WORK/masks. Raises DataError, UsageError.
+    """
+    if order.pairs is not None:
+        return MaskSource(read_pairs_file(order.pairs, order.images, order.masks))
+    if order.images is None or order.masks is None:
+        raise UsageError("give --images DIR and --masks DIR, or --pairs FILE")
+    for folder, option in ((order.images, "--images"), (order.masks, "--masks")):
+        if not folder.is_dir():
+            raise UsageError(f"{option} {folder}: no such folder")
+    return MaskSource(pair_files(order.images, order.masks, order.mask_name))
+
+
+def read_masks(order: Order, source: MaskSource, work: Path, progress: Steps) -> Labelled:
+    """Reads all pairs, finds out what their masks mean, and writes index masks where need be.
+
+    Raises DataError where no meaning is certain, or where most pairs cannot be used.
+    """
+    samples, facts, bad = _sound_pairs(order, source.pairing.samples, progress)
+    paths = [sample.mask or sample.image for sample in samples]
+    looks = _looks(paths, facts, order.workers, partial(progress, "counting colours"))
+    keep = [index for index, look in enumerate(looks) if isinstance(look, Look)]
+    bad += [
+        (path, str(look)) for path, look in zip(paths, looks, strict=True)
+        if not isinstance(look, Look)
+    ]  # fmt: skip
+    _refuse_most(len(keep), bad)
+    kept_looks = [look for look in looks if isinstance(look, Look)]
+    samples, facts = [samples[index] for index in keep], [facts[index] for index in keep]
+    seen = together((samples[k].mask or Path(), look) for k, look in enumerate(kept_looks))
+    said = given_values(order.values) if order.values else None
+    named = given_names(order.classes) if order.classes else source.named
+    found, odd = find_names(_beside(samples, order)) if named is None and said is None else ([], [])
+    if named is not None and not named.said and said is None:  # a table of values may lie there
+        found = [labels for labels in find_names(_beside(samples, order))[0] if labels.said]
+    meaning = understand(seen, said, named, found, order.threshold)
+    meaning = replace(meaning, told=(*source.told, *odd, *meaning.told))
+    pixels = np.array([_class_pixels(look, meaning) for look in kept_looks], np.int64)
+    if meaning.rewrite:
+        shown = partial(progress, "writing masks")
+        samples = _write_masks(samples, meaning, work / MASKS, order.workers, shown)
+    written = meaning.rewrite or source.drawn
+    return Labelled(tuple(samples), pixels, meaning, tuple(bad), written, tuple(facts))
+
+
+def _sound_pairs(
+    order: Order, samples: Sequence[Sample], progress: Steps
+) -> tuple[list[Sample], list[PairFacts], list[tuple[Path, str]]]:
+    """Reads every picture and mask; what is remembered serves the check of the output, too."""
+    dataset = Dataset(
+        "folder", "all", order.output, ("unknown",), colour_map(1), tuple(samples)
+    )  # the classes are not known yet, and facts do not depend on them
+    cache = FactCache(cache_path(order.output))
+    total = len(samples)
+    try:
+        shown = partial(progress, "reading")
+        facts = read_pairs(dataset, cache, order.workers, lambda done: shown(done, total))
+    finally:
+        cache.save()
+    good, kept, bad = [], [], []
+    for sample, pair in zip(samples, facts, strict=True):
+        path, why = _fault(sample, pair)
+        if why:
+            bad.append((path, why))
+        else:
+            good.append(sample)
+            kept.append(pair)
+    return good, kept, bad
+
+
+def _fault(sample: Sample, pair: PairFacts) -> tuple[Path, str]:
+    """Says what keeps a pair from being used whatever its mask means; "" where nothing does."""
+    picture, mask = pair
+    path = sample.mask or sample.image
+    if picture.problem:
+        return sample.image, picture.text
+    if mask is None or mask.problem in ("unreadable", "unsafe", "turned-mask"):
+        return path, mask.text if mask else "no mask"
+    if (mask.height, mask.width) != (picture.height, picture.width):
+        return path, (
+            f"{path}: is {mask.height}x{mask.width} (HxW), its picture {sample.image} is "
+            f"{picture.height}x{picture.width}"
+        )
+    return path, ""
+
+
+def _refuse_most(good: int, bad: Sequence[tuple[Path, str]]) -> None:
+    if good <= len(bad):
+        raise DataError(
+            f"{len(bad)} of {good + len(bad)} pairs cannot be used: {bad[0][1]}"
+            + (f" | {bad[1][1]}" if len(bad) > 1 else "")
+        )
+
+
+def _looks(
+    paths: Sequence[Path], facts: Sequence[PairFacts], workers: int, progress: object
+) -> list[Look | SegdeformError]:
+    """Counts what each mask holds; an error in the place of one that is no mask."""
+
+    def look(index: int) -> Look | SegdeformError:
+        known = facts[index].mask
+        assert known is not None, "of a pair"
+        try:
+            return look_at(paths[index], known)
+        except (DataError, UnsafeInputError) as error:
+            return error
+
+    with ThreadPoolExecutor(workers) as pool:
+        found = []
+        for done, result in enumerate(pool.map(look, range(len(paths))), start=1):
+            found.append(result)
+            if callable(progress):
+                progress(done, len(paths))
+    return found
+
+
+def _beside(samples: Iterable[Sample], order: Order) -> list[Path]:
+    """Returns the folders in which class names are looked for."""
+    folder = order.masks or next(iter(samples)).image.parent
+    return [folder, folder.parent]
+
+
+def _class_pixels(look: Look, meaning: Meaning) -> npt.NDArray[np.int64]:
+    counts = np.zeros(IGNORE + 1, np.int64)
+    for value, pixels in look.values.items():
+        table = meaning.colours.get((value, value, value)) if meaning.colours else None
+        counts[meaning.label(value) if table is None else table] += pixels
+    for colour, pixels in look.colours.items():
+        counts[meaning.colours[colour]] += pixels
+    return counts[: len(meaning.names)]
+
+
+def _write_masks(
+    samples: Sequence[Sample], meaning: Meaning, folder: Path, workers: int, progress: object
+) -> list[Sample]:
+    """Writes index masks of the classes, FOLDER/NAME.png, and returns the pairs with them."""
+    palette = meaning.palette or colour_map(len(meaning.names))
+
+    def write(sample: Sample) -> Sample:
+        path = folder / f"{sample.name}.png"
+        labels = labels_of(
+            sample.mask or sample.image, meaning.table(), meaning.colours, meaning.threshold
+        )
+        write_index_png(path, labels, palette)
+        return replace(sample, mask=path)
+
+    with ThreadPoolExecutor(workers) as pool:
+        found = []
+        for done, sample in enumerate(pool.map(write, samples), start=1):
+            found.append(sample)
+            if callable(progress):
+                progress(done, len(samples))
+    return found

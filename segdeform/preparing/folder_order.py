@@ -1,0 +1,58 @@
+"""What `segdeform prepare folder` was asked for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from segdeform.errors import UsageError
+
+Mode = Literal["refer", "copy", "link"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Pictures and masks, and how a data set is to be made of them. Raises UsageError."""
+
+    output: Path
+    images: Path | None = None
+    masks: Path | None = None
+    pairs: Path | None = None  # a list of pairs
+    mask_name: str | None = None  # NAME_mask
+    split: float = 0.2  # share of the pictures to validate on
+    test: float = 0.0  # share that is kept for the end
+    group_by: str | None = None  # regular expression
+    folds: int = 0
+    classes: str | None = None  # names with commas, or a file
+    values: str | None = None  # 0:background,255:crack
+    threshold: int | None = None  # grey from which on a blurred mask is white
+    seed: int = 0
+    mode: Mode = "refer"
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.split < 1:
+            raise UsageError(f"--split {self.split:g}: the share to validate on, between 0 and 1")
+        if not 0 <= self.test < 1 or self.split + self.test >= 1:
+            raise UsageError(f"--test {self.test:g}: with --split, a share below 1 of the pictures")
+        if self.folds == 1 or self.folds < 0:
+            raise UsageError(f"--folds {self.folds}: two or more, or 0 for none")
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns what the result depends on, as JSON values."""
+        paths = {"images": self.images, "masks": self.masks, "pairs": self.pairs}
+        return {
+            **{key: path and os.path.abspath(path) for key, path in paths.items()},  # noqa: PTH100
+            "mask_name": self.mask_name,
+            "split": self.split,
+            "test": self.test,
+            "group_by": self.group_by,
+            "folds": self.folds,
+            "classes": self.classes,
+            "values": self.values,
+            "threshold": self.threshold,
+            "seed": self.seed,
+            "files": self.mode,
+        }
