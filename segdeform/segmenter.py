@@ -35,6 +35,7 @@ from segdeform.machine.device import require_right_kernels, resolve_device
 from segdeform.models import build_model
 from segdeform.models.deeplab import IMAGENET_MEAN, IMAGENET_STD, DeepLab
 from segdeform.models.deform import deformable_layers
+from segdeform.models.folding import fold_batch_norm
 from segdeform.models.pyramid import fitting_tile, misfit, silence_unreachable_taps
 from segdeform.version import __version__
 
@@ -227,11 +228,13 @@ def read_description(path: Path) -> ModelDescription:
         raise ModelError(f"{path} is damaged: {key}: {first['msg']}") from error
 
 
-def load(path: str | Path, device: str = "auto") -> Segmenter:
+def load(path: str | Path, device: str = "auto", *, trainable: bool = False) -> Segmenter:
     """Loads a trained network from a model folder, a run folder or a checkpoint folder.
 
     Of a run folder: its model, or while it is still training the newest checkpoint that is intact.
     Of a checkpoint: the averaged weights where there are any. All files are checked by SHA-256.
+    The network is made for inference, with every BatchNorm folded into the convolution before it;
+    `trainable` keeps it as it was trained.
 
     Raises:
         ModelError: there is no model, or a file is damaged or does not fit.
@@ -248,14 +251,17 @@ def load(path: str | Path, device: str = "auto") -> Segmenter:
         description = description.model_copy(update={"crop": _recorded_crop(folder)})
     weights = AVERAGED_WEIGHTS if AVERAGED_WEIGHTS in digests else WEIGHTS
     model = _fill(description, read_tensors(folder / weights), folder / weights)
-    model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     options = _fit(model.eval(), description, folder)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if not trainable:
+        fold_batch_norm(model)
+    model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     info = description.model_dump(mode="json") | {
         "path": str(folder),
         "weights": weights,
         "sha256": digests[weights],
         "deformable_layers": list(deformable_layers(model.backbone)),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": parameters,
     }
     return Segmenter(
         model,

@@ -81,7 +81,7 @@ def test_a_saved_model_computes_the_same(
     original: Path, model: DeepLab, description: ModelDescription
 ) -> None:
     state = torch.get_rng_state()
-    segmenter = load(original, "cpu")
+    segmenter = load(original, "cpu", trainable=True)
     assert torch.equal(torch.get_rng_state(), state)
     images = torch.rand(1, 3, 40, 37)
     with torch.inference_mode():
@@ -114,7 +114,7 @@ def test_a_model_is_kept_to_what_its_crop_taught_it(
             del value["crop"]
         save_model(tmp_path / name, model, ModelDescription.model_validate(value))
         caplog.clear()
-        segmenter = load(tmp_path / name, "cpu")
+        segmenter = load(tmp_path / name, "cpu", trainable=True)
         assert segmenter.info["crop"] == list(crop)
         assert segmenter.options.automatic_tile == 160
         loaded = segmenter.model.head.aspp.branches
@@ -160,7 +160,7 @@ def test_a_model_with_named_deformable_layers_is_kept(
     described = description.model_copy(update={"deform": deform})
     model = build_model(described.model, deform, 2, pretrained=False, mean=described.mean).eval()
     save_model(tmp_path / "model", model, described)
-    found = load(tmp_path / "model", "cpu")
+    found = load(tmp_path / "model", "cpu", trainable=True)
     assert found.info["deformable_layers"] == ["features.11.conv.1.0", "features.12.conv.1.0"]
     assert found.info["deform"]["layers"] == ["features.1[12].*"]
     images = torch.rand(1, 3, 33, 40)
@@ -201,7 +201,7 @@ def test_half_precision_weights_are_computed_with_in_float32(folder: Path) -> No
     half = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     save_file(half, folder / "model.safetensors")
     write_manifest(folder)
-    for name, value in load(folder, "cpu").model.state_dict().items():
+    for name, value in load(folder, "cpu", trainable=True).model.state_dict().items():
         assert value.dtype == tensors[name].dtype and torch.equal(value, half[name].to(value.dtype))
 
 

@@ -38,4 +38,6 @@ STABLE_TORCH_LIBRARY(SEGDEFORM_LIBRARY, library) {
       "float spatial_scale, int output_channels, int group_size, int pooled_size, int part_size, "
       "int sample_per_part, float trans_std, bool need_input, bool need_trans) "
       "-> (Tensor grad_input, Tensor grad_trans)");
+  // Labels alone, for inference: neither differentiated nor traced.
+  library.def("enlarged_labels(Tensor maps, int stride, int height, int width) -> Tensor");
 }

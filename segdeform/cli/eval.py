@@ -106,7 +106,7 @@ def print_scores(evaluation: Evaluation) -> None:
         f"mIoU {shown_score(result['miou'])} "
         f"(95% interval {_interval(result['miou_interval'])}), the mean over the classes that occur"
     )
-    print(f"The commonest class everywhere would have mIoU {shown_score(result['constant_miou'])}")
+    print(f"The commonest class everywhere would score {shown_score(result['constant_miou'])}")
     print(
         f"pixel accuracy {shown_score(result['accuracy'])}, "
         f"mean class accuracy {shown_score(result['mean_accuracy'])}, "

@@ -50,11 +50,13 @@ class Inference:
         """Loads a model to be used like this; raises what `segmenter.load` does, and UsageError."""
         import torch
 
+        from segdeform.machine.cpu import keep_freed_memory
         from segdeform.segmenter import load
 
         options = self.options()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        keep_freed_memory()
         return load(model, self.device).with_options(**options)
 
 

@@ -35,7 +35,7 @@ from segdeform.evaluation.submission import (
 )
 from segdeform.evaluation.wanted import Wanted, check_wanted, has_no_masks
 from segdeform.files.atomic import write_error
-from segdeform.machine.cpu import available_cores
+from segdeform.machine.cpu import available_cores, keep_freed_memory
 from segdeform.machine.device import resolve_device
 from segdeform.machine.interrupts import stop_on_interrupt
 from segdeform.machine.processes import ALONE, Processes, own_device, processes
@@ -78,6 +78,7 @@ def run_evaluation(
     cores = available_cores()
     own = own_device(resolve_device(device))
     torch.set_num_threads(threads or cores)
+    keep_freed_memory()
     with processes(own) as peers:
         shown = progress if peers.first and progress is not None else _hide
         segmenter = load(model, str(own)).with_options(**(options or {}))

@@ -60,9 +60,22 @@ class DeepLab(nn.Module):
             buffer = torch.tensor(list(values), dtype=torch.float32, device="cpu")
             self.register_buffer(name, buffer.view(1, 3, 1, 1), persistent=False)
 
+    def maps(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, K, h, w] float32
+        """Computes the head's scores, before they are enlarged by `map_stride`."""
+        maps: Tensor = self.head(self._features(images)).float()
+        return maps
+
+    def map_stride(self, maps: Tensor, size: torch.Size | tuple[int, int]) -> int:
+        """Returns height of the pictures / height of the head's scores, at pictures of (H, W)."""
+        return stride_of(maps, size) if self.stride is None else self.stride
+
+    def _features(self, images: Tensor) -> Features:
+        features: Features = self.backbone((images - self.mean) / self.std)
+        return features
+
     def forward(self, images: Tensor) -> Output:  # [N, 3, H, W] float, 0..1, RGB
         size = images.shape[-2:]
-        features: Features = self.backbone((images - self.mean) / self.std)
+        features = self._features(images)
         logits = _scores(self.head(features), self.stride, size)
         if self.auxiliary_head is None or not self.training:
             return Output(logits, None)

@@ -8,6 +8,7 @@ from segdeform.errors import InterruptedByUserError
 from segdeform.evaluation.evaluate import Evaluation, evaluate
 from segdeform.evaluation.verdict import score_line, warnings
 from segdeform.models import build_model
+from segdeform.models.folding import fold_batch_norm
 from segdeform.models.pyramid import silence_unreachable_taps
 from segdeform.segmenter import Segmenter, load
 from segdeform.training import checkpoint
@@ -74,6 +75,7 @@ def _as_loaded(plan: Plan, state: TrainState) -> Segmenter:
     model = build_model(config.model, config.deform, len(classes), pretrained=False)
     model.load_state_dict(state.best_model.state_dict())
     silence_unreachable_taps(model, config.data.crop)
+    fold_batch_norm(model)
     model.to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Segmenter(
         model.eval(),

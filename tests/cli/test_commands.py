@@ -160,7 +160,7 @@ def test_predict_writes_masks_goes_on_after_a_bad_picture_and_ends_with_8(
 
 def test_info_shows_what_the_folder_holds(command: Command, run: Path) -> None:
     facts = json.loads(command("info", run, "--json").out)
-    parameters = sum(p.numel() for p in load(run, "cpu").model.parameters())
+    parameters = sum(p.numel() for p in load(run, "cpu", trainable=True).model.parameters())
     assert facts["parameters"] == parameters
     table = command("info", run)
     assert table.code == 0

@@ -95,6 +95,15 @@ struct BackwardTask {
                     // depthwise: [T, C]; or nullptr
 };
 
+// Scores of K classes at a stride, and the picture whose pixels get the class that scores highest.
+template <typename T>
+struct LabelTask {
+  const T* maps;                   // [N, K, h, w]
+  uint8_t* labels;                 // [N, H, W]
+  int64_t classes, rows, columns;  // K, h, w
+  int64_t stride, height, width;   // H and W: rows and columns times the stride, or a little less
+};
+
 template <typename T>
 struct Kernels {
   const char* name;
@@ -104,6 +113,8 @@ struct Kernels {
   int64_t (*backward_scratch)(const BackwardTask<T>&, const Slice&);
   void (*backward_slice)(const BackwardTask<T>&, const Slice&, T* scratch);
   RoiKernels<T> roi;
+  int64_t (*label_scratch)(const LabelTask<T>&);  // elements of T
+  void (*label_rows)(const LabelTask<T>&, int64_t unit, T* scratch);
 };
 
 // The kernels that serve this processor; the variable SEGDEFORM_CPU (avx512, avx2, portable) asks

@@ -15,6 +15,7 @@
 #include "forward.inl"
 #include "backward.inl"
 #include "roi.inl"
+#include "labels.inl"
 
 namespace segdeform::cpu::SEGDEFORM_ISA {
 namespace {
@@ -27,7 +28,9 @@ constexpr Kernels<T> table(const char* name) {
           forward_tile<T>,
           backward_scratch<T>,
           backward_slice<T>,
-          roi_table<T>()};
+          roi_table<T>(),
+          label_scratch<T>,
+          label_rows<T>};
 }
 
 }  // namespace
