@@ -7,4 +7,4 @@ from collections.abc import Callable
 Say = Callable[[str], None]  # one line for people
 Progress = Callable[[int, int], None]  # (done, total), pictures or bytes
 Steps = Callable[[str, int, int], None]  # (what is being done, done, total)
-Stop = Callable[[], bool]  # asked between two pictures
+Stop = Callable[[], bool]  # asked between two pictures, or two windows of one

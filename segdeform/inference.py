@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cuda_ops.labels import enlarged_labels
+from segdeform.callbacks import Stop
 from segdeform.config.schema import EvalConfig
-from segdeform.errors import NotFiniteError, ResourceError
+from segdeform.errors import InterruptedByUserError, NotFiniteError, ResourceError
 from segdeform.machine.memory import memory_that_ended
 from segdeform.models.deeplab import DeepLab
 
@@ -103,15 +104,18 @@ def predict_labels(
     image: NDArray[np.uint8],  # [H, W, C]
     options: EvalConfig,
     device: torch.device | str,
+    stop: Stop | None = None,  # asked before each window
 ) -> NDArray[np.uint8]:  # [H, W] class indices
     """Gives every pixel the class with the highest score; of equal ones the lowest index.
 
     Memory besides the picture and its labels does not grow with the picture where it is tiled.
-    Raises NotFiniteError where the network gives NaN or infinity and ResourceError where memory
-    ends.
+    Raises NotFiniteError where the network gives NaN or infinity, ResourceError where memory ends
+    and InterruptedByUserError after a stop.
     """
 
     def read(window: Window) -> Tensor:
+        if stop is not None and stop():
+            raise InterruptedByUserError("interrupted")
         top, left, h, w = window
         pixels = torch.tensor(image[top : top + h, left : left + w])  # [h, w, C]
         # [h, w, C] seen as [C, h, w] is channels-last already, the layout convolutions like best.

@@ -7,7 +7,6 @@ A model folder holds model.safetensors (weights), model.json (`ModelDescription`
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,15 +22,16 @@ from segdeform.config.schema import DeformConfig, EvalConfig, ModelConfig
 from segdeform.data.depth import ValueRange, ranges
 from segdeform.errors import ConfigError, DataError, ModelError
 from segdeform.files.atomic import write_json
-from segdeform.files.manifest import (
-    MANIFEST,
-    find_folder,
-    read_json,
-    replacing_folder,
-    verify_manifest,
-)
+from segdeform.files.manifest import read_json, replacing_folder
 from segdeform.files.tensors import check_fit, read_tensors, write_tensors
 from segdeform.machine.device import require_right_kernels, resolve_device
+from segdeform.model_folder import (
+    AVERAGED_WEIGHTS,
+    DESCRIPTION,
+    TRAINING_STATE,
+    WEIGHTS,
+    find_model,
+)
 from segdeform.models import build_model
 from segdeform.models.deeplab import IMAGENET_MEAN, IMAGENET_STD, DeepLab
 from segdeform.models.deform import deformable_layers
@@ -40,10 +40,6 @@ from segdeform.models.pyramid import fitting_tile, misfit, silence_unreachable_t
 from segdeform.version import __version__
 
 FORMAT_VERSION: Final = 1
-WEIGHTS = "model.safetensors"
-AVERAGED_WEIGHTS = "ema.safetensors"  # in checkpoints
-DESCRIPTION = "model.json"
-TRAINING_STATE = "state.json"  # in checkpoints
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 Band = Annotated[int, Field(ge=0)]
@@ -243,7 +239,7 @@ def load(path: str | Path, device: str = "auto", *, trainable: bool = False) -> 
     where = resolve_device(device)
     require_right_kernels(where)
     try:
-        folder, digests = _find_model(Path(path))
+        folder, digests = find_model(Path(path))
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     description = read_description(folder / DESCRIPTION)
@@ -315,28 +311,3 @@ def _fill(description: ModelDescription, tensors: Mapping[str, Tensor], source: 
     values = {name: value.to(expected[name].dtype) for name, value in tensors.items()}
     model.load_state_dict(values, assign=True)
     return model
-
-
-def _find_model(path: Path) -> tuple[Path, dict[str, str]]:
-    """Finds the folder that a user means; returns it and the verified {file: SHA-256}."""
-    required = (DESCRIPTION, WEIGHTS)
-    for folder in map(find_folder, (path, path / "model")):
-        if any((folder / name).exists() for name in (*required, MANIFEST)):
-            return folder, verify_manifest(folder, required)
-    steps = [folder for folder in path.glob("checkpoints/step-*") if _step(folder) >= 0]
-    for folder in sorted(steps, key=_step, reverse=True):
-        try:
-            return folder, verify_manifest(folder, required)
-        except ModelError as error:
-            _log.warning("%s; an older checkpoint is tried", error)
-    if steps:
-        raise ModelError(f"{path}: all {len(steps)} checkpoints are damaged")
-    if path.is_dir():
-        raise ModelError(f"{path} holds no model: it has neither {DESCRIPTION} nor checkpoints")
-    raise ModelError(f"{path} is not a folder; give a model folder or a run folder")
-
-
-def _step(folder: Path) -> int:
-    """Returns a checkpoint folder's step number, -1 for other names."""
-    match = re.fullmatch(r"step-(\d+)", folder.name)
-    return int(match[1]) if match else -1

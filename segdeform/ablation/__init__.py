@@ -11,7 +11,6 @@ from typing import Any
 
 from segdeform.ablation.comparison import ArmResult, Interval, compare_arms, verdict
 from segdeform.ablation.plan import Ablation, Arm, Variant, drop_repeated, make_arms
-from segdeform.ablation.runner import Runner
 from segdeform.callbacks import Say
 from segdeform.config.dotted import dotted
 from segdeform.config.loading import load_config
@@ -30,6 +29,7 @@ __all__ = [
     "compare_arms",
     "drop_repeated",
     "make_arms",
+    "refuse_foreign",
     "run_ablation",
     "verdict",
 ]
@@ -46,13 +46,14 @@ def run_ablation(plan: Ablation, say: Say) -> dict[str, Any]:
         RunLockedError: another process works in OUTPUT.
         InterruptedByUserError, StoppedError: a run was stopped; call it again.
     """
-    _refuse_foreign(plan.output)
+    refuse_foreign(plan.output)
     with run_lock(plan.output):
         _settle(plan)
         return _run(plan, say)
 
 
-def _refuse_foreign(output: Path) -> None:
+def refuse_foreign(output: Path) -> None:
+    """Raises UsageError where a folder holds something else than an ablation."""
     try:
         holds = {path.name for path in output.iterdir()} if output.exists() else set()
     except OSError as error:
@@ -75,6 +76,9 @@ def _settle(plan: Ablation) -> None:
 
 
 def _run(plan: Ablation, say: Say) -> dict[str, Any]:
+    # Its torch is imported here because command lines are looked at before.
+    from segdeform.ablation.runner import Runner
+
     runner = Runner(plan, say)
     finished = runner.run()
     results = [ArmResult(arm) for arm in plan.arms]

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scipy.special import stdtr, stdtrit
-
 from segdeform.ablation.plan import Arm
 
 _LEVEL = 0.95  # of intervals and of all claims together
@@ -33,6 +31,8 @@ class Interval:
         mean = statistics.fmean(values)
         if len(values) < 2:
             return cls(mean, None, None)
+        from scipy.special import stdtrit  # half a second: not before the command line is seen
+
         t = float(stdtrit(len(values) - 1, (1 + level) / 2))
         half = t * statistics.stdev(values) / math.sqrt(len(values))
         return cls(mean, mean - half, mean + half)
@@ -108,6 +108,8 @@ def _chance(differences: Sequence[float]) -> float:
     if spread == 0:
         return float(mean == 0)
     t = abs(mean) / (spread / math.sqrt(len(differences)))
+    from scipy.special import stdtr  # as above
+
     return 2 * float(stdtr(len(differences) - 1, -t))
 
 

@@ -53,8 +53,16 @@ def ablate(
 
     Every run is a folder of its own; the same command goes on after any interruption.
     """
-    from segdeform.ablation import Ablation, drop_repeated, make_arms, run_ablation
+    from segdeform.ablation import (
+        Ablation,
+        drop_repeated,
+        make_arms,
+        refuse_foreign,
+        run_ablation,
+    )
     from segdeform.config.loading import load_config
+    from segdeform.data import data_root
+    from segdeform.training.start import refuse_data, refuse_weights
 
     variants = [word.strip() for word in variant.split(",")]
     if unknown := [word for word in variants if word not in ("v1", "v2")]:
@@ -68,6 +76,9 @@ def ablate(
     given = overrides or []
     # Before the first run, not after hours.
     configs = [load_config(config, [*given, *arm.overrides()]) for arm in arms]
+    refuse_foreign(output)
+    refuse_weights(configs[0].model.weights)
+    refuse_data(configs[0], data_root(configs[0].data.name, data))
     arms, repeated = drop_repeated(arms, configs)
     ablation = Ablation(config, data, output, arms, seeds, given, devices.split(","), threads)
 

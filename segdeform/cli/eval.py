@@ -50,8 +50,12 @@ def evaluate(
 
     Started by torchrun, several processes share the pictures and count the same integers.
     """
+    from segdeform.evaluation.wanted import Wanted, refuse_early
+
+    options = inference.options()
+    refuse_early(model, kind, data, split, output)  # before torch's seconds of import
+
     from segdeform.evaluation.run import run_evaluation
-    from segdeform.evaluation.wanted import Wanted
 
     with progress_bars() as progress:
         outcome = run_evaluation(
@@ -63,7 +67,7 @@ def evaluate(
             boundary_width=boundary_width,
             device=inference.device,
             threads=inference.threads,
-            options=inference.options(),
+            options=options,
             progress=progress,
             say=partial(print, file=sys.stderr),
         )

@@ -55,13 +55,23 @@ def explain(
     With PICTURE: points.png, offsets-N.png and index.html, where a click shows the sampling points.
     With --data: effective dilation of every layer by true class (Dai et al. 2017, table 2).
     """
-    from segdeform.explaining.explain import explain_picture
+    from segdeform.data.image_io import image_size
+    from segdeform.evaluation.wanted import refuse_early
+    from segdeform.model_folder import refuse_missing_model
 
     places = [_place(text) for text in at or ()]
     if picture is None and data is None:
         raise UsageError("give a PICTURE to look at, or --data ROOT to measure on, or both")
     if places and picture is None:
         raise UsageError("--at is for a PICTURE: give one")
+    refuse_missing_model(model)  # all that needs no torch, before its seconds of import
+    if picture is not None:
+        image_size(picture)
+    if data is not None:
+        refuse_early(model, kind, data, split, None)
+
+    from segdeform.explaining.explain import explain_picture
+
     segmenter = Inference(device=device, threads=threads).load(model)
     found: dict[str, Any] = {}
     if picture is not None:

@@ -9,6 +9,10 @@ from segdeform.cli.output import Json, Model, print_json
 
 def info(model: Model, json_output: Json = False) -> None:
     """Show a model's architecture, classes, size and training; verify its files."""
+    from segdeform.model_folder import refuse_missing_model
+
+    refuse_missing_model(model)  # before torch's seconds of import
+
     from segdeform.segmenter import load
 
     facts = load(model, "cpu").info

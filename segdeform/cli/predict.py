@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +14,7 @@ import typer
 from segdeform.cli.inference import Inference, inference_options
 from segdeform.cli.output import Json, Model, print_json
 from segdeform.cli.progress import progress_bars
-from segdeform.errors import PartialFailureError
+from segdeform.errors import PartialFailureError, UsageError
 from segdeform.machine.interrupts import stop_on_interrupt
 
 _LISTED = 10  # files of a kind named on the terminal; summary.json has all
@@ -30,14 +31,39 @@ def predict(
     overlays: Annotated[
         bool, typer.Option("--overlays/--no-overlays", help="Write tinted pictures as well.")
     ] = True,
+    value_range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW,HIGH",
+            help="Black and white in pictures of more than 8 bits: 0,4095.",
+            show_default="what the model says",
+        ),
+    ] = None,
     *,
     inference: Inference,
     json_output: Json = False,
 ) -> None:
-    """Write a mask and an overlay for each picture; folders are searched recursively."""
+    """Write a mask and an overlay for each picture; folders are searched recursively.
+
+    FOLDER/street/a.jpg becomes OUTPUT/masks/street/a.png, whatever lies beside it; a picture given
+    by name becomes OUTPUT/masks/a.png. No mask takes the place of another picture's: a second a.png
+    in the same folder is listed as failed, and an output folder with another a.png is refused.
+    """
+    from segdeform.model_folder import refuse_missing_model
+    from segdeform.prediction.inputs import refuse_missing
+    from segdeform.prediction.place import refuse_foreign
+
+    limits = None if value_range is None else _range(value_range)
+    inference.options()
+    refuse_missing_model(model)  # all that needs no torch, before its seconds of import
+    refuse_missing(inputs)
+    refuse_foreign(output, inputs)
+
     from segdeform.prediction.predict import predict
 
     segmenter = inference.load(model)
+    if limits is not None:
+        segmenter.value_range = limits
     with progress_bars() as progress, stop_on_interrupt() as stop:
         shown = partial(progress, "predicting")
         summary = predict(segmenter, inputs, output, overlays=overlays, progress=shown, stop=stop)
@@ -47,7 +73,8 @@ def predict(
         others = len(summary.skipped)
         skipped = f", {_count(others, 'other file')} skipped" if others else ""
         print(f"{_count(len(summary.done))} predicted{skipped}: {output / 'masks'}")
-        _list("skipped", [str(path) for path in summary.skipped])
+        _list("skipped", [f"{path} ({reason})" for path, reason in summary.skipped])
+        _list("left out, as masks of an earlier prediction", [str(path) for path in summary.own])
         several = [f"{d.source} ({d.frames})" for d in summary.done if d.frames > 1]
         _list("only the first of several frames or pages was predicted", several)
         if summary.earlier:
@@ -61,6 +88,16 @@ def predict(
             f"{_count(len(summary.failed))} of {len(summary.failed) + len(summary.done)} failed; "
             f"the reasons are in {output / 'summary.json'}"
         )
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not (low < high and math.isfinite(low) and math.isfinite(high)):
+        raise UsageError(f"--value-range {text}: expected two numbers, black and white: 0,4095")
+    return low, high
 
 
 def _list(what: str, names: Sequence[str]) -> None:

@@ -58,9 +58,11 @@ def train(
     """
     from segdeform.config.loading import load_config
     from segdeform.data import data_root
+    from segdeform.training.start import refuse_start
 
     settings = load_config(config, overrides or [])  # before torch's seconds of import
     root = data_root(settings.data.name, data)
+    refuse_start(settings, root, output, resume=resume, overwrite=overwrite)
 
     import torch
 

@@ -33,8 +33,10 @@ DATASETS: dict[str, Callable[[Path, str], Dataset]] = {
 def data_root(name: str, given: Path | None, option: str = "--data") -> Path:
     """Returns the folder given, for Cityscapes else CITYSCAPES_DATASET.
 
-    Raises UsageError that names the option of the command line when there is neither.
+    Raises UsageError for an unknown name, and where there is neither, with the option to give.
     """
+    if name not in DATASETS:
+        raise UsageError(f"no data set '{name}'.{nearest(name, DATASETS)}")
     root = given or (cityscapes.default_root() if name == "cityscapes" else None)
     if root is None:
         hint = ", or set CITYSCAPES_DATASET" if name == "cityscapes" else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +116,9 @@ def _count_classes(root: Path) -> tuple[ClassList, list[ListingProblem]]:
     folders = [path for path, dot in zip(found, hidden, strict=True) if path.is_dir() and not dot]
     named = [files for folder in folders for files in files_by_name(folder, MASK_SUFFIXES).values()]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        used = set().union(*pool.map(_mask_values, [mask for masks in named for mask in masks]))
+        used: set[int] = set().union(
+            *pool.map(_mask_values, [mask for masks in named for mask in masks])
+        )
     values = sorted(used - {IGNORE})
     count = values[-1] + 1 if values else 1
     problems = []
@@ -134,9 +137,18 @@ def _count_classes(root: Path) -> tuple[ClassList, list[ListingProblem]]:
     return ClassList(names, colour_map(count)), problems
 
 
-def _mask_values(path: Path) -> set[int]:
+def _mask_values(path: Path) -> frozenset[int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return frozenset()
+    return _values_of(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(1 << 20)  # every split of a data set looks at the masks of all of them
+def _values_of(path: Path, size: int, mtime_ns: int) -> frozenset[int]:
     try:
         counts = np.bincount(read_mask(path).ravel())
     except (DataError, UnsafeInputError):
-        return set()
-    return {int(value) for value in np.flatnonzero(counts)}
+        return frozenset()
+    return frozenset(int(value) for value in np.flatnonzero(counts))

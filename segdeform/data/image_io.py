@@ -428,7 +428,8 @@ def _shown(samples: Samples, path: Path, value_range: ValueRange | None) -> UInt
     if value_range is None and white is None:
         raise DataError(
             f"{path}: values of {values.dtype} have no known range; write "
-            "value_range: [lowest, highest] into the data YAML, or save it with 8 or 16 bits"
+            "value_range: [lowest, highest] into the data YAML, give predict --value-range "
+            "LOW,HIGH, or save it with 8 or 16 bits"
         )
     each = ranges(value_range or (0, white or 65535), values.shape[2] if values.ndim == 3 else 1)
     if each is None:

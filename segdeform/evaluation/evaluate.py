@@ -144,7 +144,7 @@ def evaluate(
 
     `boundary_width` is that of the bands of boundary IoU, of the picture's diagonal. `keep(sample,
     labels)` gets every label map, [H, W]. Several processes share the pictures and all return the
-    same. `progress(done, total)` is called after each picture; `stop()` is asked before each.
+    same. `progress(done, total)` is called after each picture, `stop()` before each window.
 
     Raises:
         DataError: other classes than the model's, a picture or mask that cannot be used.
@@ -159,7 +159,7 @@ def evaluate(
     def score(index: int) -> None:
         sample = dataset.samples[index]
         image, truth = read_pair(dataset, index)
-        labels = predict_sample(segmenter, sample, image)
+        labels = predict_sample(segmenter, sample, image, stop)
         try:
             tally.add(index, truth, labels)
         except DataError as error:
@@ -192,28 +192,46 @@ def share_pictures(
 ) -> None:
     """Calls `work(index)` for every picture, each in one of the processes, which keep in step.
 
-    So a failure, a stop or the loss of one process ends all of them within a picture's time.
+    So a failure or the loss of one process ends all of them within a picture's time, and a stop
+    within that of a window, where `work` ends in InterruptedByUserError when `stop()` says so.
     """
+    interrupted, done = False, 0
     for first in range(0, total, peers.size):
-        if peers.anyone(stop is not None and stop()):
-            raise InterruptedByUserError(
-                f"evaluation stopped after {first} of {total} pictures; nothing was written"
-            )
+        if peers.anyone(interrupted or (stop is not None and stop())):
+            raise _stopped(done, total)
         with peers.in_step():
             if (index := first + peers.rank) < total:
-                work(index)
-        if progress is not None:
-            progress(min(first + peers.size, total), total)
+                try:
+                    work(index)
+                except InterruptedByUserError:
+                    # Told to the others as a wish, not as a failure: they end in the same way.
+                    interrupted = True
+        if not interrupted:
+            done = min(first + peers.size, total)
+            if progress is not None:
+                progress(done, total)
+    if peers.anyone(interrupted):
+        raise _stopped(done, total)
+
+
+def _stopped(done: int, total: int) -> InterruptedByUserError:
+    return InterruptedByUserError(
+        f"evaluation stopped after {done} of {total} pictures; nothing was written"
+    )
 
 
 def predict_sample(
     segmenter: Segmenter,
     sample: Sample,
     image: NDArray[np.uint8],  # [H, W, C]
+    stop: Stop | None = None,
 ) -> NDArray[np.uint8]:  # [H, W]
-    """Predicts the label map of a picture; errors name its file."""
+    """Predicts the label map of a picture; errors name its file.
+
+    Raises InterruptedByUserError after a stop, which is asked for before each window.
+    """
     try:
-        return predict_labels(segmenter.model, image, segmenter.options, segmenter.device)
+        return predict_labels(segmenter.model, image, segmenter.options, segmenter.device, stop)
     except (NotFiniteError, ResourceError) as error:
         raise type(error)(f"{sample.image}: {error}") from error
 

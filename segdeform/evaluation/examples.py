@@ -62,18 +62,24 @@ def choose_examples(
     chosen += [(index, False) for index in reversed(scored[len(scored) - best :])]
     examples = []
     for index, is_worst in chosen:
-        if stop is not None and stop():
-            raise InterruptedByUserError("evaluation stopped; nothing was written")
-        examples.append(_example(evaluation, segmenter, dataset, index, is_worst))
+        try:
+            examples.append(_example(evaluation, segmenter, dataset, index, is_worst, stop))
+        except InterruptedByUserError as error:
+            raise InterruptedByUserError("evaluation stopped; nothing was written") from error
     return tuple(examples)
 
 
 def _example(
-    evaluation: Evaluation, segmenter: Segmenter, dataset: Dataset, index: int, worst: bool
+    evaluation: Evaluation,
+    segmenter: Segmenter,
+    dataset: Dataset,
+    index: int,
+    worst: bool,
+    stop: Stop | None,
 ) -> Example:
     sample = dataset.samples[index]
     image, truth = read_pair(dataset, index)
-    labels = predict_sample(segmenter, sample, image)
+    labels = predict_sample(segmenter, sample, image, stop)
     palette = np.full((IGNORE + 1, 3), _VOID, np.uint8)
     palette[: len(segmenter.palette)] = segmenter.palette
     wrong = np.where(truth == IGNORE, 2, truth != labels).astype(np.uint8)

@@ -67,7 +67,7 @@ def run_evaluation(
     """Checks a split, scores a model on it and writes what is wanted.
 
     Started by torchrun, several processes share the pictures and count the same integers. Ctrl-C
-    ends the check at once and the scoring after the picture at hand, in all processes.
+    ends the check at once and the scoring after the window at hand, in all processes.
 
     Raises:
         SegdeformError: as `segmenter.load`, `load_split`, `check_wanted`, `check_sound`, `score`
@@ -195,7 +195,7 @@ def predict_for_server(
         def predict(index: int) -> None:
             sample = dataset.samples[index]
             image = read_picture(dataset, index)
-            keep(sample, predict_sample(segmenter, sample, image))
+            keep(sample, predict_sample(segmenter, sample, image, stop))
 
         share_pictures(len(dataset), predict, peers, progress, stop)
         with peers.in_step():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from segdeform.data import data_root, load_dataset
 from segdeform.data.dataset import Dataset
 from segdeform.errors import DataError, UsageError
 from segdeform.evaluation import cityscapes
 from segdeform.evaluation.result import check_output
 from segdeform.evaluation.submission import refuse_without_server
+from segdeform.model_folder import refuse_missing_model, trained_on
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,24 @@ def check_wanted(dataset: Dataset, wanted: Wanted) -> None:
             raise UsageError(f"--submission {wanted.submission}: expected the name of a .zip file")
     if wanted.output is not None:
         check_output(wanted.output)
+
+
+def refuse_early(
+    model: Path, kind: str | None, data: Path | None, split: str, output: Path | None
+) -> None:
+    """Refuses mistyped paths and splits without torch, which takes seconds to import.
+
+    Of several processes none looks: those that have not met cannot tell each other of a refusal.
+    Raises ModelError, UsageError or DataError, as `load`, `load_split` and `check_output` do.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return
+    refuse_missing_model(model)
+    kind = kind or trained_on(model)
+    if kind is not None:
+        load_dataset(kind, data_root(kind, data), split)
+    if output is not None:
+        check_output(output)
 
 
 def has_no_masks(dataset: Dataset) -> bool:

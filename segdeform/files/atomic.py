@@ -49,10 +49,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def is_temporary(name: str) -> bool:
+    """Tells whether a file of this name is what a killed writer left."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def remove_temporaries(folder: Path) -> None:
     """Deletes what killed writers left in a folder that nobody writes into now."""
     for path in folder.glob(".segdeform-*.tmp*"):
-        if _TEMPORARY.fullmatch(path.name):
+        if is_temporary(path.name):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 

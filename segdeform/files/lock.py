@@ -6,12 +6,14 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from segdeform.errors import RunLockedError, UsageError
 from segdeform.files.atomic import remove_temporaries
+
+_TRIES = 100  # to open a file that others remove
 
 _held: set[int] = set()
 
@@ -30,28 +32,51 @@ os.register_at_fork(after_in_child=_close_in_child)
 def run_lock(folder: Path) -> Iterator[None]:
     """Holds FOLDER/.lock while the body runs; makes the folder if need be.
 
-    The temporary files of a holder that was killed go first.
+    The temporary files of a holder that was killed go first. In the end the lock file goes, and of
+    the folders that were made here those in which nothing was left.
 
     Raises:
         RunLockedError: another process holds it; the message names the process.
         UsageError: the folder cannot be written to.
     """
-    path = folder / ".lock"
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = _open_locked(folder)
     except OSError as error:
+        _remove_empty(missing)
         raise UsageError(
             f"{folder} cannot be written to ({error.strerror}): choose another --output"
         ) from error
     try:
-        _acquire(descriptor, folder)
         _held.add(descriptor)
         remove_temporaries(folder)
         yield
     finally:
         _held.discard(descriptor)
+        with suppress(OSError):
+            (folder / ".lock").unlink()  # still held: nobody can have locked it in between
         os.close(descriptor)
+        _remove_empty(missing)
+
+
+def _open_locked(folder: Path) -> int:
+    """Returns the open, locked file; one that its holder removes meanwhile is opened anew."""
+    path = folder / ".lock"
+    for _ in range(_TRIES):
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                _acquire(descriptor, folder)
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, json.dumps(_identity()).encode(), 0)
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+    raise RunLockedError(f"{folder} is in use by others, one after the other: wait for them")
 
 
 def _acquire(descriptor: int, folder: Path) -> None:
@@ -62,8 +87,13 @@ def _acquire(descriptor: int, folder: Path) -> None:
         raise RunLockedError(
             f"{folder} is in use by {owner}: wait for it or choose another --output"
         ) from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(_identity()).encode(), 0)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Removes folders, the innermost first, up to one that holds something."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _identity() -> dict[str, str | int]:

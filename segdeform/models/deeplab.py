@@ -73,10 +73,17 @@ class DeepLab(nn.Module):
         features: Features = self.backbone((images - self.mean) / self.std)
         return features
 
-    def forward(self, images: Tensor) -> Output:  # [N, 3, H, W] float, 0..1, RGB
+    def forward(self, images: Tensor) -> Output | Tensor:  # [N, 3, H, W] float, 0..1, RGB
+        """Returns `Output`; the logits alone where a graph is made of it for evaluation.
+
+        Such a graph (torch.jit.trace, torch.export, ONNX) outlives our classes: it knows tensors.
+        """
         size = images.shape[-2:]
         features = self._features(images)
         logits = _scores(self.head(features), self.stride, size)
+        traced = torch._C._get_tracing_state() is not None  # torch.jit.trace
+        if not self.training and (traced or torch.compiler.is_exporting()):
+            return logits
         if self.auxiliary_head is None or not self.training:
             return Output(logits, None)
         auxiliary = _scores(self.auxiliary_head(features), self.auxiliary_stride, size)

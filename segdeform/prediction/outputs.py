@@ -15,7 +15,9 @@ Color = tuple[int, int, int]
 _FILL, _BORDER = 128, 240  # opacity of a class's area and of its border, of 256
 _ROWS = 256  # rows blended at a time, so that little memory is needed beside the picture
 _CELL = (240, 320)  # largest [H, W] of a picture on the sheet
+_NARROWEST = 90  # pixels, so that names can be read below tiny pictures
 _GAP = 8  # pixels between them
+_TEXT, _LINE = 13, 18  # pixels, height of letters and of their line
 _PAPER, _INK = (255, 255, 255), (32, 32, 32)
 
 
@@ -68,26 +70,49 @@ def thumbnail(image: Picture) -> Picture:
     return np.asarray(small.resize(size, Image.Resampling.LANCZOS if shrink > 1 else None))
 
 
-def overview(images: Sequence[Picture], columns: int = 4) -> Picture:
-    """Lays out thumbnails on one white sheet, row by row, each in the middle of its cell."""
+def overview(images: Sequence[Picture], names: Sequence[str], columns: int = 4) -> Picture:
+    """Lays out thumbnails on one white sheet, row by row, each in the middle of its cell.
+
+    Below each stands its name; of one that is too long, the end.
+    """
     images = [thumbnail(image) for image in images]
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     height = max(image.shape[0] for image in images)
-    width = max(image.shape[1] for image in images)
-    shape = (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3)
-    sheet = np.full(shape, _PAPER, np.uint8)
-    for index, image in enumerate(images):
+    width = max(_NARROWEST, *(image.shape[1] for image in images))
+    down, across = height + _LINE + _GAP, width + _GAP
+    sheet = Image.new("RGB", (columns * across + _GAP, rows * down + _GAP), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=_TEXT)
+    for index, (image, name) in enumerate(zip(images, names, strict=True)):
         h, w = image.shape[:2]
-        top = _GAP + (index // columns) * (height + _GAP) + (height - h) // 2
-        left = _GAP + (index % columns) * (width + _GAP) + (width - w) // 2
-        sheet[top : top + h, left : left + w] = image
-    return sheet
+        top, left = _GAP + (index // columns) * down, _GAP + (index % columns) * across
+        sheet.paste(Image.fromarray(image), (left + (width - w) // 2, top + (height - h) // 2))
+        text = _shortened(name, font, width)
+        middle = left + (width - font.getlength(text)) / 2
+        draw.text((round(middle), top + height + 1), text, fill=_INK, font=font)
+    return np.asarray(sheet)
+
+
+def _shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Leaves out the beginning of a name that is wider than `width` pixels."""
+    text = name
+    while len(name) > 1 and font.getlength(text) > width:
+        name = name[1:]
+        text = f"\N{HORIZONTAL ELLIPSIS}{name}"
+    return text
+
+
+def heading(text: str, width: int) -> Picture:  # [H, width, 3]
+    """Writes a line above a sheet; no line for an empty text."""
+    sheet = Image.new("RGB", (width, _LINE + _GAP if text else 0), _PAPER)
+    font = ImageFont.load_default(size=_TEXT)
+    ImageDraw.Draw(sheet).text((_GAP, _GAP // 2), text, fill=_INK, font=font)
+    return np.asarray(sheet)
 
 
 def legend(entries: Iterable[tuple[str, Color]], width: int) -> Picture:  # [H, width, 3]
     """Draws a swatch and a name for each class, wrapped into lines of `width` pixels."""
-    font = ImageFont.load_default(size=13)
+    font = ImageFont.load_default(size=_TEXT)
     swatch, line = 14, 22
     places: list[tuple[int, int, str, Color]] = []  # left, top, name, colour
     left = top = _GAP

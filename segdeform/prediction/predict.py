@@ -2,7 +2,7 @@
 
     OUTPUT/masks/...png      palette PNG, the pixel values are class indices
     OUTPUT/overlays/...png   the picture tinted in the classes' colours
-    OUTPUT/overview.png      up to 12 overlays and the legend on one sheet
+    OUTPUT/overview.png      up to 12 overlays with their names, and the legend, on one sheet
     OUTPUT/summary.json      what was done, what failed and why, class shares of each picture
 
 The trees below masks/ and overlays/ mirror the inputs; the same command writes the same files.
@@ -10,8 +10,6 @@ The trees below masks/ and overlays/ mirror the inputs; the same command writes 
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,16 +27,29 @@ from segdeform.errors import (
     PartialFailureError,
     ResourceError,
     SegdeformError,
-    UsageError,
 )
 from segdeform.files.atomic import write_error, write_json
 from segdeform.inference import predict_labels
-from segdeform.prediction.inputs import find_images
-from segdeform.prediction.outputs import Picture, legend, overlay, overview, thumbnail
-from segdeform.segmenter import DESCRIPTION, Segmenter
+from segdeform.prediction.inputs import Found, find_images
+from segdeform.prediction.outputs import (
+    Picture,
+    heading,
+    legend,
+    overlay,
+    overview,
+    thumbnail,
+)
+from segdeform.prediction.place import (
+    FORMAT,
+    OUTPUTS,
+    SUMMARY,
+    earlier_sources,
+    identity,
+    refuse_foreign,
+    refuse_others_masks,
+)
+from segdeform.segmenter import Segmenter
 
-_FORMAT = "segdeform-prediction"  # how a summary.json of ours is told from anybody else's
-_OUTPUTS = ("masks", "overlays", "overview.png", "summary.json")
 _OVERVIEW_PICTURES = 12
 _ROWS = 256  # rows counted at a time
 
@@ -61,8 +72,12 @@ class Summary:
     output: Path
     done: list[Done] = field(default_factory=list)
     failed: list[tuple[Path, str]] = field(default_factory=list)  # source, one-line reason
-    skipped: list[Path] = field(default_factory=list)  # in the input folders, and no pictures
+    # In the input folders: other files with what they are, and earlier predictions of ours.
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    own: list[Path] = field(default_factory=list)
     earlier: int = 0  # masks of earlier predictions of other pictures, left where they are
+    # Of every mask below `output`, also of earlier predictions: name -> its picture, absolute
+    sources: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the lists as JSON values."""
@@ -80,8 +95,12 @@ class Summary:
             "done": done,
             "failed": [{"picture": str(path), "reason": reason} for path, reason in self.failed],
             "skipped": len(self.skipped),
-            "skipped_files": [str(path) for path in self.skipped],
+            "skipped_files": [
+                {"file": str(path), "reason": reason} for path, reason in self.skipped
+            ],
+            "own_outputs": [str(path) for path in self.own],
             "earlier": self.earlier,
+            "sources": dict(sorted(self.sources.items())),
         }
 
 
@@ -96,36 +115,45 @@ def predict(
 ) -> Summary:
     """Writes the masks (and overlays) of all pictures below `output`; returns what became of each.
 
-    A picture that cannot be read, predicted or written is listed with its reason and the others go
-    on; outputs that an earlier run left for it are removed. `progress(done, total)` is called after
-    each picture, `stop()` is asked before each. Raises UsageError (missing input, an output folder
-    in a model or with masks that are not an earlier prediction), DataError (no picture at all),
-    ResourceError (disk full) and InterruptedByUserError; then summary.json says "finished": false.
+    A picture that cannot be read, predicted or written, or whose outputs would have the name of
+    another's, is listed with its reason and the others go on; outputs that an earlier run left for
+    it are removed. `progress(done, total)` is called after each picture, `stop()` is asked before
+    each and before each window of one. Raises UsageError (missing input, an output folder in a
+    model, with masks that are not an earlier prediction or that are those of other pictures),
+    DataError (no picture at all), ResourceError (disk full) and InterruptedByUserError; then
+    summary.json says "finished": false.
     """
-    for folder in inputs:
-        if folder.resolve() == output.resolve():
-            raise UsageError(f"{output}: holds the pictures; choose another --output")
-    found = find_images(inputs, exclude=[output / name for name in _OUTPUTS])
-    total = len(found.pictures)
-    if not total:
-        others = f"; {len(found.skipped)} files of other kinds" if found.skipped else ""
-        raise DataError(f"no pictures in {', '.join(str(path) for path in inputs)}{others}")
-    _refuse_foreign(output)
-    summary = Summary(output, skipped=found.skipped)
+    refuse_foreign(output, inputs)
+    earlier = earlier_sources(output)
+    found = find_images(inputs, [output / name for name in OUTPUTS], earlier)
+    _refuse_nothing(inputs, found)
+    refuse_others_masks(output, earlier, found.pictures)
+    planned = {name: str(identity(source)) for source, name in found.pictures}
+    summary = Summary(
+        output,
+        failed=list(found.collisions),
+        skipped=found.skipped,
+        own=found.own,
+        sources=earlier | planned,
+    )
     _write_summary(summary, segmenter, finished=False)
+    total = len(found.pictures)
     shown = _spread(total) if overlays else set()
     sheet: list[tuple[Picture, Done]] = []
     for index, (source, name) in enumerate(found.pictures):
-        if stop is not None and stop():
+        try:
+            if stop is not None and stop():
+                raise InterruptedByUserError("interrupted")
+            done, tinted = _predict_one(segmenter, source, output, name, overlays, stop)
+        except InterruptedByUserError as error:
             _write_summary(summary, segmenter, finished=False)
             raise InterruptedByUserError(
                 f"stopped after {index} of {total} pictures, their masks are in {output}; "
                 "run the same command to do all"
-            )
-        try:
-            done, tinted = _predict_one(segmenter, source, output, name, overlays)
+            ) from error
         except PartialFailureError as failure:
             summary.failed.append((source, str(failure)))
+            summary.sources.pop(name)
             _remove(output, name)
         else:
             summary.done.append(done)
@@ -133,24 +161,40 @@ def predict(
                 sheet.append((thumbnail(tinted), done))
         if progress is not None:
             progress(index + 1, total)
-    _write_overview(segmenter, output, sheet)
-    present = sum(1 for _ in (output / "masks").rglob("*.png"))
-    summary.earlier = max(0, present - len(summary.done))
+    _write_overview(segmenter, output, sheet, total)
+    summary.earlier = len(summary.sources.keys() - planned.keys())
     _write_summary(summary, segmenter, finished=True)
     return summary
 
 
+def _refuse_nothing(inputs: Sequence[Path], found: Found) -> None:
+    if found.pictures:
+        return
+    others = f"; {len(found.skipped)} files of other kinds" if found.skipped else ""
+    if found.own:
+        others += f"; {found.own[0]} holds an earlier prediction, whose masks are not pictures"
+    raise DataError(f"no pictures in {', '.join(str(path) for path in inputs)}{others}")
+
+
 def _predict_one(
-    segmenter: Segmenter, source: Path, output: Path, name: str, overlays: bool
+    segmenter: Segmenter,
+    source: Path,
+    output: Path,
+    name: str,
+    overlays: bool,
+    stop: Stop | None,
 ) -> tuple[Done, Picture | None]:
     """Reads, predicts and writes one picture; returns its facts and its overlay.
 
-    Raises PartialFailureError for what concerns this picture alone, ResourceError for a full disk.
+    Raises PartialFailureError for what concerns this picture alone, ResourceError for a full disk,
+    InterruptedByUserError after a stop.
     """
     try:
         image = segmenter.read(source)
         frames = count_frames(source, segmenter.bands)
-        labels = predict_labels(segmenter.model, image, segmenter.options, segmenter.device)
+        labels = predict_labels(segmenter.model, image, segmenter.options, segmenter.device, stop)
+    except InterruptedByUserError:
+        raise
     except SegdeformError as error:
         raise _failure(source, error) from error
     try:
@@ -206,47 +250,27 @@ def _spread(total: int) -> set[int]:
 
 
 def _write_overview(
-    segmenter: Segmenter, output: Path, sheet: Sequence[tuple[Picture, Done]]
+    segmenter: Segmenter, output: Path, sheet: Sequence[tuple[Picture, Done]], total: int
 ) -> None:
     path = output / "overview.png"
     if not sheet:
         path.unlink(missing_ok=True)
         return
-    pictures = overview([picture for picture, _ in sheet])
+    pictures = overview([picture for picture, _ in sheet], [done.name for _, done in sheet])
+    width = pictures.shape[1]
     seen = set().union(*(done.shares for _, done in sheet))
     colors = zip(segmenter.classes, segmenter.palette, strict=True)
-    names = legend([entry for entry in colors if entry[0] in seen], pictures.shape[1])
-    _write(path, write_image, np.vstack([pictures, names]))
+    names = legend([entry for entry in colors if entry[0] in seen], width)
+    title = heading(f"{len(sheet)} of {total} pictures" if len(sheet) < total else "", width)
+    _write(path, write_image, np.vstack([title, pictures, names]))
 
 
 def _write_summary(summary: Summary, segmenter: Segmenter, *, finished: bool) -> None:
     header = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "finished": finished,
         "model_sha256": segmenter.info["sha256"],
         "classes": list(segmenter.classes),
         "inference": segmenter.options.model_dump(mode="json"),
     }
-    write_json(summary.output / "summary.json", header | summary.to_json())
-
-
-def _refuse_foreign(output: Path) -> None:
-    """Raises UsageError where masks would be written among files that are not ours."""
-    place = output.resolve()
-    for folder in (place, *place.parents):
-        if os.path.lexists(folder / DESCRIPTION):
-            raise UsageError(f"{folder}: is a model; choose another --output")
-    if os.path.lexists(output / "checkpoints") or os.path.lexists(output / "model" / DESCRIPTION):
-        raise UsageError(f"{output}: is a run; choose another --output")
-    present = [name for name in _OUTPUTS if os.path.lexists(output / name)]
-    if not present:
-        return
-    try:
-        value = json.loads((output / "summary.json").read_bytes())
-    except (OSError, ValueError):
-        value = None
-    if not isinstance(value, dict) or value.get("format") != _FORMAT:
-        raise UsageError(
-            f"{output}: holds {', '.join(present)} from something else than an earlier prediction; "
-            "choose another --output"
-        )
+    write_json(summary.output / SUMMARY, header | summary.to_json())

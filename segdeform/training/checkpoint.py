@@ -9,7 +9,6 @@ step seeds the generators from (seed, step, rank).
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,10 +32,10 @@ from segdeform.files.manifest import (
 from segdeform.files.tensors import check_fit, read_tensors, write_tensors
 from segdeform.models.deeplab import DeepLab
 from segdeform.segmenter import ModelDescription, write_description
+from segdeform.training.run_folder import checkpoint_folders, step_of
 
 FORMAT = 1
 KEEP = 2  # checkpoints that stay: the newest and one to fall back to
-_STEP = re.compile(r"step-(\d{8,})")
 
 
 @dataclass
@@ -67,16 +66,6 @@ class Checkpoint(NamedTuple):
     def step(self) -> int:
         """Steps done."""
         return int(self.record["step"])
-
-
-def checkpoint_folders(run: Path) -> list[Path]:
-    """Lists the checkpoint folders of a run, the newest first, by step number."""
-    folders = [
-        path
-        for path in (run / "checkpoints").glob("step-*")
-        if _STEP.fullmatch(path.name) and path.is_dir()
-    ]
-    return sorted(folders, key=_step_of, reverse=True)
 
 
 def save(
@@ -174,22 +163,12 @@ def fill_optimizer(state: TrainState, tensors: dict[str, Tensor], source: str) -
             raise ModelError(f"{source} does not fit: {full_name} has shape {list(value.shape)}")
 
 
-def remove_leftovers(run: Path) -> None:
-    """Deletes the unfinished folders that a killed process left among the checkpoints."""
-    for path in (run / "checkpoints").glob(".step-*"):
-        shutil.rmtree(path)
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
-
-
 def _read(folder: Path) -> Checkpoint:
     verify_manifest(folder, ("model.safetensors", "optimizer.safetensors", "state.json"))
     record = read_json(folder / "state.json")
     match record:
         case {"format": 1, "step": int(step), "seconds": int() | float(), "scaler": dict()}:
-            if step != _step_of(folder):
+            if step != step_of(folder):
                 raise ModelError(f"{folder} holds step {step}; the folder was renamed")
             return Checkpoint(folder, record)
         case _:
@@ -199,7 +178,7 @@ def _read(folder: Path) -> Checkpoint:
 def _delete_others(run: Path, newest_folder: Path) -> None:
     """Deletes what is older than the last KEEP, and any abandoned steps after the newest."""
     folders = checkpoint_folders(run)
-    recent = [path for path in folders if _step_of(path) <= _step_of(newest_folder)][:KEEP]
+    recent = [path for path in folders if step_of(path) <= step_of(newest_folder)][:KEEP]
     for path in folders:
         if path not in recent:
             # Renamed first: a kill half-way must not leave a damaged checkpoint behind.

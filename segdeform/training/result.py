@@ -11,14 +11,9 @@ from segdeform.errors import ModelError
 from segdeform.evaluation.evaluate import Evaluation
 from segdeform.evaluation.result import write_metrics
 from segdeform.files.manifest import read_json, verify_manifest
+from segdeform.model_folder import DESCRIPTION, WEIGHTS
 from segdeform.models.pyramid import silence_unreachable_taps
-from segdeform.segmenter import (
-    DESCRIPTION,
-    WEIGHTS,
-    ModelDescription,
-    read_description,
-    save_model,
-)
+from segdeform.segmenter import ModelDescription, read_description, save_model
 from segdeform.training.checkpoint import TrainState
 from segdeform.training.logging import peak_memory
 from segdeform.training.plan import Plan, check_resumable, environment

@@ -11,10 +11,10 @@ from segdeform.models import build_model
 from segdeform.models.folding import fold_batch_norm
 from segdeform.models.pyramid import silence_unreachable_taps
 from segdeform.segmenter import Segmenter, load
-from segdeform.training import checkpoint
 from segdeform.training.checkpoint import TrainState
 from segdeform.training.logging import RunLog
 from segdeform.training.plan import Plan
+from segdeform.training.run_folder import checkpoint_folders
 
 
 def score_now(plan: Plan, state: TrainState) -> Evaluation:
@@ -49,7 +49,7 @@ def score_last_checkpoint(plan: Plan, state: TrainState) -> Evaluation:
     """
     with plan.peers.in_step():
         if plan.peers.first:
-            segmenter = load(checkpoint.checkpoint_folders(plan.run)[0], str(plan.device))
+            segmenter = load(checkpoint_folders(plan.run)[0], str(plan.device))
         else:
             segmenter = _as_loaded(plan, state)
     segmenter.info = plan.peers.share(segmenter.info)

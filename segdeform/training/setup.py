@@ -43,7 +43,12 @@ from segdeform.training.plan import (
     default_workers,
 )
 from segdeform.training.result import is_finished
-from segdeform.training.run_folder import holds_run, refuse_run, remove_run
+from segdeform.training.run_folder import (
+    holds_run,
+    refuse_output,
+    remove_leftovers,
+    remove_run,
+)
 from segdeform.training.together import batch_norm_warning, share_state, synchronize_batch_norm
 
 _CHECK_NEWS = 10.0  # seconds between lines while a large data set is checked for the first time
@@ -88,8 +93,11 @@ def open_run(
         check_same_everywhere(plan)
         with peers.in_step():
             if peers.first:
+                refuse_output(run, resume=resume, overwrite=overwrite, data=data)
                 stack.enter_context(run_lock(run))
-                refuse_run(run, resume=resume, overwrite=overwrite)
+                # Again: another process may have written a run just now.
+                refuse_output(run, resume=resume, overwrite=overwrite, data=data)
+                remove_leftovers(run)
         yield plan, _first_state(plan, resume, overwrite)
 
 

@@ -46,13 +46,61 @@ def test_train_leaves_a_run_and_names_the_next_commands(
 
 
 def test_threads_are_set_before_the_work(
-    command: Command, config: Path, run: Path, tmp_path: Path
+    command: Command, config: Path, run: Path, shapes: Path, tmp_path: Path
 ) -> None:
-    nowhere = ("--data", tmp_path / "nowhere", "--threads")
-    assert command("train", config, "--output", tmp_path / "r", *nowhere, 3).code == 4
+    where = ("--data", shapes, "--threads")
+    words = ("--output", tmp_path / "r", "--set", "train.class_weights=[1]")  # of 6 classes
+    assert command("train", config, *words, *where, 3).code == 3
     assert torch.get_num_threads() == 3
-    assert command("eval", run, *nowhere, 1).code == 4
+    assert command("eval", run, "--official", "--output", tmp_path / "e", *where, 1).code == 2
     assert torch.get_num_threads() == 1
+
+
+def test_mistyped_paths_and_splits_are_told_before_torch_is_imported(
+    config: Path, run: Path, shapes: Path, tmp_path: Path
+) -> None:
+    """Importing it takes seconds; nothing is left that blocks the corrected command."""
+    picture = shapes / "val" / "images" / "00000.png"
+    train = ("train", config, "--output", tmp_path / "new", "--data")
+    cases: list[tuple[int, str, tuple[object, ...]]] = [
+        (3, "lost.yaml", ("train", "lost.yaml", "--data", shapes, "--output", tmp_path / "new")),
+        (4, "nowhere", (*train, "nowhere")),
+        (4, "'vall'", (*train, shapes, "--set", "data.val_split=vall")),
+        (5, "lost.pth", (*train, shapes, "--set", "model.weights=lost.pth")),
+        (2, "data set itself", ("train", config, "--data", shapes, "--output", shapes)),
+        (2, "already holds a run", ("train", config, "--data", shapes, "--output", run)),
+        (4, "nowhere", ("ablate", config, "--data", "nowhere", "--output", tmp_path / "new")),
+        (2, "else than an ablation", ("ablate", config, "--data", shapes, "--output", shapes)),
+        (5, "lost", ("eval", "lost", "--data", shapes)),
+        (4, "nowhere", ("eval", run, "--data", "nowhere")),
+        (4, "'vall'", ("eval", run, "--data", shapes, "--split", "vall")),
+        (2, "earlier evaluation", ("eval", run, "--data", shapes, "--output", shapes)),
+        (2, "--scales 1,x", ("eval", run, "--data", shapes, "--scales", "1,x")),
+        (5, "lost", ("predict", "lost", picture, "--output", tmp_path / "new")),
+        (2, "nowhere", ("predict", run, "nowhere", "--output", tmp_path / "new")),
+        (2, "is a run", ("predict", run, picture, "--output", run)),
+        (5, "lost", ("explain", "lost", picture)),
+        (4, "lost.png", ("explain", run, "lost.png")),
+        (4, "nowhere", ("explain", run, "--data", "nowhere")),
+        (5, "lost", ("info", "lost")),
+        (4, "nowhere", ("check", "nowhere")),
+        (4, "lost", ("compare", "lost", "lost")),
+        (2, "imagenet", ("prepare", "imagenet", "--output", tmp_path / "new")),
+    ]
+    script = (
+        "import json, sys\nfrom segdeform.cli import main\n"
+        "codes = [main(words) for words in json.loads(sys.argv[1])]\n"
+        "print(json.dumps([codes, 'torch' in sys.modules]))"
+    )
+    words = json.dumps([[str(word) for word in words] for _, _, words in cases])
+    ended = subprocess.run(
+        [sys.executable, "-c", script, words], capture_output=True, text=True, check=True
+    )
+    assert json.loads(ended.stdout) == [[code for code, _, _ in cases], False]
+    lines = ended.stderr.splitlines()
+    for (_, said, given), line in zip(cases, lines, strict=True):
+        assert line.startswith("segdeform: ") and said in line, given
+    assert not list(tmp_path.iterdir())
 
 
 def test_eval_prints_a_table_and_writes_only_where_told(

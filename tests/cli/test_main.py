@@ -79,6 +79,10 @@ def test_version(command: Command) -> None:
         (["info"], "missing argument 'MODEL'. See 'segdeform info --help'."),
         (["train", "camvid"], "missing option '--output'. See 'segdeform train --help'."),
         (["train", "camvid", "--output", "x"], "where is the camvid data set? Give --data FOLDER"),
+        (
+            ["prepare", "imagenet"],
+            "no data set 'imagenet'. Known: camvid, cityscapes, folder, shapes, voc.",
+        ),
         (["prepare", "voc"], "where is the voc data set? Give --output FOLDER"),
         (["doctor", "--workers", "2"], "no such option: --workers. See 'segdeform doctor --help'."),
     ],
@@ -94,18 +98,18 @@ KINDS = errors.SegdeformError.__subclasses__()
 
 
 def fail_with(error: BaseException) -> Callable[..., None]:
-    def load(*arguments: object) -> None:
+    def examine(*arguments: object) -> None:
         raise error
 
-    return load
+    return examine
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_error_is_one_line_with_its_exit_code(
     command: Command, monkeypatch: pytest.MonkeyPatch, kind: type[errors.SegdeformError]
 ) -> None:
-    monkeypatch.setattr("segdeform.segmenter.load", fail_with(kind("a.png: too odd")))
-    ended = command("info", "m")
+    monkeypatch.setattr("segdeform.machine.doctor.examine", fail_with(kind("a.png: too odd")))
+    ended = command("doctor")
     assert (ended.code, ended.out) == (kind.exit_code, "")
     assert ended.err == "segdeform: a.png: too odd\n"
 
@@ -132,8 +136,8 @@ def test_what_other_libraries_raise_gets_its_exit_code(
     code: int,
     said: str,
 ) -> None:
-    monkeypatch.setattr("segdeform.segmenter.load", fail_with(error))
-    ended = command("info", "m")
+    monkeypatch.setattr("segdeform.machine.doctor.examine", fail_with(error))
+    ended = command("doctor")
     assert ended.code == code
     assert ended.err.startswith(f"segdeform: {said}")
     assert ended.err.count("\n") == 1
@@ -143,17 +147,17 @@ def test_what_other_libraries_raise_gets_its_exit_code(
 def test_anything_else_is_a_bug_and_keeps_its_traceback(
     command: Command, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr("segdeform.segmenter.load", fail_with(error))
+    monkeypatch.setattr("segdeform.machine.doctor.examine", fail_with(error))
     with pytest.raises(type(error)) as caught:
-        command("info", "m")
+        command("doctor")
     assert "bug in segdeform" in caught.value.__notes__[0]
 
 
 def test_a_bug_ends_with_code_1_and_says_so_last() -> None:
     code = (
-        "import sys, segdeform.segmenter, segdeform.cli as cli\n"
-        "segdeform.segmenter.load = lambda *a: 1 // 0\n"
-        "sys.exit(cli.main(['info', 'm']))"
+        "import sys, segdeform.machine.doctor, segdeform.cli as cli\n"
+        "segdeform.machine.doctor.examine = lambda *a: 1 // 0\n"
+        "sys.exit(cli.main(['doctor']))"
     )
     ended = child("-c", code)
     assert ended.returncode == 1

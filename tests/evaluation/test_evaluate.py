@@ -19,7 +19,7 @@ from segdeform.errors import DataError, InterruptedByUserError, NotFiniteError
 from segdeform.evaluation.boundary import boundary_counts
 from segdeform.evaluation.evaluate import evaluate
 from segdeform.evaluation.result import write_metrics
-from tests.evaluation.conftest import Output, segmenter
+from tests.evaluation.conftest import Output, Threshold, segmenter
 
 
 def count_by_hand(dataset: Dataset) -> list[list[int]]:
@@ -182,10 +182,23 @@ def test_other_class_lists_are_refused(
         evaluate(segmenter(), other)
 
 
-def test_stop_is_asked_before_each_picture(dataset: Dataset) -> None:
-    answers = iter([False, True])
-    with pytest.raises(InterruptedByUserError, match="after 1 of 2 pictures"):
-        evaluate(segmenter(), dataset, stop=lambda: next(answers))
+@pytest.mark.parametrize(("after", "done"), [(1, 0), (2, 1), (3, 1)])
+def test_stop_is_asked_before_each_picture_and_each_window(
+    dataset: Dataset, after: int, done: int
+) -> None:
+    """The network sees nothing more; the last picture's end does not pass over a stop."""
+    seen: list[int] = []
+
+    class Counting(Threshold):
+        def forward(self, images: Tensor) -> Output:
+            seen.append(1)
+            return super().forward(images)
+
+    tiled = segmenter(Counting(), tile=20, overlap=0.0)  # two windows a picture
+    with pytest.raises(InterruptedByUserError, match=f"after {done} of 2 pictures"):
+        evaluate(tiled, dataset, stop=lambda: len(seen) >= after)
+    assert len(seen) == after
+    assert evaluate(tiled, dataset, stop=lambda: False).counts.rows.size
 
 
 class NotANumber(nn.Module):

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,41 @@ def test_what_a_killed_holder_was_writing_goes_and_nothing_else(tmp_path: Path) 
         path.write_text("mine")
     with run_lock(tmp_path):
         assert sorted(tmp_path.iterdir()) == sorted([tmp_path / ".lock", *mine])
+
+
+def test_only_what_was_there_or_was_made_stays(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for folder in (tmp_path / "mine", tmp_path / "new" / "deep"):
+        with pytest.raises(ValueError), run_lock(folder):
+            assert (folder / ".lock").is_file()
+            raise ValueError
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+    with pytest.raises(ValueError), run_lock(tmp_path / "new" / "deep"):
+        (tmp_path / "new" / "log.txt").touch()
+        raise ValueError
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["log.txt"]
+
+
+def test_a_lock_whose_file_is_removed_while_it_is_opened_is_held_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder ends between another one's opening and locking."""
+    first, opened = run_lock(tmp_path), []
+    first.__enter__()
+    real = os.open
+
+    def open_late(*arguments: Any) -> int:
+        descriptor = real(*arguments)
+        if not opened:
+            opened.append(descriptor)
+            first.__exit__(None, None, None)
+        return descriptor
+
+    monkeypatch.setattr("segdeform.files.lock.os.open", open_late)
+    with run_lock(tmp_path):
+        assert (tmp_path / ".lock").is_file()
+        with pytest.raises(RunLockedError), run_lock(tmp_path):
+            pass
 
 
 def test_output_that_is_a_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -163,4 +164,23 @@ def test_networks_export_for_every_size(
     ).module()
     for batch, size in zip((2, 3, 2), (*SIZES, (64, 96)), strict=True):
         images = torch.rand(batch, 3, *size)
-        torch.testing.assert_close(exported(images).logits, deepcopy(model)(images).logits)
+        found = exported(images).logits if training else exported(images)
+        torch.testing.assert_close(found, deepcopy(model)(images).logits)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
+)
+def test_a_network_in_evaluation_is_traced_and_its_export_saved(tmp_path: Path) -> None:
+    """Both give the logits alone; in Python the network answers as ever."""
+    model = make(tiny, training=False, frozen=True)
+    model.auxiliary_head = DeepLabHead(4, 3, 8)
+    images = torch.rand(1, 3, *SIZES[0])
+    logits = model(images).logits
+    with torch.no_grad():
+        torch.jit.trace(model, images).save(tmp_path / "network.pt")
+    torch.export.save(torch.export.export(model, (images,)), tmp_path / "network.pt2")
+    torch.testing.assert_close(torch.jit.load(tmp_path / "network.pt")(images), logits)
+    exported = torch.export.load(tmp_path / "network.pt2").module()(images)
+    torch.testing.assert_close(exported, logits)
+    assert model.train()(images.repeat(2, 1, 1, 1)).auxiliary.shape == (2, 3, *SIZES[0])

@@ -60,21 +60,30 @@ def test_thumbnails_fit_and_keep_their_proportions(shape: tuple[int, int]) -> No
     np.testing.assert_array_equal(small, 77)
 
 
-def test_every_picture_is_on_the_sheet() -> None:
-    images = [np.full((20, 30, 3), 10 * (k + 1), np.uint8) for k in range(6)]
-    sheet = overview(images, columns=4)
-    assert sheet.shape == (2 * 28 + 8, 4 * 38 + 8, 3)
+def test_every_picture_is_on_the_sheet_with_its_name_below() -> None:
+    images = [np.full((20, 130, 3), 100 + 10 * k, np.uint8) for k in range(6)]
+    names = ["a", "b/c", "", "street/with/a/very/long/name/indeed-0007", "e", "f"]
+    sheet = overview(images, names, columns=4)
+    assert sheet.shape == (2 * 46 + 8, 4 * 138 + 8, 3)
+    inked = []
     for k, image in enumerate(images):
-        top, left = 8 + (k // 4) * 28, 8 + (k % 4) * 38
-        np.testing.assert_array_equal(sheet[top : top + 20, left : left + 30], image)
-    np.testing.assert_array_equal(sheet[36:, 2 * 38 + 8 :], 255)
+        top, left = 8 + (k // 4) * 46, 8 + (k % 4) * 138
+        np.testing.assert_array_equal(sheet[top : top + 20, left : left + 130], image)
+        below = (sheet[top + 20 : top + 38, left : left + 130] < 100).any((0, 2))
+        inked.append(int(below.sum()))
+    assert inked[2] == 0 and 0 < inked[0] < inked[1] < inked[3]
+    np.testing.assert_array_equal(sheet[54:, 2 * 138 + 8 :], 255)
+    # The end of a long name is what tells it from its neighbours.
+    one, other = (overview(images[:1], [f"{'long/' * 9}indeed-000{k}"])[28:46] for k in (7, 8))
+    assert (one != other).any()
 
 
 def test_pictures_of_other_sizes_stand_in_the_middle_of_their_cells() -> None:
-    sheet = overview([np.full((20, 30, 3), 10, np.uint8), np.full((8, 11, 3), 20, np.uint8)])
-    assert sheet.shape == (28 + 8, 2 * 38 + 8, 3)
-    np.testing.assert_array_equal(sheet[8:28, 8:38], 10)
-    top, left = 8 + (20 - 8) // 2, 46 + (30 - 11) // 2
+    images = [np.full((20, 100, 3), 10, np.uint8), np.full((8, 11, 3), 20, np.uint8)]
+    sheet = overview(images, ["", ""])
+    assert sheet.shape == (46 + 8, 2 * 108 + 8, 3)
+    np.testing.assert_array_equal(sheet[8:28, 8:108], 10)
+    top, left = 8 + (20 - 8) // 2, 116 + (100 - 11) // 2
     np.testing.assert_array_equal(sheet[top : top + 8, left : left + 11], 20)
     assert (sheet == 20).sum() == 8 * 11 * 3
 

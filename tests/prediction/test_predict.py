@@ -113,6 +113,8 @@ def test_the_overview_spreads_over_all_pictures_and_names_the_classes_seen(
     shown = [k for k, green in enumerate(greens) if (sheet == (7, green, 7)).all(2).any()]
     assert len(shown) == 12 and shown[0] == 0 and shown[-1] == 29
     assert max(np.diff(shown)) <= 3
+    ink = (sheet < 100).all(2).any(1)  # the heading "12 of 30 pictures" is above all of them
+    assert ink[: np.flatnonzero((sheet == (7, greens[0], 7)).all(2).any(1))[0]].any()
     for unseen in PALETTE[1:]:  # no swatch of theirs in the legend
         assert not (sheet == unseen).all(2).any()
 
@@ -146,7 +148,10 @@ def test_the_summary_is_whole(segmenter: Any, tmp_path: Path) -> None:
     assert value["finished"] is True
     assert value["model_sha256"] == "abc"
     assert value["skipped"] == 1
-    assert value["skipped_files"] == [str(tmp_path / "in" / "notes.txt")]
+    reason = ".txt is no picture that is read here"
+    assert value["skipped_files"] == [
+        {"file": str(tmp_path / "in" / "notes.txt"), "reason": reason}
+    ]
     assert [d["name"] for d in value["done"]] == ["a"]
     assert value["done"][0]["size"] == [20, 24]
     assert value["failed"][0]["picture"].endswith("b.jpg")
@@ -221,9 +226,9 @@ def test_a_full_disk_ends_the_work(
 def test_a_stop_keeps_what_is_done_and_says_so(segmenter: Any, tmp_path: Path) -> None:
     for k in range(3):
         save_picture(tmp_path / "in" / f"{k}.png", k)
-    answers = iter([False, True])
+    first = tmp_path / "out" / "overlays" / "0.png"
     with pytest.raises(InterruptedByUserError, match="after 1 of 3"):
-        predict(segmenter, [tmp_path / "in"], tmp_path / "out", stop=lambda: next(answers))
+        predict(segmenter, [tmp_path / "in"], tmp_path / "out", stop=first.exists)
     value = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert value["finished"] is False
     assert len(value["done"]) == 1
@@ -313,6 +318,146 @@ def test_masks_of_other_pictures_stay_and_are_counted(segmenter: Any, tmp_path: 
     assert len(list((tmp_path / "out" / "masks").iterdir())) == 3
 
 
+def test_a_mask_of_another_picture_is_not_overwritten(segmenter: Any, tmp_path: Path) -> None:
+    """Not by a folder of pictures of the same names; the same picture is replaced."""
+    save_picture(tmp_path / "one" / "a.png", 0)
+    save_picture(tmp_path / "two" / "a.png", 1)
+    save_picture(tmp_path / "two" / "b.png", 2)
+    out = tmp_path / "out"
+    predict(segmenter, [tmp_path / "one"], out)
+    before = tree(out)
+    with pytest.raises(UsageError, match=r"masks/a.png is the mask of .*/one/a.png, not of .*two"):
+        predict(segmenter, [tmp_path / "two"], out)
+    assert tree(out) == before
+    predict(segmenter, [tmp_path / "two" / "b.png"], out)
+    with pytest.raises(UsageError, match=r"is the mask of .*/one/a.png"):  # remembered across runs
+        predict(segmenter, [tmp_path / "two"], out)
+    save_picture(tmp_path / "one" / "a.png", 3)
+    predict(segmenter, [tmp_path / "one" / ".." / "one" / "a.png"], out)
+    assert tree(out)["masks/a.png"] != before["masks/a.png"]
+    assert json.loads((out / "summary.json").read_text())["sources"] == {
+        "a": str(tmp_path / "one" / "a.png"),
+        "b": str(tmp_path / "two" / "b.png"),
+    }
+
+
+def test_masks_of_earlier_versions_are_kept_too(
+    segmenter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their summary tells the last pictures alone, as they were given."""
+    save_picture(tmp_path / "one" / "a.png", 0)
+    save_picture(tmp_path / "two" / "a.png", 1)
+    predict(segmenter, [tmp_path / "one"], tmp_path / "out")
+    path = tmp_path / "out" / "summary.json"
+    value = json.loads(path.read_text())
+    del value["sources"]
+    value["done"][0]["picture"] = "one/a.png"
+    path.write_text(json.dumps(value))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"is the mask of .*one/a.png"):
+        predict(segmenter, [tmp_path / "two"], tmp_path / "out")
+    assert predict(segmenter, [tmp_path / "one"], tmp_path / "out").done
+    save_picture(tmp_path / "out" / "masks" / "b.png")
+    save_picture(tmp_path / "two" / "b.png")
+    with pytest.raises(UsageError, match=r"is the mask of another picture, not of"):
+        predict(segmenter, [tmp_path / "two" / "b.png"], tmp_path / "out")
+
+
+def test_a_second_picture_of_a_name_is_listed_and_costs_no_mask(
+    segmenter: Any, tmp_path: Path
+) -> None:
+    pixels = save_picture(tmp_path / "in" / "a.bmp", 0)
+    save_picture(tmp_path / "in" / "a.png", 1)
+    for _ in range(2):
+        summary = predict(segmenter, [tmp_path / "in"], tmp_path / "out")
+        assert [done.source.name for done in summary.done] == ["a.bmp"]
+        ((source, reason),) = summary.failed
+        assert source.name == "a.png" and "would be a.png, as that of" in reason
+        mask = np.asarray(Image.open(tmp_path / "out" / "masks" / "a.png"))
+        np.testing.assert_array_equal(mask, pixels[:, :, [1, 0, 2]].argmax(2))
+
+
+def test_a_killed_prediction_is_run_again(
+    segmenter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its masks are known to be of these pictures though it had no time to say what is done."""
+    for name in ("a", "b"):
+        save_picture(tmp_path / "in" / f"{name}.png")
+
+    def die(*_: object) -> None:
+        raise KeyError("as if killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_overview", die)
+        with pytest.raises(KeyError):
+            predict(segmenter, [tmp_path / "in"], tmp_path / "out")
+    assert len(predict(segmenter, [tmp_path / "in"], tmp_path / "out").done) == 2
+
+
+def test_an_earlier_prediction_is_no_input(
+    segmenter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    save_picture(tmp_path / "in" / "a.png")
+    predict(segmenter, [tmp_path / "in"], tmp_path / "in" / "old")
+    with pytest.raises(DataError, match="old holds an earlier prediction, whose masks are not pic"):
+        predict(segmenter, [tmp_path / "in" / "old"], tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr("segdeform.segmenter.load", lambda *_: segmenter)
+    monkeypatch.setattr("segdeform.model_folder.refuse_missing_model", lambda path: None)
+    words = ["predict", "model", str(tmp_path / "in"), "--output", str(tmp_path / "new")]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "1 picture predicted" in out
+    assert f"left out, as masks of an earlier prediction: {tmp_path / 'in' / 'old'}" in out
+
+
+def test_the_range_of_deep_pictures_can_be_given(
+    segmenter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Floats tell nobody which value is white."""
+    values = np.zeros((6, 10), np.float32)
+    values[:, :4] = 1000
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    segmenter.model = ByBrightness()
+    monkeypatch.setattr("segdeform.segmenter.load", lambda *_: segmenter)
+    monkeypatch.setattr("segdeform.model_folder.refuse_missing_model", lambda path: None)
+    words = ["predict", "model", str(tmp_path / "deep.tif"), "--output", str(tmp_path / "out")]
+    assert main(words) == 8
+    assert "predict --value-range LOW,HIGH" in capsys.readouterr().err
+    assert main([*words, "--value-range", "0,1500"]) == 0
+    mask = np.asarray(Image.open(tmp_path / "out" / "masks" / "deep.png"))
+    assert (mask[:, :4] == 1).all() and (mask[:, 4:] == 0).all()
+    for wrong in ("5", "9,1", "a,b", "0,inf", "1,2,3"):
+        assert main([*words, "--value-range", wrong]) == 2
+        assert f"--value-range {wrong}: expected two numbers" in capsys.readouterr().err
+
+
+class ByBrightness(nn.Module):
+    """Calls pixels red that are lighter than half."""
+
+    def forward(self, images: Tensor) -> Output:
+        red = images[:, :1] - 0.5
+        return Output(torch.cat([-red, red, torch.full_like(red, -9)], 1))
+
+
+def test_a_stop_is_heard_between_two_windows(segmenter: Any, tmp_path: Path) -> None:
+    """So that SIGTERM need not wait for a picture of thousands of them."""
+    save_picture(tmp_path / "a.png", size=(64, 64))
+    seen: list[int] = []
+
+    class Counting(ByWidth):
+        def forward(self, images: Tensor) -> Output:
+            seen.append(1)
+            return super().forward(images)
+
+    segmenter.model = Counting()
+    tiled = segmenter.with_options(tile=8, overlap=0.0)
+    with pytest.raises(InterruptedByUserError, match="after 0 of 1"):
+        predict(tiled, [tmp_path / "a.png"], tmp_path / "out", stop=lambda: len(seen) >= 3)
+    assert len(seen) == 3
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
 def test_only_the_first_of_several_frames_is_predicted_and_said(
     segmenter: Any,
     tmp_path: Path,
@@ -331,6 +476,7 @@ def test_only_the_first_of_several_frames_is_predicted_and_said(
     for number in range(12):
         (tmp_path / "in" / f"notes{number:02d}.txt").touch()
     monkeypatch.setattr("segdeform.segmenter.load", lambda *_: segmenter)
+    monkeypatch.setattr("segdeform.model_folder.refuse_missing_model", lambda path: None)
     assert main(["predict", "model", str(tmp_path / "in"), "--output", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     value = json.loads((tmp_path / "out" / "summary.json").read_text())

@@ -20,14 +20,18 @@ from segdeform.models.deeplab import DeepLab
 from segdeform.segmenter import ModelDescription
 from segdeform.training.checkpoint import (
     TrainState,
-    checkpoint_folders,
     newest,
-    remove_leftovers,
     restore,
     save,
 )
 from segdeform.training.ema import averaged_model
-from segdeform.training.run_folder import holds_run, refuse_run, remove_run
+from segdeform.training.run_folder import (
+    checkpoint_folders,
+    holds_run,
+    refuse_output,
+    remove_leftovers,
+    remove_run,
+)
 
 DESCRIPTION = ModelDescription(
     model=ModelConfig(), deform=DeformConfig(), classes=("a",), palette=((0, 0, 0),)
@@ -200,7 +204,7 @@ def test_overwrite_deletes_only_what_a_run_wrote(tmp_path: Path) -> None:
     for path in [*mine, tmp_path / "config.yaml", tmp_path / "log.jsonl"]:
         path.write_text("x")
     assert holds_run(tmp_path)
-    refuse_run(tmp_path, resume=False, overwrite=True)
+    refuse_output(tmp_path, resume=False, overwrite=True)
     remove_run(tmp_path)
     assert not holds_run(tmp_path)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(mine)
@@ -211,4 +215,60 @@ def test_foreign_file_in_the_model_folder_is_refused_at_once(tmp_path: Path) -> 
     (tmp_path / "model" / "thesis.pdf").write_text("x")
     for overwrite in (False, True):
         with pytest.raises(UsageError, match=r"thesis\.pdf"):
-            refuse_run(tmp_path, resume=False, overwrite=overwrite)
+            refuse_output(tmp_path, resume=False, overwrite=overwrite)
+
+
+def _files(root: Path) -> list[tuple[str, int]]:
+    return sorted((str(path), path.lstat().st_mtime_ns) for path in root.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (("train/images/1.png", "val/masks/1.png", "data.yaml"), "data.yaml, train, val"),
+        ((".bashrc", ".ssh/id", "Documents/thesis.odt"), ".bashrc, .ssh, Documents"),
+        (("config.yaml", "main.py"), "config.yaml, main.py"),  # another program's config
+        (("metrics.json", "report.html", "manifest.json"), "manifest.json, metrics.json"),
+        (("checkpoints/epoch=3.ckpt", "log.jsonl"), "checkpoints, log.jsonl"),
+        (("a", "b", "c", "d", "e"), "(a, b, c and 2 more)"),
+    ],
+)
+def test_a_run_is_not_begun_among_the_files_of_others(
+    tmp_path: Path, names: tuple[str, ...], named: str
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("lr: 1\n")
+    before = _files(tmp_path)
+    for resume, overwrite in ((False, False), (True, False), (False, True)):
+        with pytest.raises(UsageError, match="holds something else than a run") as caught:
+            refuse_output(tmp_path, resume=resume, overwrite=overwrite)
+        assert named in str(caught.value) and "choose another --output" in str(caught.value)
+    assert _files(tmp_path) == before
+
+
+def test_a_run_is_not_begun_in_a_model_or_in_the_data_set(tmp_path: Path) -> None:
+    for name in ("model.json", "manifest.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    for place in (tmp_path, tmp_path / "new", tmp_path / "a" / ".." / "new"):
+        with pytest.raises(UsageError, match="is a model folder: choose another --output"):
+            refuse_output(place, resume=False, overwrite=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    with pytest.raises(UsageError, match="is the data set itself"):
+        refuse_output(tmp_path / "link", resume=True, overwrite=False, data=tmp_path / "data")
+
+
+def test_a_run_is_begun_in_an_empty_folder_and_its_own_is_gone_on_with(tmp_path: Path) -> None:
+    """Whatever else was put into it since."""
+    for name in (".lock", ".segdeform-0123456789abcdef.tmp.yaml", ".DS_Store"):
+        (tmp_path / name).touch()
+    refuse_output(tmp_path, resume=False, overwrite=False)
+    refuse_output(tmp_path / "new" / "deep", resume=False, overwrite=False)
+    assert not (tmp_path / "new").exists()
+    config = "data: {name: folder}\nmodel: {}\ndeform: {}\ntrain: {steps: 1}\neval: {}\n"
+    (tmp_path / "config.yaml").write_text(config)  # killed before its first checkpoint
+    (tmp_path / "predictions").mkdir()
+    refuse_output(tmp_path, resume=True, overwrite=False)
+    with pytest.raises(UsageError, match="already holds a run"):
+        refuse_output(tmp_path, resume=False, overwrite=False)

@@ -32,10 +32,11 @@ from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
 from segdeform.training import loop, setup
 from segdeform.training import plan as plan_module
-from segdeform.training.checkpoint import TrainState, checkpoint_folders, optimizer_tensors
+from segdeform.training.checkpoint import TrainState, optimizer_tensors
 from segdeform.training.loop import step_seed, train
 from segdeform.training.optim import set_learning_rate
 from segdeform.training.plan import Plan, default_workers
+from segdeform.training.run_folder import checkpoint_folders
 from tests.ranks import Ranks, run_ranks
 from tests.training.conftest import ReporterThat, tiny_config
 
@@ -229,25 +230,25 @@ def trains_each_its_own(configs: list[str], data: list[Path], run: Path) -> list
 
 
 def test_processes_with_other_settings_or_data_are_refused(shapes: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
+    other, run = tmp_path / "other", tmp_path / "run"
     write_shapes(other, seed=0, train=5, val=2, size=64)
     configs = [tiny_config(seed=seed).model_dump_json() for seed in (0, 1)]
-    first, second = Ranks(2, trains_each_its_own, configs, [shapes, shapes], tmp_path).ended()
+    first, second = Ranks(2, trains_each_its_own, configs, [shapes, shapes], run).ended()
     refusal = "train.seed is 1 for process 1 and 0 for process 0"
     assert refusal in second.error and second.error.startswith("ConfigError")
     assert refusal in first.error and first.error.startswith("PeerLostError")
     configs = 2 * configs[:1]
-    first, second = Ranks(2, trains_each_its_own, configs, [shapes, other], tmp_path).ended()
+    first, second = Ranks(2, trains_each_its_own, configs, [shapes, other], run).ended()
     assert second.error.startswith("DataError: the train split of process 1 lists other pictures")
-    first, second = Ranks(2, trains_each_its_own, configs, [tmp_path, shapes], tmp_path).ended()
+    first, second = Ranks(2, trains_each_its_own, configs, [tmp_path, shapes], run).ended()
     assert "holds no shapes" in first.error
     assert second.error.startswith("PeerLostError: Another process failed (number 0: ")
     broken = shutil.copytree(shapes, tmp_path / "broken")
     picture = next((broken / "val" / "images").iterdir())
     picture.write_bytes(picture.read_bytes()[:100])
-    first, second = Ranks(2, trains_each_its_own, configs, [shapes, broken], tmp_path).ended()
+    first, second = Ranks(2, trains_each_its_own, configs, [shapes, broken], run).ended()
     assert second.error.startswith("DataError") and str(picture) in second.error
-    assert str(picture) in first.error and not (tmp_path / "config.yaml").exists()
+    assert str(picture) in first.error and not run.exists()
 
 
 @pytest.mark.parametrize(

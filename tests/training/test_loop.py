@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from segdeform.config.loading import load_config
-from segdeform.config.schema import Config
+from segdeform.config.schema import Config, ModelConfig
 from segdeform.data import load_dataset
 from segdeform.errors import (
     ConfigError,
     DataError,
     InterruptedByUserError,
+    ModelError,
     NotFiniteError,
     RunLockedError,
     SegdeformError,
@@ -31,9 +32,10 @@ from segdeform.models.pyramid import fit_to_crop
 from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
 from segdeform.training import checkpoint, loop, optim, result
-from segdeform.training.checkpoint import checkpoint_folders, newest
+from segdeform.training.checkpoint import newest
 from segdeform.training.loop import train
 from segdeform.training.result import TrainResult
+from segdeform.training.run_folder import checkpoint_folders
 from tests.training.conftest import ReporterThat, send, tiny_config
 
 
@@ -281,7 +283,15 @@ def test_bad_data_is_refused_before_the_first_step(shapes: Path, tmp_path: Path)
         _train(tiny_config(), data, tmp_path / "run")
     with pytest.raises(DataError, match="nowhere"):
         _train(tiny_config(), tmp_path / "nowhere", tmp_path / "run2")
-    assert not (tmp_path / "run2").exists()
+    (tmp_path / "empty").mkdir()
+    lost = tiny_config().model_copy(update={"model": ModelConfig(weights="lost.pth")})
+    with pytest.raises(ModelError, match=r"lost\.pth"):
+        _train(lost, shapes, tmp_path / "empty")
+    with pytest.raises(ModelError, match=r"lost\.pth"):
+        _train(lost, shapes, tmp_path / "new" / "run")
+    # Nothing is left that would stand in the way of the corrected command.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "empty"]
+    assert not list((tmp_path / "empty").iterdir())
 
 
 def test_two_runs_in_one_folder(shapes: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from segdeform.config.loading import dump_config
-from segdeform.training.checkpoint import checkpoint_folders
+from segdeform.training.run_folder import checkpoint_folders
 from tests.training.conftest import tiny_config
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,93 @@
+"""Where predictions are written: never among the files of others, never over another's mask.
+
+An output folder remembers in summary.json which picture each of its masks is of.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from segdeform.errors import UsageError
+from segdeform.model_folder import DESCRIPTION
+
+FORMAT = "segdeform-prediction"  # how a summary.json of ours is told from anybody else's
+SUMMARY = "summary.json"
+OUTPUTS = ("masks", "overlays", "overview.png", SUMMARY)
+
+
+def read_summary(folder: Path) -> Mapping[str, Any] | None:
+    """Returns what the last prediction into a folder noted; None where there was none."""
+    try:
+        value = json.loads((folder / SUMMARY).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and value.get("format") == FORMAT else None
+
+
+def refuse_foreign(output: Path, inputs: Iterable[Path] = ()) -> None:
+    """Raises UsageError where masks would be written among files that are not ours."""
+    place = output.resolve()
+    if any(folder.resolve() == place for folder in inputs):
+        raise UsageError(f"{output}: holds the pictures; choose another --output")
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output}: is not a folder; choose another --output")
+    for folder in (place, *place.parents):
+        if os.path.lexists(folder / DESCRIPTION):
+            raise UsageError(f"{folder}: is a model; choose another --output")
+    if os.path.lexists(output / "checkpoints") or os.path.lexists(output / "model" / DESCRIPTION):
+        raise UsageError(f"{output}: is a run; choose another --output")
+    present = [name for name in OUTPUTS if os.path.lexists(output / name)]
+    if present and read_summary(output) is None:
+        raise UsageError(
+            f"{output}: holds {', '.join(present)} from something else than an earlier prediction; "
+            "choose another --output"
+        )
+
+
+def earlier_sources(output: Path) -> dict[str, str]:
+    """Returns {name: absolute path of its picture} of the masks that lie in an output folder.
+
+    A mask whose picture nobody noted has "".
+    """
+    summary = read_summary(output) or {}
+    noted = summary.get("sources")
+    if not isinstance(noted, dict):  # of an earlier version, which told the last pictures only
+        done = summary.get("done")
+        noted = {
+            entry["name"]: str(identity(Path(entry["picture"])))
+            for entry in (done if isinstance(done, list) else [])
+            if isinstance(entry, dict) and {"name", "picture"} <= entry.keys()
+        }
+    masks = output / "masks"
+    names = (path.relative_to(masks).with_suffix("").as_posix() for path in masks.rglob("*.png"))
+    return {name: str(noted.get(name, "")) for name in sorted(names)}
+
+
+def refuse_others_masks(
+    output: Path, earlier: Mapping[str, str], pictures: Iterable[tuple[Path, str]]
+) -> None:
+    """Raises UsageError where a picture's mask has the name of one of another picture.
+
+    `pictures` are (source, name); `earlier` is what `earlier_sources` says.
+    """
+    others = [
+        (source, name)
+        for source, name in pictures
+        if name in earlier and earlier[name] != str(identity(source))
+    ]
+    if others:
+        source, name = others[0]
+        more = f" (and {len(others) - 1} more such masks)" if len(others) > 1 else ""
+        raise UsageError(
+            f"{output / 'masks' / name}.png is the mask of {earlier[name] or 'another picture'}, "
+            f"not of {source}{more}: choose another --output"
+        )
+
+
+def identity(path: Path) -> Path:
+    """Returns the absolute path of an entry itself, not of what it links to."""
+    return path.parent.resolve() / path.name

@@ -1,0 +1,53 @@
+"""What can be refused before a training begins, without torch, which takes seconds to import."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from segdeform.config.schema import Config
+from segdeform.data import load_dataset
+from segdeform.errors import ConfigError, ModelError
+from segdeform.training.run_folder import checkpoint_folders, refuse_output
+
+_NO_FILES = ("none", "imagenet")  # values of model.weights
+
+
+def refuse_start(
+    config: Config, data: Path, run: Path, *, resume: bool = False, overwrite: bool = False
+) -> None:
+    """Refuses mistyped paths and splits at once; `training.loop.train` refuses the same, and more.
+
+    Of several processes none looks: those that have not met cannot tell each other of a refusal.
+
+    Raises:
+        UsageError: as `refuse_output`.
+        ConfigError, ModelError, DataError: as `refuse_weights` and `refuse_data`.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return
+    refuse_output(run, resume=resume, overwrite=overwrite, data=data)
+    if not (resume and checkpoint_folders(run)):  # which hold their own
+        refuse_weights(config.model.weights)
+    refuse_data(config, data)
+
+
+def refuse_data(config: Config, data: Path) -> None:
+    """Raises DataError where the data set is not there, lacks the splits to use, or files."""
+    for split in dict.fromkeys((config.data.train_split, config.data.val_split)):
+        load_dataset(config.data.name, data, split)
+
+
+def refuse_weights(weights: str) -> None:
+    """Raises ConfigError or ModelError for a value of model.weights that names no file."""
+    if weights in _NO_FILES:
+        return
+    path = Path(weights)
+    if path.suffix not in (".safetensors", ".pth"):
+        raise ConfigError(
+            f"model.weights is {weights!r}; it must be 'imagenet', 'none' or the path of a "
+            ".safetensors or .pth file"
+        )
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "is missing"
+        raise ModelError(f"model.weights: {path} {what}")
