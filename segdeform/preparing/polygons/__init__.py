@@ -1,0 +1,1 @@
+"""Shapes of annotation tools become index masks, by one rule: see `drawing`."""
