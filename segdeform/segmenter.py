@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from segdeform.config.schema import DeformConfig, EvalConfig, ModelConfig
+from segdeform.config.schema import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DeformConfig,
+    EvalConfig,
+    ModelConfig,
+)
 from segdeform.data.depth import ValueRange, ranges
 from segdeform.errors import ConfigError, DataError, ModelError
 from segdeform.files.atomic import write_json
@@ -33,7 +39,7 @@ from segdeform.model_folder import (
     find_model,
 )
 from segdeform.models import build_model
-from segdeform.models.deeplab import IMAGENET_MEAN, IMAGENET_STD, DeepLab
+from segdeform.models.deeplab import DeepLab
 from segdeform.models.deform import deformable_layers
 from segdeform.models.folding import fold_batch_norm
 from segdeform.models.pyramid import fitting_tile, misfit, silence_unreachable_taps

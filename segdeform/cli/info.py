@@ -65,7 +65,11 @@ def _pictures(facts: dict[str, Any]) -> str:
     numbers = (
         f"{name} {', '.join(f'{value:.3g}' for value in facts[name])}" for name in ("mean", "std")
     )
-    return "; ".join([read, *numbers, *([f"values {value_range}"] if value_range else [])])
+    if value_range is None:
+        return "; ".join([read, *numbers])
+    pairs = value_range if isinstance(value_range[0], list) else [value_range]
+    black_and_white = ", ".join(f"{low:g} to {high:g}" for low, high in pairs)
+    return "; ".join([read, *numbers, f"values {black_and_white}"])
 
 
 def _pairs(values: dict[str, Any]) -> str:

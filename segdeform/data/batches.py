@@ -8,14 +8,14 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from segdeform.config.schema import DataConfig
+from segdeform.config.schema import IMAGENET_MEAN, DataConfig
 from segdeform.data.dataset import Dataset, read_pair
 from segdeform.data.image_io import UInt8
 from segdeform.data.sampler import batch_indices
 from segdeform.data.transforms import TrainTransform
 from segdeform.errors import ResourceError
 
-Batch = tuple[UInt8, UInt8]  # images [N, h, w, 3] RGB, labels [N, h, w]
+Batch = tuple[UInt8, UInt8]  # images [N, h, w, C], labels [N, h, w]
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,24 @@ class Batches:
             flip=config.flip,
             rotate=config.rotate,
             color=config.color,
+            mean=config.mean or (IMAGENET_MEAN if self._channels == 3 else [0.5] * self._channels),
         )
+
+    @property
+    def _channels(self) -> int:
+        return self.dataset.channels
 
     @property
     def nbytes(self) -> int:
         """How many bytes a batch has; all have the same."""
-        return 4 * self._pixels
+        return (self._channels + 1) * self._pixels
 
     def place(self, memory: UInt8, number: int = 0) -> Batch:
         """Returns a place for a batch in a memory, uint8 [bytes], that holds one after another."""
         place = memory[number * self.nbytes : (number + 1) * self.nbytes]
         shape = (len(self._indices(0)), *self.config.crop)
-        images, labels = np.split(place, [3 * self._pixels])
-        return images.reshape(*shape, 3), labels.reshape(shape)
+        images, labels = np.split(place, [self._channels * self._pixels])
+        return images.reshape(*shape, self._channels), labels.reshape(shape)
 
     def fill(self, step: int, batch: Batch) -> None:
         """Makes the crops of a step.

@@ -204,7 +204,7 @@ def refuse_bands(path: Path, bands: Bands, count: int, frames: int = 1) -> None:
     stack = f" ({frames} pages, which nothing in it calls channels)" if frames > 1 else ""
     raise BandsError(
         f"{path}: has {has}{stack}, and bands: {list(bands)} asks for band {max(bands)}, counted "
-        "from 0; correct bands in the data YAML, or save it with as many bands"
+        "from 0; correct bands in the data YAML, or save the picture with as many"
     )
 
 

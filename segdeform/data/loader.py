@@ -51,8 +51,8 @@ def train_loader(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (images, labels) of the steps first_step .. first_step + steps - 1.
 
-    Images are uint8 [N, 3, h, w] RGB (channels last in memory), labels uint8 [N, h, w]. Batches
-    depend on the arguments alone, not on `workers`; `batch_size` counts over all ranks.
+    Images are uint8 [N, C, h, w], RGB where C is 3 (channels last in memory), labels uint8 [N, h,
+    w]. Batches depend on the arguments alone, not on `workers`; `batch_size` counts over all ranks.
     Raises SegdeformError for a picture that cannot be read, ResourceError for lost workers and
     when memory, shared memory or open files end.
     """

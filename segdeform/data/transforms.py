@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from segdeform.config.schema import IMAGENET_MEAN
 from segdeform.data.dataset import IGNORE
 from segdeform.data.image_io import UInt8
 
@@ -19,7 +21,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations
 import cv2
 
-_MEAN_COLOUR = (124, 116, 104)  # ImageNet's mean, RGB: zero after normalisation
+_AT_ONCE = 4  # channels; of more, OpenCV cannot fill what lies outside
 _CROP_TRIES = 10
 _COLOUR = albumentations.ColorJitter()
 _AUGMENTATION = 1  # keeps these draws apart from those of the epochs' orders
@@ -33,6 +35,9 @@ class TrainTransform:
     pixels are drawn again (ten times at most); `flip` is the probability of a left-right flip,
     `rotate` the largest rotation in degrees, `color` the strength of the jitter of brightness,
     contrast and saturation (factors within 1 - color .. 1 + color) and of hue (a quarter of it).
+    Pictures of other than three channels have no saturation and hue: brightness and contrast are
+    one factor each for all channels. `mean` is what is shown outside of the picture, of 0..1, one a
+    channel: zero after normalisation.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class TrainTransform:
         flip: float,
         rotate: float,
         color: float,
+        mean: Sequence[float] = IMAGENET_MEAN,
     ) -> None:
         self.crop = crop
         self.scale = scale
@@ -50,15 +56,16 @@ class TrainTransform:
         self.flip = flip
         self.rotate = rotate
         self.color = color
+        self.fill = tuple(round(255 * value) for value in mean)
 
     def __call__(
         self,
-        image: UInt8,  # [H, W, 3] RGB
+        image: UInt8,  # [H, W, C], RGB where C is 3
         labels: UInt8,  # [H, W]
         seed: int,
         epoch: int,
         index: int,
-    ) -> tuple[UInt8, UInt8]:  # [h, w, 3], [h, w]: the crop's size
+    ) -> tuple[UInt8, UInt8]:  # [h, w, C], [h, w]: the crop's size
         """Returns a crop of the picture and its labels; the arguments alone decide which.
 
         Outside the picture, the crop shows a mean colour labelled IGNORE.
@@ -73,10 +80,10 @@ class TrainTransform:
         angle = rng.uniform(-self.rotate, self.rotate) if self.rotate else 0.0
         size = _bounding_size(self.crop, angle)
         window = self._draw_window(labels, size, factor, rng)
-        image = _cut(image, window, size, _MEAN_COLOUR)
+        image = _cut(image, window, size, self.fill)
         labels = _cut(labels, window, size, IGNORE)
         if angle:
-            image = _turn(image, angle, self.crop, cv2.INTER_LINEAR, _MEAN_COLOUR)
+            image = _turn(image, angle, self.crop, cv2.INTER_LINEAR, self.fill)
             labels = _turn(labels, angle, self.crop, cv2.INTER_NEAREST, IGNORE)
         if rng.random() < self.flip:
             image, labels = _mirror(image), _mirror(labels)
@@ -123,7 +130,7 @@ def _cut(
     pixels: UInt8,
     window: tuple[int, int, int, int],
     size: tuple[int, int],
-    fill: int | tuple[int, int, int],
+    fill: int | tuple[int, ...],
 ) -> UInt8:
     """Resizes the window of `pixels` to `size` (H, W): only its pixels are ever touched."""
     top, left, bottom, right = window
@@ -137,9 +144,13 @@ def _cut(
     if pixels.ndim == 3:
         # Linear samples 2x2 pixels, enough down to half the size and 7 times faster than areas.
         method = cv2.INTER_AREA if 2 * inner[0] < source.shape[0] else cv2.INTER_LINEAR
-    resized = cv2.resize(np.ascontiguousarray(source), inner[::-1], interpolation=method)
+
+    def resize(part: UInt8) -> UInt8:
+        return np.asarray(cv2.resize(part, inner[::-1], interpolation=method))
+
+    resized = _by_channels(np.ascontiguousarray(source), resize)
     if inner == size:
-        return np.asarray(resized)
+        return resized
     result = np.empty((*size, *pixels.shape[2:]), np.uint8)
     result[:] = fill
     y, x = min(rows[0], size[0] - 1), min(columns[0], size[1] - 1)
@@ -156,25 +167,61 @@ def _turn(
     angle: float,
     size: tuple[int, int],
     method: int,
-    fill: int | tuple[int, int, int],
+    fill: int | tuple[int, ...],
 ) -> UInt8:
     """Rotates by `angle` degrees about the centre and keeps the central (H, W) = `size`."""
     centre = ((pixels.shape[1] - 1) / 2, (pixels.shape[0] - 1) / 2)
     matrix = cv2.getRotationMatrix2D(centre, angle, 1.0)
     matrix[:, 2] += ((size[1] - 1) / 2 - centre[0], (size[0] - 1) / 2 - centre[1])
-    turned = cv2.warpAffine(
-        pixels, matrix, size[::-1], flags=method, borderMode=cv2.BORDER_CONSTANT, borderValue=fill
-    )
-    return np.asarray(turned)
+    fills = [fill] if isinstance(fill, int) else list(fill)
+
+    def turn(part: UInt8) -> UInt8:
+        border = [fills.pop(0) for _ in range(part.shape[2] if part.ndim == 3 else 1)]
+        turned = cv2.warpAffine(
+            part,
+            matrix,
+            size[::-1],
+            flags=method,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=border,
+        )
+        return np.asarray(turned)
+
+    return _by_channels(pixels, turn)
+
+
+def _by_channels(pixels: UInt8, work: Callable[[UInt8], UInt8]) -> UInt8:
+    """Has OpenCV work on as many channels at once as it can, one after the other."""
+    if pixels.ndim == 2 or 1 < pixels.shape[2] <= _AT_ONCE:
+        return work(pixels)
+    parts = [
+        work(np.ascontiguousarray(pixels[..., first : first + _AT_ONCE]))
+        for first in range(0, pixels.shape[2], _AT_ONCE)
+    ]
+    return np.concatenate([part if part.ndim == 3 else part[..., None] for part in parts], axis=2)
 
 
 def _mirror(pixels: UInt8) -> UInt8:
+    if pixels.ndim == 3 and pixels.shape[2] != 3:
+        return np.ascontiguousarray(pixels[:, ::-1])
     return np.asarray(cv2.flip(pixels, 1))
 
 
 def _jitter(image: UInt8, strength: float, rng: np.random.Generator) -> UInt8:
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, size=3)
     hue = rng.uniform(-strength, strength) / 4
+    if image.shape[2] != 3:
+        return _brightened(image, brightness, contrast)
     # Applied, not called: a call would draw factors and order from a generator of its own.
     jittered = _COLOUR.apply(image, brightness, contrast, saturation, hue, order=[0, 1, 2, 3])
     return np.asarray(jittered)
+
+
+def _brightened(image: UInt8, brightness: float, contrast: float) -> UInt8:
+    """Multiplies all values, then their distances from their mean over all channels."""
+    values = np.arange(256, dtype=np.float64)
+    bright = np.minimum(np.rint(values * brightness), 255)
+    counts = np.bincount(image.ravel(), minlength=256)
+    mean = float(counts @ bright) / image.size
+    table = np.clip(np.rint(mean + (bright - mean) * contrast), 0, 255).astype(np.uint8)
+    return np.asarray(table[image])

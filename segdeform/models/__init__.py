@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from segdeform.config.schema import DeformConfig, ModelConfig
+from segdeform.config.schema import IMAGENET_MEAN, IMAGENET_STD, DeformConfig, ModelConfig
 from segdeform.models.backbones import Backbone, build_backbone, set_dilation
-from segdeform.models.deeplab import IMAGENET_MEAN, IMAGENET_STD, DeepLab, Output
+from segdeform.models.deeplab import DeepLab, Output
 from segdeform.models.deform import deformify
 from segdeform.models.frozen import freeze_batch_norm
 from segdeform.models.heads import (
@@ -34,14 +34,14 @@ def build_model(
     Args:
         classes: K, channels of the logits.
         pretrained: False leaves `model.weights` alone: the caller fills in all weights.
-        mean, std: per channel, RGB, of pictures in 0..1.
+        mean, std: per channel, of pictures in 0..1: RGB, or as many channels as there are numbers.
 
     Raises:
         ConfigError: deform.layers or deform.offset_groups do not suit the backbone.
         ModelError, DownloadError: the weights are damaged, do not fit, or cannot be fetched.
     """
     weights = model.weights if pretrained else "none"
-    backbone = build_backbone(model.backbone, weights, model.output_stride)
+    backbone = build_backbone(model.backbone, weights, model.output_stride, len(mean))
     if deform.dilation is not None:
         layers = deform.layers
         covered = max(3, layers) if isinstance(layers, int) else layers

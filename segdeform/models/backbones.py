@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
 from segdeform.models.deform import Layers, choose_layers
+from segdeform.models.stem import widen_first
 from segdeform.models.weights import load_weights
 
 
@@ -24,7 +25,7 @@ class Features(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Turns pictures [N, 3, H, W] into `Features`; the attributes give their channels and strides.
+    """Turns pictures [N, C, H, W] into `Features`; the attributes give their channels and strides.
 
     A stride is exact: value i of a map stands for the pixels from i * stride on, also in the last
     row and column, which reach beyond the picture where its size is no multiple.
@@ -54,7 +55,7 @@ class ResNet(Backbone):
         self.stride, self.middle_stride = output_stride, min(16, output_stride)
         _dilate((self.layer2, self.layer3, self.layer4), output_stride)
 
-    def forward(self, x: Tensor) -> Features:  # [N, 3, H, W]
+    def forward(self, x: Tensor) -> Features:  # [N, C, H, W]
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         low = self.layer1(x)
         middle = self.layer3(self.layer2(low))
@@ -76,7 +77,7 @@ class MobileNetV2(Backbone):
         self.stride, self.middle_stride = output_stride, min(16, output_stride)
         _dilate((self.features[4:7], self.features[7:14], self.features[14:]), output_stride)
 
-    def forward(self, x: Tensor) -> Features:  # [N, 3, H, W]
+    def forward(self, x: Tensor) -> Features:  # [N, C, H, W]
         outputs = []
         for block in self.features:
             x = block(x)
@@ -93,8 +94,10 @@ BACKBONES: dict[str, Callable[[int], Backbone]] = {
 }
 
 
-def build_backbone(name: str, weights: str, output_stride: int) -> Backbone:
+def build_backbone(name: str, weights: str, output_stride: int, channels: int = 3) -> Backbone:
     """Builds a backbone by its name in BACKBONES and loads its weights.
+
+    Where pictures have other than 3 channels, its first convolution is widened as `widened` says.
 
     Args:
         weights: "imagenet" (downloaded), "none" (random), or the path of a file with torchvision's
@@ -107,6 +110,8 @@ def build_backbone(name: str, weights: str, output_stride: int) -> Backbone:
     """
     backbone = BACKBONES[name](output_stride)
     load_weights(backbone, name, weights)
+    if channels != 3:
+        widen_first(backbone, channels)
     return backbone
 
 

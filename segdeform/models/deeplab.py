@@ -8,12 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from segdeform.config.schema import IMAGENET_MEAN, IMAGENET_STD
 from segdeform.models.backbones import Backbone, Features
 from segdeform.models.resizing import enlarge, stride_of
-
-# Mean and standard deviation of ImageNet's pictures, RGB, 0..1: what torchvision's weights expect.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Output(NamedTuple):
@@ -30,6 +27,7 @@ class DeepLab(nn.Module):
     does not divide shift nothing.
 
     Args:
+        mean, std: of each of the C channels, which `backbone` takes.
         stride: height of the pictures / height of the head's scores; None: found from the sizes,
             as the power of two that fits.
         auxiliary_stride: the same of the auxiliary head's.
@@ -58,9 +56,9 @@ class DeepLab(nn.Module):
         # be filled from a file, needs their values.
         for name, values in (("mean", mean), ("std", std)):
             buffer = torch.tensor(list(values), dtype=torch.float32, device="cpu")
-            self.register_buffer(name, buffer.view(1, 3, 1, 1), persistent=False)
+            self.register_buffer(name, buffer.view(1, -1, 1, 1), persistent=False)
 
-    def maps(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, K, h, w] float32
+    def maps(self, images: Tensor) -> Tensor:  # [N, C, H, W] -> [N, K, h, w] float32
         """Computes the head's scores, before they are enlarged by `map_stride`."""
         maps: Tensor = self.head(self._features(images)).float()
         return maps
@@ -73,7 +71,7 @@ class DeepLab(nn.Module):
         features: Features = self.backbone((images - self.mean) / self.std)
         return features
 
-    def forward(self, images: Tensor) -> Output | Tensor:  # [N, 3, H, W] float, 0..1, RGB
+    def forward(self, images: Tensor) -> Output | Tensor:  # [N, C, H, W] float, 0..1
         """Returns `Output`; the logits alone where a graph is made of it for evaluation.
 
         Such a graph (torch.jit.trace, torch.export, ONNX) outlives our classes: it knows tensors.

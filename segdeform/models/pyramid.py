@@ -103,7 +103,7 @@ def _dilated(model: DeepLab) -> dict[str, tuple[nn.Conv2d, int]]:
         return {}
     hooks = [layer.register_forward_pre_hook(note) for layer in convs.values()]
     training = model.training
-    model.eval()(model.mean.new_zeros(1, 3, _PROBE, _PROBE))
+    model.eval()(model.mean.new_zeros(1, model.mean.shape[1], _PROBE, _PROBE))
     model.train(training)
     for hook in hooks:
         hook.remove()

@@ -14,7 +14,7 @@ import torch
 
 import cuda_ops
 from segdeform.config.dotted import dotted
-from segdeform.config.schema import Config, EvalConfig
+from segdeform.config.schema import IMAGENET_MEAN, IMAGENET_STD, Config, EvalConfig
 from segdeform.data.dataset import Dataset
 from segdeform.data.depth import as_json
 from segdeform.errors import ConfigError, DataError
@@ -29,6 +29,13 @@ FREE_KEYS = frozenset(
     {"train.save_every", "train.eval_every", "train.log_every"}
     | {f"eval.{key}" for key in EvalConfig.model_fields}
 )
+# What a run has meant that says nothing of these keys, which are filled in when a run begins.
+_ONCE = {
+    "data.channels": 3,
+    "data.normalize": "imagenet",
+    "data.mean": list(IMAGENET_MEAN),
+    "data.std": list(IMAGENET_STD),
+}
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ def check_resumable(plan: Plan, record: dict[str, Any]) -> None:
     """
     ours = plan.record()
     # A key that the run's own version did not know has had its default's meaning.
-    old = dotted(Config().model_dump(mode="json")) | dotted(record.get("config"))
+    old = dotted(Config().model_dump(mode="json")) | _ONCE | dotted(record.get("config"))
     new = dotted(ours["config"])
     if old["model.aspp_rates"] is None and new["model.aspp_rates"] is not None:
         old["model.aspp_rates"] = list(ASPP_RATES[plan.config.model.output_stride])

@@ -14,6 +14,7 @@ from segdeform.files.manifest import read_json, verify_manifest
 from segdeform.model_folder import DESCRIPTION, WEIGHTS
 from segdeform.models.pyramid import silence_unreachable_taps
 from segdeform.segmenter import ModelDescription, read_description, save_model
+from segdeform.training.channels import statistics_used
 from segdeform.training.checkpoint import TrainState
 from segdeform.training.logging import peak_memory
 from segdeform.training.plan import Plan, check_resumable, environment
@@ -34,11 +35,14 @@ class TrainResult:
 
 def describe(plan: Plan, training: dict[str, Any]) -> ModelDescription:
     """Returns the model.json of this run's network, with what is known of its training."""
+    mean, std = statistics_used(plan.config)
     return ModelDescription(
         model=plan.config.model,
         deform=plan.config.deform,
         classes=plan.train_set.classes,
         palette=plan.train_set.palette,
+        mean=mean,
+        std=std,
         eval=plan.config.eval,
         value_range=plan.train_set.value_range,
         bands=plan.train_set.bands,

@@ -11,6 +11,7 @@ from segdeform.models import build_model
 from segdeform.models.folding import fold_batch_norm
 from segdeform.models.pyramid import silence_unreachable_taps
 from segdeform.segmenter import Segmenter, load
+from segdeform.training.channels import statistics_used
 from segdeform.training.checkpoint import TrainState
 from segdeform.training.logging import RunLog
 from segdeform.training.plan import Plan
@@ -72,7 +73,10 @@ def show_scores(plan: Plan, log: RunLog | None, step: int, evaluation: Evaluatio
 def _as_loaded(plan: Plan, state: TrainState) -> Segmenter:
     """Returns what rank 0 loads, for a process that has no run folder."""
     config, classes = plan.config, plan.train_set.classes
-    model = build_model(config.model, config.deform, len(classes), pretrained=False)
+    mean, std = statistics_used(config)
+    model = build_model(
+        config.model, config.deform, len(classes), pretrained=False, mean=mean, std=std
+    )
     model.load_state_dict(state.best_model.state_dict())
     silence_unreachable_taps(model, config.data.crop)
     fold_batch_norm(model)

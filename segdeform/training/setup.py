@@ -30,6 +30,7 @@ from segdeform.models.deeplab import DeepLab
 from segdeform.models.deform import deformable_layers
 from segdeform.models.pyramid import fit_to_crop, misfit, silence_unreachable_taps
 from segdeform.training import checkpoint
+from segdeform.training.channels import fit_to_bands, statistics_used, with_statistics
 from segdeform.training.checkpoint import Checkpoint, TrainState
 from segdeform.training.ema import averaged_model
 from segdeform.training.logging import Reporter
@@ -83,6 +84,7 @@ def open_run(
         train_set = load_dataset(config.data.name, data, config.data.train_split)
         val_set = load_dataset(config.data.name, data, config.data.val_split)
         check_same_classes(train_set, val_set)
+        config = fit_to_bands(config, train_set)
         check_config(config, train_set, own, peers)
         reporter = (reporter or Reporter()) if peers.first else Reporter(Console(quiet=True))
         train_set = with_cache(train_set, reporter.message)
@@ -98,6 +100,7 @@ def open_run(
                 # Again: another process may have written a run just now.
                 refuse_output(run, resume=resume, overwrite=overwrite, data=data)
                 remove_leftovers(run)
+        plan = with_statistics(plan, resume)
         yield plan, _first_state(plan, resume, overwrite)
 
 
@@ -221,7 +224,10 @@ def class_weights(plan: Plan) -> Tensor | None:
 
 def _build_network(plan: Plan, pretrained: bool) -> DeepLab:
     config, classes = plan.config, len(plan.train_set.classes)
-    model = build_model(config.model, config.deform, classes, pretrained=pretrained)
+    mean, std = statistics_used(config)
+    model = build_model(
+        config.model, config.deform, classes, pretrained=pretrained, mean=mean, std=std
+    )
     if silenced := silence_unreachable_taps(model, config.data.crop):
         what = misfit(silenced, config.data.crop, config.model.output_stride)
         plan.reporter.message(f"warning: {what}")

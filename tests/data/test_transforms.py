@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from segdeform.data.dataset import IGNORE
-from segdeform.data.transforms import TrainTransform
+from segdeform.data.transforms import TrainTransform, _brightened
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -190,3 +190,53 @@ def test_tiny_pictures_give_whole_crops(size: tuple[int, int]) -> None:
         )
         assert image.shape == (33, 17, 3)
         assert set(np.unique(mask)) <= {1, IGNORE}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 9])
+def test_pictures_of_any_channels_are_cut_as_each_channel_in_rgb(channels: int) -> None:
+    """Sizes, places, turns and flips are those of RGB; each channel is what it is by itself."""
+    labels = blobs()
+    rng = np.random.default_rng(channels)
+    image = rng.integers(0, 256, (90, 120, channels), dtype=np.uint8)
+    mean = rng.random(channels)
+    of_any = TrainTransform((48, 64), (0.4, 2.5), 1.0, 0.5, 25.0, 0.0, mean)
+    for index in range(12):
+        picture, mask = of_any(image, labels, 1, 2, index)
+        assert picture.shape == (48, 64, channels) and picture.flags.c_contiguous
+        for channel in range(channels):
+            alone = np.repeat(image[..., channel : channel + 1], 3, axis=2)
+            of_rgb = TrainTransform((48, 64), (0.4, 2.5), 1.0, 0.5, 25.0, 0.0, [mean[channel]] * 3)
+            expected, expected_mask = of_rgb(alone, labels, 1, 2, index)
+            np.testing.assert_array_equal(mask, expected_mask)
+            # OpenCV rounds places to 1/32 of a pixel, for some numbers of channels only.
+            difference = picture[..., channel].astype(int) - expected[..., 0]
+            assert np.abs(difference).max() <= 255 / 32
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_brightness_and_contrast_are_one_for_all_channels(channels: int) -> None:
+    labels = blobs(48, 64)[:48, :64]
+    rng = np.random.default_rng(channels)
+    image = rng.integers(0, 256, (*labels.shape, channels), dtype=np.uint8)
+    plain = TrainTransform(labels.shape, (1, 1), 1.0, 0.0, 0.0, 0.0, [0.5] * channels)
+    varied = TrainTransform(labels.shape, (1, 1), 1.0, 0.0, 0.0, 0.6, [0.5] * channels)
+    factors = set()
+    for index in range(8):
+        before = plain(image, labels, 1, 2, index)[0]
+        after = varied(image, labels, 1, 2, index)[0]
+        # One table for all channels, that never falls: the same value becomes the same value.
+        table = np.full(256, -1)
+        table[before.ravel()] = after.ravel()
+        np.testing.assert_array_equal(table[before], after)
+        assert (np.diff(table[table >= 0]) >= 0).all()
+        middle = table[60], table[190]
+        factors.add(middle)
+        assert middle[0] != middle[1]
+    assert len(factors) == 8
+
+
+def test_brightness_is_a_product_and_contrast_goes_from_the_mean() -> None:
+    image = np.array([[[10, 20], [30, 100]]], np.uint8)
+    np.testing.assert_array_equal(_brightened(image, 1.5, 1.0), [[[15, 30], [45, 150]]])
+    np.testing.assert_array_equal(_brightened(image, 1.0, 0.5), [[[25, 30], [35, 70]]])
+    np.testing.assert_array_equal(_brightened(image, 3.0, 2.0), [[[0, 11], [71, 255]]])
