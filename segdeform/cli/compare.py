@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _FEW = 20  # pictures, below which a bootstrap interval is rough
 _LISTED = 5  # pictures that lost and gained most
 
-_HELP = "Folder that eval --output wrote."
+_HELP = "Folder that eval --output wrote, or one that holds several, as of folds."
 
 
 def compare(
@@ -24,11 +24,14 @@ def compare(
     second: Annotated[Path, typer.Argument(metavar="B", help=_HELP)],
     json_output: Json = False,
 ) -> None:
-    """Compare two evaluations of the same pictures: what the second gained or lost."""
-    from segdeform.evaluation.compare import compare
-    from segdeform.evaluation.result import read_evaluation
+    """Compare two evaluations of the same pictures: what the second gained or lost.
 
-    comparison = compare(read_evaluation(first), read_evaluation(second))
+    A folder of several, as results/mine/{fold1,fold2,...}, counts as one over all their pictures.
+    """
+    from segdeform.evaluation.compare import compare
+    from segdeform.evaluation.joined import read_side
+
+    comparison = compare(read_side(first), read_side(second))
     if json_output:
         print_json(comparison.to_json())
     else:

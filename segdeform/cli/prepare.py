@@ -234,7 +234,7 @@ def _prepare_folder(given: dict[str, Any], json_output: bool) -> None:
         print_json({**prepared.record, "root": str(prepared.root), "check": report})
     else:
         _print_prepared(prepared)
-    unusable = prepared.record["left_out"]["pairs_that_cannot_be_used"]
+    unusable = prepared.record["left_out"]["pairs that cannot be used"]
     if unusable:
         raise PartialFailureError(
             f"{len(unusable)} pairs cannot be used and are left out ({unusable[0]['reason']}); "
@@ -246,13 +246,13 @@ def _print_prepared(prepared: Prepared) -> None:
     from segdeform.cli.check import print_report
 
     record = prepared.record
-    print(f"paired: {record['pairs']} pictures with masks, by {record['paired_by']}")
+    print(f"paired: {record['pairs']} of {record['pictures']} pictures, by {record['paired_by']}")
     for key, files in record["left_out"].items():
         if files:
             names = [Path(f["file"] if isinstance(f, dict) else f).name for f in files]
             more = ", ..." if len(names) > _NAMES_SHOWN else ""
             shown = ", ".join(names[:_NAMES_SHOWN])
-            print(f"left out: {len(files)} {key.replace('_', ' ')} ({shown}{more})")
+            print(f"left out: {len(files)} {key} ({shown}{more})")
     for line in record["guessed"]:
         print(f"masks: {line}")
     for line in record["split_by"]:
@@ -261,8 +261,10 @@ def _print_prepared(prepared: Prepared) -> None:
         print(f"folds: {len(record['folds'])}, of {', '.join(map(str, record['folds']))} pairs: "
               "fold1 and except-fold1 are splits")  # fmt: skip
     print_report(prepared.report)
-    done = "written" if prepared.changed else "was there already, the same"
-    print(f"{prepared.root}: {done}; {prepared.listing.name} lists what was left out")
+    done = "written" if prepared.changed else "the same as before"
+    if prepared.otherwise:
+        done += f", anew ({'; '.join(prepared.otherwise)})"
+    print(f"Data set: {prepared.root}, {done}; {prepared.listing.name} lists what was left out")
     if record["folds"]:
         splits = " --set data.train_split=except-fold1 --set data.val_split=fold1"
         print(f"A fold: segdeform train folder --data {prepared.root} --output RUN{splits}")

@@ -54,7 +54,7 @@ from segdeform.errors import DataError, nearest
 
 SPLIT_KEYS = ("train", "val", "test")
 OTHER_NAMES = {"val": ("valid", "validation")}  # of a split, as other tools call it
-_KEYS = {
+KEYS = {
     *SPLIT_KEYS,
     "bands",
     "bits",
@@ -72,7 +72,7 @@ _KEYS = {
 }
 # What data YAMLs of other tools hold beside that, and nobody expects to matter.
 _UNUSED_KEYS = {"download", "channels", "author", "license", "version", "description", "name"}
-_KNOWN = _KEYS | _UNUSED_KEYS | {name for names in OTHER_NAMES.values() for name in names}
+_KNOWN = KEYS | _UNUSED_KEYS | {name for names in OTHER_NAMES.values() for name in names}
 _OURS = ("data.yaml", "data.yml")
 _LOOKS_OURS = re.compile(rb"^\s*(names|train|val|label_mapping)\s*:", re.MULTILINE)
 
@@ -98,7 +98,7 @@ def find_data_yaml(root: Path) -> Path | None:
         raise unreadable[0]
     if not described:  # one that lacks its names, or misspells them, is to be refused, not ignored
         described = [
-            path for path, found in files.items() if path.name in _OURS or _KEYS & found.keys()
+            path for path, found in files.items() if path.name in _OURS or KEYS & found.keys()
         ]
     if len(described) > 1:
         names = ", ".join(path.name for path in described)
@@ -114,10 +114,10 @@ def read_data_yaml(path: Path) -> Mapping[Any, Any]:
 
 def check_keys(content: Mapping[Any, Any], source: Path) -> None:
     """Raises DataError for a key that looks misspelt, and where there are no names."""
-    lacking = _KEYS - content.keys()
+    lacking = KEYS - content.keys()
     for key in content:
         if key not in _KNOWN and get_close_matches(str(key), lacking, n=1, cutoff=0.75):
-            raise DataError(f"{source}: unknown key '{key}'.{nearest(str(key), _KEYS)}")
+            raise DataError(f"{source}: unknown key '{key}'.{nearest(str(key), KEYS)}")
     if "names" not in content:
         raise DataError(f"{source}: a data YAML needs names: a list of the class names")
 

@@ -82,7 +82,7 @@ def list_pairs(
             continue
         name = name_below(picture.with_suffix(""), places.base)
         if mask_text is None:
-            folder = _folder_beside(picture, places, beside, masks)
+            folder = _folder_beside(picture, places, beside, masks, bool(suffix))
             stem = f"{spelt(picture.stem)}{suffix}"
             labels, lossy = folders.found(folder, stem)
             problem = pairing_problem(stem, picture.parent, folder, [picture], labels, lossy)
@@ -121,8 +121,10 @@ def _lines(listing: Path) -> list[tuple[str, str | None]]:
     return found
 
 
-def _folder_beside(picture: Path, places: Places, beside: str, masks: Path | None) -> Path:
-    """Returns the folder where the mask of a listed picture lies."""
+def _folder_beside(
+    picture: Path, places: Places, beside: str, masks: Path | None, suffixed: bool
+) -> Path:
+    """Returns the folder where the mask of a listed picture lies, as for folders of pictures."""
     parts = list(picture.parts[:-1])
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = beside
@@ -130,7 +132,7 @@ def _folder_beside(picture: Path, places: Places, beside: str, masks: Path | Non
         if masks is None or folder.is_dir():
             return folder
     if masks is None:
-        return picture.parent.parent / beside if parts else picture.parent
+        return picture.parent if suffixed else picture.parent.parent / beside
     inner = masks / name_below(picture.parent, places.base)
     return inner if inner.is_dir() else masks
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from segdeform.callbacks import Steps
 from segdeform.checking import Report, check, list_splits
-from segdeform.errors import InterruptedByUserError, SegdeformError
+from segdeform.errors import InterruptedByUserError, SegdeformError, UsageError
 from segdeform.preparing.folder_groups import Groups, groups_by_pattern, groups_of_frames
 from segdeform.preparing.folder_masks import Labelled, MaskSource, find_masks, read_masks
 from segdeform.preparing.folder_order import Order
@@ -36,6 +36,7 @@ class Prepared:
     record: dict[str, Any]  # prepare.json, without its head
     report: Report
     changed: bool  # False: all of it was there already
+    otherwise: tuple[str, ...] = ()  # what an earlier call was asked otherwise
 
     @property
     def listing(self) -> Path:
@@ -53,7 +54,10 @@ def prepare_folder(order: Order, progress: Steps = lambda what, done, total: Non
         DataError: nothing can be paired, masks whose meaning is not certain, a set with errors.
         ResourceError, InterruptedByUserError.
     """
-    refuse_output(order)
+    for path in (order.images, order.masks, order.pairs):
+        if path is not None and not path.exists():
+            raise UsageError(f"{path}: no such file or folder")
+    otherwise = refuse_output(order)
     root = order.output.resolve()
     work = root.with_name(f".{root.name}.partial")
     try:
@@ -72,7 +76,7 @@ def prepare_folder(order: Order, progress: Steps = lambda what, done, total: Non
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return Prepared(order.output, record, report, changed)
+    return Prepared(order.output, record, report, changed, tuple(otherwise))
 
 
 def _groups(order: Order, labelled: Labelled, progress: Steps) -> Groups:
@@ -136,6 +140,7 @@ def _record(
     shares = _shares(labelled.pixels)
     return {
         "paired_by": pairing.rule or "the same name",
+        "pictures": len(pairing.samples) + len(pairing.without_mask),
         "pairs": len(labelled.samples),
         "splits": {split: len(members) for split, members in splits.items()},
         "folds": [len(members) for members in folds],
@@ -144,10 +149,10 @@ def _record(
         "guessed": list(labelled.meaning.told),
         "split_by": list(told),
         "left_out": {
-            "pictures_without_mask": [str(path) for path in pairing.without_mask],
-            "masks_without_picture": [str(path) for path in pairing.without_picture],
-            "files_of_one_name": [str(path) for path in pairing.double],
-            "pairs_that_cannot_be_used": [
+            "pictures without a mask": [str(path) for path in pairing.without_mask],
+            "masks without a picture": [str(path) for path in pairing.without_picture],
+            "files of one name": [str(path) for path in pairing.double],
+            "pairs that cannot be used": [
                 {"file": str(path), "reason": why} for path, why in labelled.bad
             ],
         },

@@ -49,8 +49,9 @@ def groups_by_pattern(names: Sequence[str], pattern: str) -> Groups:
     found: dict[tuple[bool, str], list[int]] = {}
     for index, name in enumerate(names):
         match = compiled.search(name)
-        key = (match is not None, (match[1] if compiled.groups else match[0]) if match else name)
-        found.setdefault((key[0], key[1] or ""), []).append(index)
+        # A first group that took no part in the match says nothing.
+        key = match and ((match[1] if compiled.groups else None) or match[0])
+        found.setdefault((match is not None, name if key is None else key), []).append(index)
     matched = [key for key in found if key[0]]
     if not matched:
         raise UsageError(f"--group-by {pattern}: matches no name, such as {names[0]}")
@@ -85,17 +86,16 @@ def groups_of_frames(
         parts = max(2, min(blocks, len(run) // 2))
         ends = [round(len(run) * part / parts) for part in range(parts + 1)]
         blocked += [tuple(run[a:b]) for a, b in pairwise(ends)]
-        told.append(f"{name}... ({len(run)}: neighbours differ by {near:.1f} grey levels, others "
-                    f"by {far:.1f})")  # fmt: skip
+        told.append(f"{name}* ({len(run)}: {near:.0f} and {far:.0f})")
     in_blocks = {index for block in blocked for index in block}
     alone = [(index,) for index in range(len(samples)) if index not in in_blocks]
     if not told:
         return Groups(tuple(alone))
     shown = ", ".join(told[:4]) + (f" and {len(told) - 4} more" if len(told) > 4 else "")
     text = (
-        f"{len(told)} runs of numbered pictures look like videos: {shown}; each is split in "
-        f"contiguous blocks, as neighbours in train and val would make the score too good "
-        "(--group-by PATTERN overrides it, --group-by '.*' takes every picture alone)"
+        f"{len(told)} series of numbered pictures look like video (grey levels by which neighbours "
+        f"differ, and pictures far apart): {shown}; split in blocks, as neighbours in train and "
+        "val make the score too good; --group-by PATTERN decides otherwise, '.*' for each alone"
     )
     return Groups((*blocked, *alone), (text,))
 

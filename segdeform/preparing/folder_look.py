@@ -32,6 +32,7 @@ class Look:
     values: dict[int, int] = field(default_factory=dict)
     colours: dict[Colour, int] = field(default_factory=dict)
     top: dict[Colour, int] = field(default_factory=dict)  # of more colours than can be classes
+    shown: dict[int, Colour] = field(default_factory=dict)  # of a palette mask, value -> colour
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Seen:
     top: dict[Colour, tuple[int, int]] = field(default_factory=dict)
     kinds: dict[Kind, int] = field(default_factory=dict)
     first: dict[Kind, Path] = field(default_factory=dict)
+    shown: dict[int, set[Colour | None]] = field(default_factory=dict)  # value -> its colours
 
     @property
     def masks(self) -> int:
@@ -67,7 +69,8 @@ def look_at(path: Path, facts: Facts) -> Look:
     Raises DataError where it is no mask, UnsafeInputError, ResourceError.
     """
     if facts.problem is None:
-        return Look("index", {value: count for value, (count, _) in facts.values.items()})
+        values = {value: count for value, (count, _) in facts.values.items()}
+        return Look("index", values, shown=facts.colours)
     if facts.problem not in ("colour-mask", "mask-kind", "jpeg-mask"):
         raise DataError(facts.text)
     with opened(path) as image:
@@ -75,10 +78,10 @@ def look_at(path: Path, facts: Facts) -> Look:
             counts = np.bincount(np.asarray(image.convert("L")).ravel(), minlength=256)
             return Look("blurred", {int(v): int(counts[v]) for v in np.flatnonzero(counts)})
         if facts.problem == "mask-kind":
-            values = plain_values(image)
-            if values is None:
+            numbers = plain_values(image)
+            if numbers is None:
                 raise DataError(facts.text)
-            found, counts = np.unique(values, return_counts=True)
+            found, counts = np.unique(numbers.astype(np.int64), return_counts=True)
             return Look("plain", dict(zip(found.tolist(), counts.tolist(), strict=True)))
         return _colour_look(image.convert("RGB"))
 
@@ -91,6 +94,21 @@ def _colour_look(image: Image.Image) -> Look:
     counts = {_rgb(colour): count for count, colour in found}
     if all(red == green == blue for red, green, blue in counts):
         return Look("plain", {red: count for (red, _, _), count in counts.items()})
+    return Look("colour", colours=counts)
+
+
+def among_colours(looks: list[Look]) -> list[Look]:
+    """Takes palette masks by their colours, where others of the masks are coloured."""
+    if not any(look.kind == "colour" for look in looks):
+        return looks
+    return [_by_palette(look) if look.shown else look for look in looks]
+
+
+def _by_palette(look: Look) -> Look:
+    counts: dict[Colour, int] = {}
+    for value, pixels in look.values.items():
+        colour = look.shown[value]
+        counts[colour] = counts.get(colour, 0) + pixels
     return Look("colour", colours=counts)
 
 
@@ -109,6 +127,7 @@ def together(looks: Iterable[tuple[Path, Look]]) -> Seen:
         for value, pixels in look.values.items():
             before = seen.values.get(value, (0, 0))
             seen.values[value] = (before[0] + pixels, before[1] + 1)
+            seen.shown.setdefault(value, set()).add(look.shown.get(value))
         for counts, into in ((look.colours, seen.colours), (look.top, seen.top)):
             for colour, pixels in counts.items():
                 before = into.get(colour, (0, 0))
@@ -129,15 +148,17 @@ def labels_of(
     with opened(path) as image:
         if threshold is not None:
             return (np.asarray(image.convert("L")) >= threshold).astype(np.uint8)
-        numbers = plain_values(image) if image.mode not in _COLOURED else None
+        by_colour = image.mode in _COLOURED or (image.mode == "P" and bool(colours))
+        numbers = None if by_colour else plain_values(image)
         if numbers is not None:
-            return _looked_up(path, numbers, values)
+            grey = {red: k for (red, green, blue), k in colours.items() if red == green == blue}
+            return _looked_up(path, numbers, values | grey)
         pixels = np.asarray(image.convert("RGB")).astype(np.int32)
     packed = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
     table = {red << 16 | green << 8 | blue: k for (red, green, blue), k in colours.items()}
     # Grey that was saved with three channels, where a table of colours does not know it.
-    grey = {value * 0x010101: label for value, label in values.items() if value < 256}
-    return _looked_up(path, packed, grey | table)
+    shades = {value * 0x010101: label for value, label in values.items() if value < 256}
+    return _looked_up(path, packed, shades | table)
 
 
 _COLOURED = frozenset(("RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"))

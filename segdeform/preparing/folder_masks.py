@@ -17,7 +17,7 @@ from segdeform.checking.scan import PairFacts, read_pairs
 from segdeform.data.dataset import IGNORE, Dataset, Sample, colour_map
 from segdeform.data.image_io import write_index_png
 from segdeform.errors import DataError, SegdeformError, UnsafeInputError, UsageError
-from segdeform.preparing.folder_look import Look, labels_of, look_at, together
+from segdeform.preparing.folder_look import Look, Seen, among_colours, labels_of, look_at, together
 from segdeform.preparing.folder_meaning import Meaning, understand
 from segdeform.preparing.folder_names import (
     LabelNames,
@@ -36,8 +36,7 @@ class MaskSource:
     """Pairs of pictures and mask files, and what the source itself says of the classes."""
 
     pairing: Pairing
-    named: LabelNames | None = None  # of annotations: their classes, which masks were drawn of
-    drawn: bool = False  # whether the masks lie in the folder `work`, as index masks of classes
+    drawn: LabelNames | None = None  # classes whose index masks were drawn, of annotations
     told: tuple[str, ...] = ()
 
 
@@ -50,7 +49,7 @@ class Labelled:
     meaning: Meaning
     bad: tuple[tuple[Path, str], ...]  # file, why
     written: bool  # whether the masks are those that were written here
-    facts: tuple[PairFacts, ...]  # of the samples
+    bits: int | None  # that the pictures use, of more than 8 that they could
 
 
 def find_masks(order: Order, work: Path, progress: Steps) -> MaskSource:
@@ -82,22 +81,46 @@ def read_masks(order: Order, source: MaskSource, work: Path, progress: Steps) ->
         if not isinstance(look, Look)
     ]  # fmt: skip
     _refuse_most(len(keep), bad)
-    kept_looks = [look for look in looks if isinstance(look, Look)]
+    kept_looks = among_colours([look for look in looks if isinstance(look, Look)])
     samples, facts = [samples[index] for index in keep], [facts[index] for index in keep]
     seen = together((samples[k].mask or Path(), look) for k, look in enumerate(kept_looks))
-    said = given_values(order.values) if order.values else None
-    named = given_names(order.classes) if order.classes else source.named
-    found, odd = find_names(_beside(samples, order)) if named is None and said is None else ([], [])
-    if named is not None and not named.said and said is None:  # a table of values may lie there
-        found = [labels for labels in find_names(_beside(samples, order))[0] if labels.said]
-    meaning = understand(seen, said, named, found, order.threshold)
-    meaning = replace(meaning, told=(*source.told, *odd, *meaning.told))
+    if source.drawn is not None:
+        meaning = Meaning(source.drawn.names, palette=source.drawn.palette)
+    else:
+        meaning = _understood(order, samples, seen)
+    meaning = replace(meaning, told=(*source.told, *meaning.told))
     pixels = np.array([_class_pixels(look, meaning) for look in kept_looks], np.int64)
     if meaning.rewrite:
         shown = partial(progress, "writing masks")
         samples = _write_masks(samples, meaning, work / MASKS, order.workers, shown)
-    written = meaning.rewrite or source.drawn
-    return Labelled(tuple(samples), pixels, meaning, tuple(bad), written, tuple(facts))
+    written = meaning.rewrite or source.drawn is not None
+    bits, why = _bits(facts)
+    meaning = replace(meaning, told=(*meaning.told, *why))
+    return Labelled(tuple(samples), pixels, meaning, tuple(bad), written, bits)
+
+
+def _bits(facts: Sequence[PairFacts]) -> tuple[int | None, list[str]]:
+    """Returns how many bits pictures use where they could use more, as a camera's 12 of 16."""
+    deep = [pair.picture for pair in facts if pair.picture.spans and pair.picture.white]
+    top = max((high for picture in deep for _, high in picture.spans), default=0.0)
+    white = max((picture.white or 0 for picture in deep), default=0)
+    if not 0 < top <= white // 2:
+        return None, []
+    bits = int(top).bit_length()
+    told = f"{len(deep)} pictures of more than 8 bits hold values up to {top:g} of {white}: "
+    return bits, [f"{told}bits: {bits} is written, which makes {(1 << bits) - 1} white"]
+
+
+def _understood(order: Order, samples: Sequence[Sample], seen: Seen) -> Meaning:
+    """Finds out what masks mean from the options, the files beside them, and what they hold."""
+    said = given_values(order.values) if order.values else None
+    named = given_names(order.classes) if order.classes else None
+    found, odd = ([], []) if said else find_names(_beside(samples, order))
+    if named is not None:  # what stands for a class may be said there all the same
+        found = [labels for labels in found if labels.said]
+        found = [] if named.said else found
+    meaning = understand(seen, said, named, found, order.threshold)
+    return replace(meaning, told=(*odd, *meaning.told))
 
 
 def _sound_pairs(

@@ -20,6 +20,7 @@ _FEW_COLOURS = 64  # a person can tell apart
 _BIMODAL = 0.95  # the share of pixels nearly black or white that makes a mask black and white
 _MANY_GREYS = 8  # between black and white: a mask of fewer may be of classes
 _SHOWN = 8
+_EDGE = 40  # greys from white that still are nearly white
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def _black_and_white(
     seen: Seen, said: LabelNames | None, named: LabelNames | None, threshold: int | None
 ) -> Meaning:
     """Cuts masks of two greys that something blurred, where it was asked for."""
-    clear = seen.near_ends >= _BIMODAL and not seen.colours and not seen.top
+    white = any(value >= IGNORE - _EDGE for value in seen.values)
+    clear = seen.near_ends >= _BIMODAL and white and not seen.colours and not seen.top
     share = f"{seen.near_ends:.1%} of the pixels are nearly black or white"
     what = f"{seen.kinds['blurred']} masks are JPEG or WebP" if "blurred" in seen.kinds else "masks"
     first = seen.first.get("blurred", next(iter(seen.first.values())))
@@ -141,8 +143,9 @@ def _coloured(
         )
     if named is not None and named is not table:
         table = renamed(table, named.names)
+    meant = {colour: _name(table.names, label) for colour, label in known.items()}
     told = (
-        f"colours are those of {table.source}: {_shown(colours)}",
+        f"colours are those of {table.source}: {_shown(colours, meant)}",
         f"{seen.masks} masks are written as index masks",
     )
     return Meaning(table.names, {}, known, table.palette, rewrite=True, told=told)
@@ -191,6 +194,14 @@ def _of_values(
             "are these the right masks?"
         )
     names = named or (found[0] if found else None)
+    coloured = [labels for labels in (named, *found) if labels and labels.colours is not None]
+    if coloured and (values := _of_palettes(seen, coloured[0])):
+        table = renamed(coloured[0], named.names) if named else coloured[0]
+        told = f"the masks' palettes have the colours of {table.source}: "
+        told += _pairs(values, table.names)
+        plain = all(value == label for value, label in values.items())
+        known = None if plain else values
+        return Meaning(table.names, known, palette=table.palette, told=(told,))
     if _is_smoothed(seen):
         raise DataError(
             f"{next(iter(seen.first.values()))}: {len(used)} greys, {seen.near_ends:.1%} of the "
@@ -198,6 +209,19 @@ def _of_values(
             "--threshold 128"
         )
     return _of_names(seen, names) if names else _unnamed(seen)
+
+
+def _of_palettes(seen: Seen, table: LabelNames) -> dict[int, int]:
+    """Takes the class of each value from the colour that palettes show it in; {} where they do not
+    agree, or have colours of their own."""
+    values: dict[int, int] = {}
+    for value, shown in seen.shown.items():
+        (colour,) = shown if len(shown) == 1 else (None,)
+        label = None if colour is None else (table.colours or {}).get(colour)
+        if label is None and value != IGNORE:
+            return {}
+        values[value] = IGNORE if label is None else label
+    return dict(sorted(values.items())) if len(set(values.values()) - {IGNORE}) > 1 else {}
 
 
 def _is_smoothed(seen: Seen) -> bool:
@@ -229,6 +253,12 @@ def _mapped(seen: Seen, table: LabelNames) -> Meaning:
 
 def _of_names(seen: Seen, names: LabelNames) -> Meaning:
     """Fits names without values to the values: from 0 on, black and white, or from 1 on."""
+    if names.order is not None and set(seen.values) - {IGNORE} <= set(range(len(names.order))):
+        by_row = dict(enumerate(names.order))
+        told = f"values count the rows of {names.source}: {_pairs(by_row, names.names)}"
+        plain = all(value == label for value, label in by_row.items())
+        known = None if plain else by_row
+        return Meaning(names.names, known, palette=names.palette, told=(told,))
     count = len(names.names)
     skipped = {IGNORE, *([names.void] if names.void is not None else [])}
     used = set(seen.values) - skipped
@@ -237,7 +267,7 @@ def _of_names(seen: Seen, names: LabelNames) -> Meaning:
         values = {0: 0, IGNORE: 1}
         told = f"all masks hold only 0 and 255: {_pairs(values, names.names)}"
         return Meaning(names.names, values, palette=names.palette, told=(told,))
-    if used <= set(range(count)):
+    if used <= set(range(count)) and (len(used) > 1 or count == 1):
         told = f"{count} classes from {names.source}, numbered as named; {_shown_values(seen)}"
         numbered = dict(enumerate(range(count))) | void if void else None
         return Meaning(names.names, numbered, palette=names.palette, told=(told,))
@@ -247,7 +277,7 @@ def _of_names(seen: Seen, names: LabelNames) -> Meaning:
         told = f"all masks hold only 0 and {two[1]}: {_pairs(values, names.names)}"
         return Meaning(names.names, values, palette=names.palette, told=(told,))
     often = 2 * seen.values.get(count, (0, 0))[1] > seen.masks
-    if 0 not in used and max(used) == count and often:
+    if 0 not in used and max(used, default=0) == count and often:
         values = {value: value - 1 for value in range(1, count + 1)} | void
         told = f"values from 1 to {count} and never 0: {_pairs(values, names.names)}"
         return Meaning(names.names, values, palette=names.palette, told=(told,))
@@ -299,10 +329,12 @@ def _line(seen: Seen, names: Sequence[str]) -> str:
 
 def _pairs(values: Mapping[int, int], names: Sequence[str]) -> str:
     shown = list(values.items())[:_SHOWN]
-    text = ", ".join(
-        f"{value} is {'not scored' if label == IGNORE else names[label]}" for value, label in shown
-    )
+    text = ", ".join(f"{value} is {_name(names, label)}" for value, label in shown)
     return text + (f" and {len(values) - len(shown)} more" if len(values) > len(shown) else "")
+
+
+def _name(names: Sequence[str], label: int) -> str:
+    return "not scored" if label == IGNORE else names[label]
 
 
 def _shown_values(seen: Seen, only: Sequence[int] | None = None) -> str:
@@ -316,11 +348,14 @@ def _shown_values(seen: Seen, only: Sequence[int] | None = None) -> str:
     return f"{', '.join(parts)}{more}"
 
 
-def _shown(colours: Mapping[Colour, tuple[int, int]]) -> str:
+def _shown(
+    colours: Mapping[Colour, tuple[int, int]], names: Mapping[Colour, str] | None = None
+) -> str:
     total = sum(pixels for pixels, _ in colours.values())
     ordered = sorted(colours.items(), key=lambda entry: (-entry[1][0], entry[0]))
     parts = [
-        f"{_hex(colour)} ({pixels / max(1, total):.2%} in {masks} masks)"
+        f"{_hex(colour)}{' ' + names[colour] if names else ''} "
+        f"({pixels / max(1, total):.2%} in {masks} masks)"
         for colour, (pixels, masks) in ordered[:_SHOWN]
     ]
     more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""

@@ -33,6 +33,7 @@ class LabelNames:
     colours: dict[Colour, int] | None = None  # the same of colours
     palette: tuple[Colour, ...] | None = None
     void: int | None = None  # one more value that is not scored
+    order: tuple[int, ...] | None = None  # class or IGNORE of each row of a table of colours
 
     @property
     def said(self) -> bool:
@@ -74,7 +75,7 @@ def given_values(text: str) -> LabelNames:
         raise UsageError(f"--values {text}: give either mask values or colours as RRGGBB")
     if len({key.lower() for key, _ in entries}) != len(entries):
         raise UsageError(f"--values {text}: a value is given twice")
-    names, labels = _numbered([name for _, name in entries])
+    names, labels = _numbered([name for _, name in entries], fewest=1)
     if not names:
         raise UsageError(f"--values {text}: names no class")
     keys = [key for key, _ in entries]
@@ -171,13 +172,19 @@ def _of_colours(rows: list[tuple[str, str]], path: Path) -> LabelNames:
     if len(set(colours)) != len(colours):
         raise DataError(f"{path}: gives one colour to two classes")
     table = dict(zip(colours, labels, strict=True))
-    return LabelNames(names, str(path), colours=table, palette=_palette(table, len(names)))
+    palette = _palette(table, len(names))
+    return LabelNames(names, str(path), colours=table, palette=palette, order=tuple(labels))
 
 
-def _numbered(names: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
-    """Numbers names as they come; what is not to be scored is IGNORE."""
+def _numbered(names: Sequence[str], fewest: int = 2) -> tuple[tuple[str, ...], list[int]]:
+    """Numbers names as they come; what is not to be scored is IGNORE, if classes enough are left.
+
+    Tools call the background of a single class unlabelled, too.
+    """
     classes = tuple(dict.fromkeys(name for name in names if not is_void(name)))
-    return classes, [IGNORE if is_void(name) else classes.index(name) for name in names]
+    if len(classes) < fewest:
+        classes = tuple(dict.fromkeys(names))
+    return classes, [classes.index(name) if name in classes else IGNORE for name in names]
 
 
 def _palette(table: dict[Colour, int], count: int) -> tuple[Colour, ...]:

@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 
 from segdeform.data.dataset import Sample
@@ -24,6 +23,8 @@ from segdeform.errors import DataError, UsageError
 # What marks masks in their names begins or ends at one of these.
 _AFTER = re.compile(r"[ _.-](?=.*[^\W\d_]).*")
 _BEFORE = re.compile(r".*[^\W\d_].*[ _.-]")
+_STARTS = (re.compile(r"^[^_. -]+[_. -]"), re.compile(r"^\D+"))
+_ENDS = (re.compile(r"[_. -][^_. -]+$"), re.compile(r"\D+$"))
 _PLACEHOLDER = "NAME"
 
 
@@ -165,19 +166,18 @@ def _affixes(pictures: Collection[str], masks: Collection[str]) -> list[tuple[st
 
 
 def _common_ends(names: Collection[str]) -> tuple[str, str]:
-    """Returns what all names begin and end with, without the digits that number them."""
+    """Returns what most names begin and end with: a word, or all before and after their numbers."""
     bases = [name.rpartition("/")[2] for name in names]
-    prefix = _common_start(bases)
-    suffix = _common_start([base[::-1] for base in bases])[::-1]
-    if len(bases) < 2 or len(prefix) + len(suffix) >= min(map(len, bases)):
-        return "", ""
-    return re.sub(r"\d+$", "", prefix), re.sub(r"^\d+", "", suffix)
+    return _commonest(_STARTS, bases), _commonest(_ENDS, bases)
 
 
-def _common_start(words: Sequence[str]) -> str:
-    # What the first and the last in the order of the alphabet begin with, all others do.
-    pairs = zip(min(words), max(words), strict=False)
-    return "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+def _commonest(patterns: Sequence[re.Pattern[str]], bases: Sequence[str]) -> str:
+    found: Counter[str] = Counter()
+    for base in bases:
+        parts = {match[0] for pattern in patterns if (match := pattern.search(base))}
+        found.update(part for part in parts if len(part) < len(base))
+    part, count = max(found.items(), key=lambda entry: (entry[1], len(entry[0])), default=("", 0))
+    return part if count > 1 and 2 * count > len(bases) else ""
 
 
 def _keys(rule: _Rule, names: Collection[str], affixes: tuple[str, str]) -> dict[str, list[str]]:
@@ -217,7 +217,11 @@ def _paired(
     rule: _Rule, pictures: dict[str, list[Path]], masks: dict[str, list[Path]], same: bool
 ) -> Pairing:
     shown, labels = _matched(rule, pictures, masks, same)
-    samples, bare, double = [], [], []
+    samples: list[Sample] = []
+    double: list[Path] = []
+    compared = {name for names in shown.values() for name in names}
+    others = [] if same else [name for name in pictures if name not in compared]
+    bare = [path for name in others for path in pictures[name]]
     for key, names in sorted(shown.items()):
         shots = [path for name in names for path in pictures[name]]
         drawn = [path for name in labels.get(key, ()) for path in masks[name]]
@@ -231,7 +235,7 @@ def _paired(
     used |= {path for names in shown.values() for name in names for path in pictures[name]}
     rest = sorted(path for paths in masks.values() for path in paths if path not in used)
     samples.sort(key=lambda sample: sample.name)
-    return Pairing(tuple(samples), rule.text, tuple(bare), tuple(rest), tuple(double))
+    return Pairing(tuple(samples), rule.text, tuple(sorted(bare)), tuple(rest), tuple(double))
 
 
 def _nothing(

@@ -34,8 +34,15 @@ YAML = "data.yaml"
 _MAKER = "segdeform prepare folder"
 
 
-def refuse_output(order: Order) -> None:
-    """Raises UsageError where the output is, or lies in, a source, or holds something else."""
+# Of another of these, what lies in a folder is another data set.
+_SOURCES = ("images", "masks", "pairs", "files")
+
+
+def refuse_output(order: Order) -> list[str]:
+    """Raises UsageError where the output is, or lies in, a source, or holds something else.
+
+    Returns what an earlier call for it was asked otherwise, in words.
+    """
     root = order.output.resolve()
     for source, option in ((order.images, "--images"), (order.masks, "--masks")):
         folder = source.resolve() if source else None
@@ -48,7 +55,7 @@ def refuse_output(order: Order) -> None:
         raise UsageError(f"{order.output}: is a file; choose another --output")
     names = {path.name for path in root.iterdir()} if root.is_dir() else set()
     if not {name for name in names if not name.startswith(".")}:
-        return
+        return []
     record = read_record(root)
     if record is None:
         shown = ", ".join(sorted(names)[:3])
@@ -57,12 +64,14 @@ def refuse_output(order: Order) -> None:
             f"{order.output / 'prepared'}"
         )
     before, now = record["arguments"], order.arguments()
-    for key in now:
-        if before.get(key) != now[key]:
+    other = [key for key in now if before.get(key) != now[key]]
+    for key in _SOURCES:
+        if key in other:
             raise UsageError(
-                f"{order.output}: was prepared with {key} {before.get(key)}, now {now[key]}; "
+                f"{order.output}: was prepared of other {key} ({before.get(key)}, now {now[key]}); "
                 "choose another --output, or remove it"
             )
+    return [f"{key} was {before.get(key)}, is {now[key]}" for key in other]
 
 
 def read_record(root: Path) -> dict[str, Any] | None:
@@ -123,6 +132,8 @@ def _describe(order: Order, labelled: Labelled, work: Path) -> dict[str, Any]:
     content["names"] = dict(enumerate(meaning.names))
     if meaning.values is not None and not labelled.written:
         content["label_mapping"] = dict(meaning.values)
+    if labelled.bits is not None:
+        content["bits"] = labelled.bits
     if meaning.palette is not None:
         content["palette"] = [list(colour) for colour in meaning.palette]
     return content
@@ -228,7 +239,14 @@ def _update(work: Path, root: Path) -> bool:
         plain = isinstance(name, str) and ".." not in Path(name).parts
         if plain and name not in kept and not Path(name).is_absolute():
             (root / name).unlink(missing_ok=True)
+            _remove_empty((root / name).parent, root)
     return changed
+
+
+def _remove_empty(folder: Path, root: Path) -> None:
+    while folder != root and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
 
 
 def split_names(test: bool) -> tuple[str, ...]:
