@@ -26,6 +26,7 @@ from segdeform.cli.explain import explain
 from segdeform.cli.info import info
 from segdeform.cli.predict import predict
 from segdeform.cli.prepare import prepare
+from segdeform.cli.score import score
 from segdeform.cli.train import train
 from segdeform.errors import EXHAUSTED, InterruptedByUserError, ResourceError, SegdeformError
 from segdeform.machine import interrupts
@@ -44,6 +45,7 @@ for function, name in (
     (check, "check"),
     (train, "train"),
     (evaluate, "eval"),
+    (score, "score"),
     (compare, "compare"),
     (predict, "predict"),
     (explain, "explain"),

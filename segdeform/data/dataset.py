@@ -167,10 +167,11 @@ def read_labels(dataset: Dataset, mask: Path) -> UInt8:
         allowed = (
             f"0 to {len(dataset.classes) - 1}" if dataset.label_map is None else "label_mapping"
         )
+        ignored = ", ".join(map(str, sorted(dataset.void)))
         raise DataError(
             f"{mask}: label {values[row, column]} at row {row}, column {column} is outside the "
-            f"{len(dataset.classes)} classes (allowed: {allowed}; "
-            f"ignored: {', '.join(map(str, sorted(dataset.void)))})"
+            f"{len(dataset.classes)} classes (allowed: {allowed}"
+            f"{f'; ignored: {ignored}' if ignored else ''})"
         )
     return labels.astype(np.uint8)
 

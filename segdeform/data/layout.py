@@ -78,7 +78,7 @@ def pair_folders(
     lossy = files_by_name(masks, LOSSY_SUFFIXES)
     samples, problems = [], []
     suffix = mask_suffix
-    if suffix is None and (suffix := _common_suffix(pictures.keys(), {*labels, *lossy})):
+    if suffix is None and (suffix := common_suffix(pictures.keys(), {*labels, *lossy})):
         text = f"{masks}: the masks are called NAME{suffix}"
         problems.append(ListingProblem("mask-suffix", masks, text))
     if suffix:
@@ -102,8 +102,9 @@ def pair_folders(
     return samples, sorted(problems, key=lambda problem: problem.harmless)
 
 
-def _common_suffix(pictures: Set[str], masks: Set[str]) -> str:
-    """Returns what every mask's name has after a picture's, as _mask; "" where that is nothing."""
+def common_suffix(pictures: Set[str], masks: Set[str]) -> str:
+    """Returns what every mask's name has after a picture's, as _mask; "" where that is nothing, and
+    where a name is the same on both sides."""
     if not pictures.isdisjoint(masks):
         return ""
     found = Counter(

@@ -17,7 +17,7 @@ from segdeform.evaluation.result import Result
 from segdeform.files.atomic import json_number
 
 # What a comparison is about to find out, or what cannot change a score by itself.
-_EXPECTED_TO_DIFFER = {"model_sha256", "root"}
+_EXPECTED_TO_DIFFER = {"model_sha256", "root", "predictions", "predictions_sha256"}
 
 
 @dataclass(frozen=True)

@@ -236,12 +236,9 @@ def predict_sample(
         raise type(error)(f"{sample.image}: {error}") from error
 
 
-def _protocol(
-    segmenter: Segmenter, dataset: Dataset, counts: Counts, boundary_width: float
-) -> dict[str, Any]:
-    """States all that the numbers depend on, and nothing that differs between equal runs."""
+def counting_protocol(dataset: Dataset, counts: Counts, boundary_width: float) -> dict[str, Any]:
+    """States what the numbers depend on beside the network, nothing that differs between runs."""
     names = "".join(f"{sample.name}\n" for sample in dataset.samples)
-    device = segmenter.device.type
     return {
         "dataset": dataset.name,
         "root": dataset.root.resolve().name,
@@ -256,6 +253,22 @@ def _protocol(
         "miou": "mean over the classes present in truth or prediction; void pixels not counted",
         "boundary_width": f"{boundary_width:g} of the diagonal",
         "uncertainty": bootstrap.describe(),
+        "versions": {
+            "segdeform": __version__,
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+            "pillow": PIL.__version__,
+        },
+    }
+
+
+def _protocol(
+    segmenter: Segmenter, dataset: Dataset, counts: Counts, boundary_width: float
+) -> dict[str, Any]:
+    """States all that the numbers depend on."""
+    protocol = counting_protocol(dataset, counts, boundary_width)
+    device = segmenter.device.type
+    return protocol | {
         "inference": segmenter.options.model_dump(mode="json")
         | {"tiled_above_pixels": WHOLE_LIMIT, "tiled_above_bytes": WHOLE_BYTES},
         "training_crop": segmenter.info.get("crop"),
@@ -263,14 +276,8 @@ def _protocol(
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "threads": torch.get_num_threads(),
         "deform_conv2d": cuda_ops.backend(device),
-        "versions": {
-            "segdeform": __version__,
-            "torch": str(torch.__version__),
-            "torchvision": version("torchvision"),
-            "numpy": np.__version__,
-            "opencv": cv2.__version__,
-            "pillow": PIL.__version__,
-        },
+        "versions": protocol["versions"]
+        | {"torch": str(torch.__version__), "torchvision": version("torchvision")},
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from segdeform.segmenter import Segmenter
 
 WORST, BEST = 8, 4  # pictures shown
 _SIDE = 320  # pixels, the longer side of what is shown
+_STOPPED = "evaluation stopped; nothing was written"
 _VOID = (224, 224, 224)
 _RIGHT, _WRONG, _UNSCORED = (236, 239, 241), (213, 43, 30), (255, 255, 255)
 
@@ -36,10 +37,14 @@ class Example:
     accuracy: float
     size: tuple[int, int]  # H, W in pixels
     classes: tuple[tuple[int, float], ...]  # (class, IoU) of those in the picture, lowest first
-    image: str  # data URIs, at most 320 pixels wide and high
+    image: str  # data URIs, at most 320 pixels wide and high; "": there is none
     truth: str
     prediction: str
     errors: str
+
+
+Look = Callable[[int], tuple[NDArray[np.uint8] | None, NDArray[np.uint8], NDArray[np.uint8]]]
+"""Of a picture's index: the picture [H, W, C] where there is one, its truth and its labels."""
 
 
 def choose_examples(
@@ -53,6 +58,21 @@ def choose_examples(
     Keeping label maps of all pictures instead would cost memory that grows with their number.
     Raises what `evaluate` raises for a picture, InterruptedByUserError after a stop.
     """
+
+    def look(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+        image, truth = read_pair(dataset, index)
+        return image, truth, predict_sample(segmenter, dataset.samples[index], image, stop)
+
+    return draw_examples(evaluation, segmenter.palette, look, stop)
+
+
+def draw_examples(
+    evaluation: Evaluation, colours: Colours, look: Look, stop: Stop | None = None
+) -> tuple[Example, ...]:
+    """Draws the pictures with the lowest and highest mIoU of their own, as `look` gives them.
+
+    Raises what `look` raises, InterruptedByUserError after a stop.
+    """
     scores = evaluation.picture_scores
     scored = [int(k) for k in np.argsort(scores.miou, kind="stable") if scores.miou[k] >= 0]
     # Of a few pictures, each is shown once, most of them as the worst.
@@ -62,33 +82,33 @@ def choose_examples(
     chosen += [(index, False) for index in reversed(scored[len(scored) - best :])]
     examples = []
     for index, is_worst in chosen:
+        if stop is not None and stop():
+            raise InterruptedByUserError(_STOPPED)
         try:
-            examples.append(_example(evaluation, segmenter, dataset, index, is_worst, stop))
+            seen = look(index)
         except InterruptedByUserError as error:
-            raise InterruptedByUserError("evaluation stopped; nothing was written") from error
+            raise InterruptedByUserError(_STOPPED) from error
+        examples.append(_example(evaluation, colours, seen, index, is_worst))
     return tuple(examples)
 
 
 def _example(
     evaluation: Evaluation,
-    segmenter: Segmenter,
-    dataset: Dataset,
+    colours: Colours,
+    seen: tuple[NDArray[np.uint8] | None, NDArray[np.uint8], NDArray[np.uint8]],
     index: int,
     worst: bool,
-    stop: Stop | None,
 ) -> Example:
-    sample = dataset.samples[index]
-    image, truth = read_pair(dataset, index)
-    labels = predict_sample(segmenter, sample, image, stop)
+    image, truth, labels = seen
     palette = np.full((IGNORE + 1, 3), _VOID, np.uint8)
-    palette[: len(segmenter.palette)] = segmenter.palette
+    palette[: len(colours)] = colours
     wrong = np.where(truth == IGNORE, 2, truth != labels).astype(np.uint8)
     rows = evaluation.counts.rows
     rows = rows[rows[:, Column.PICTURE] == index]
     ious = rows[:, Column.CORRECT] / union(rows)
     scores = evaluation.picture_scores
     return Example(
-        name=sample.name,
+        name=evaluation.pictures[index],
         worst=worst,
         miou=float(scores.miou[index]),
         accuracy=float(scores.accuracy[index]),
@@ -96,9 +116,9 @@ def _example(
         classes=tuple(
             (int(rows[k, Column.CLASS]), float(ious[k])) for k in np.argsort(ious, kind="stable")
         ),
-        image=data_uri(
-            _shrunk(Image.fromarray(shown_colours(image)), Image.Resampling.BOX), "JPEG"
-        ),
+        image=""
+        if image is None
+        else data_uri(_shrunk(Image.fromarray(shown_colours(image)), Image.Resampling.BOX), "JPEG"),
         truth=_indexed(truth, palette),
         prediction=_indexed(labels, palette),
         errors=_indexed(wrong, np.array([_RIGHT, _WRONG, _UNSCORED], np.uint8)),
