@@ -21,6 +21,7 @@ Bits = npt.NDArray[np.bool_]  # [H, W]
 Colour = tuple[int, int, int]
 
 FARTHEST = 1e9  # pixels: no coordinate is farther away than that
+_LONGEST_NAME = 200  # letters
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,18 @@ class Annotations:
     listed: list[str] = field(default_factory=list)  # classes in the project's own order, if any
     colours: dict[str, Colour] = field(default_factory=dict)
     smaller_on_top: bool = False  # the format has no order of drawing
-    ignored: frozenset[str] = frozenset()  # labels that mean "not scored"
     left_out: Counter[str] = field(
         default_factory=Counter
     )  # kind of shape without area -> how many
     notes: list[str] = field(default_factory=list)  # whole sentences for the user
+
+
+def clean_label(text: str, where: str) -> str:
+    """Returns the name of a class. Raises DataError naming `where` for one that cannot be."""
+    name = text.strip()
+    if not name or len(name) > _LONGEST_NAME or not name.isprintable():
+        raise DataError(f"{where}: {name[:40]!a} cannot be the name of a class")
+    return name
 
 
 def checked_points(numbers: Points, where: str) -> Points:

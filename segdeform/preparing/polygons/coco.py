@@ -33,6 +33,7 @@ from segdeform.preparing.polygons.annotation import (
     Runs,
     Shape,
     checked_points,
+    clean_label,
 )
 from segdeform.preparing.polygons.strict_json import Model, parse_json
 
@@ -82,14 +83,15 @@ def read_coco(content: bytes, path: Path) -> Annotations:
             "of instances"
         )
     found = parse_json(_File, content, path)
-    names = {category.id: category.name.strip() for category in found.categories}
+    names = {
+        category.id: clean_label(category.name, f"{path}: category {category.id}")
+        for category in found.categories
+    }
     if len(names) != len(found.categories):
         raise DataError(f"{path}: two categories have the same id")
-    if nameless := [number for number, name in names.items() if not name]:
-        raise DataError(f"{path}: category {nameless[0]} has no name")
     read = Annotations("COCO", path, smaller_on_top=True)
     shapes = _shapes(found, names, read)
-    _list_classes(found, read)
+    _list_classes(found, names, read)
     for picture in found.images:
         size = (picture.height, picture.width)
         read.pictures.append(
@@ -134,17 +136,17 @@ def _shapes(found: _File, names: dict[int, str], read: Annotations) -> dict[int 
     return shapes
 
 
-def _list_classes(found: _File, read: Annotations) -> None:
+def _list_classes(found: _File, names: dict[int, str], read: Annotations) -> None:
     """Takes the categories by their ids, without those that only group others."""
     used = Counter(annotation.category_id for annotation in found.annotations)
     groups = {part.supercategory for part in found.categories if part.supercategory != part.name}
     for category in sorted(found.categories, key=lambda category: category.id):
         if not used[category.id] and category.name in groups:
             read.notes.append(f"category '{category.name}' only groups others and is no class")
-        elif category.name.strip() in read.listed:
+        elif names[category.id] in read.listed:
             read.notes.append(f"two categories are called '{category.name}' and are one class")
         else:
-            read.listed.append(category.name.strip())
+            read.listed.append(names[category.id])
 
 
 def _ring(numbers: npt.NDArray[np.float64], where: str) -> npt.NDArray[np.float64]:

@@ -33,6 +33,7 @@ from segdeform.preparing.polygons.annotation import (
     Runs,
     Shape,
     checked_points,
+    clean_label,
 )
 from segdeform.preparing.polygons.geometry import ellipse, rectangle, turned
 
@@ -124,7 +125,7 @@ class _Reader:
             self._add_label(self._label)
 
     def _add_label(self, label: Mapping[str, str]) -> None:
-        name = label["name"]
+        name = clean_label(label["name"], f"{self.path}: labels")
         if "parent" in label or label.get("type", "") not in _AREA_LABELS:
             return
         if name not in self.read.listed:
@@ -166,10 +167,8 @@ class _Reader:
         image = self._image or {}
         item = f"image {image.get('id', '?')} ({image.get('name', '')[:80]}), {kind} "
         item += str(len(self._shapes) + 1)
-        if not given.get("label", "").strip():
-            raise DataError(f"{self.path}: {item}: has no label")
         order = self._whole(given.get("z_order", "0"), f"{item}: z_order", low=-FAR)
-        label = given["label"].strip()
+        label = clean_label(given.get("label", ""), f"{self.path}: {item}: label")
         if kind == "mask":
             shape = Shape(label, item, runs=self._runs(given, item))
         else:

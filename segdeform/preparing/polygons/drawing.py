@@ -5,6 +5,8 @@
   right or below, so that of two shapes with a common edge exactly one has it. No border is added:
   areas stay what was drawn, and neighbours meet without overlap.
 - Several rings of one shape are a union. What lies out of the picture is cut off.
+- Labels called ignore, void, unlabelled or the like are not scored (255), unless the classes that
+  were asked for name them.
 - Bitmaps (run lengths, PNGs) are taken as they are, never resampled.
 - Crowds are not scored (255) where nothing else is drawn. Then come the shapes in the order of the
   format, later ones on top; where a format has no order, those that cover fewer pixels are on top,
@@ -29,7 +31,7 @@ from segdeform.errors import UnsafeInputError
 from segdeform.preparing.polygons.annotation import Bits, Points, Runs, Shape
 
 _CHUNK = 1 << 21  # crossings of edges and rows that are looked at together
-_MOST_CROSSINGS = 1 << 31  # of one ring; real ones have thousands
+_MOST_CROSSINGS = 1 << 28  # of one ring; real ones have thousands
 
 
 @dataclass(frozen=True)

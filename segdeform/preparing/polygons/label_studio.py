@@ -39,6 +39,7 @@ from segdeform.preparing.polygons.annotation import (
     Runs,
     Shape,
     checked_points,
+    clean_label,
 )
 from segdeform.preparing.polygons.geometry import ellipse, rectangle, turned
 from segdeform.preparing.polygons.strict_json import Model, parse_json, parse_part
@@ -219,7 +220,7 @@ def _shape(value: _Value, size: tuple[int, int], item: str, where: str) -> Shape
     names = value.names()
     if len(names) > 1:
         raise ValueError(f"has {len(names)} labels ({', '.join(names)[:80]}); a pixel has one")
-    label = names[0].strip()
+    label = clean_label(names[0], f"{where}: label")
     if value.rle is not None:
         return Shape(label, item, runs=decode_brush(value.rle, size))
     return Shape(label, item, rings=(checked_points(_ring(value, size), where),))

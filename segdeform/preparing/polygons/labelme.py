@@ -11,7 +11,8 @@
 - Lines, line strips and points have no area and are left out, and told. (LabelMe's own export makes
   them 10 pixels wide, whatever the picture.)
 - Later shapes are on top, as LabelMe shows and exports them. group_id joins shapes to one object,
-  which changes nothing here. A label `__ignore__` is not scored, `_background_` is background.
+  which changes nothing here. Of its special labels `__ignore__` is not scored, and `_background_`
+  is the background.
 - Classes are the labels in alphabetical order: there is no list of them.
 - The picture is the one that imagePath names, else the one called like the JSON file; the copy of
   it in imageData is not used. A saved file without a shape says that there is nothing.
@@ -38,11 +39,11 @@ from segdeform.preparing.polygons.annotation import (
     Runs,
     Shape,
     checked_points,
+    clean_label,
 )
 from segdeform.preparing.polygons.geometry import ellipse, rectangle
 from segdeform.preparing.polygons.strict_json import Model, parse_json
 
-IGNORED = frozenset({"__ignore__"})
 _CORNERS = ("polygon", "rotation", "oriented_rectangle")
 _KEYS = (b'"imagePath"', b'"imageData"', b'"imageHeight"', b'"shape_type"', b'"version"')
 _FLAT = {
@@ -107,21 +108,21 @@ def _names(image_path: str | None, inside: PurePosixPath) -> tuple[str, ...]:
 
 def _shape(given: _Shape, item: str, where: str) -> Shape | None:
     """Returns a shape, or None for one that has no area. Raises ValueError or DataError."""
-    kind = given.shape_type or "polygon"
+    kind, label = given.shape_type or "polygon", clean_label(given.label, f"{where}: label")
     points = checked_points(np.array(given.points, np.float64).reshape(-1, 2), where)
     if kind == "mask":
-        return Shape(given.label, item, runs=_mask(given, points))
+        return Shape(label, item, runs=_mask(given, points))
     if kind == "circle":
         if len(points) != 2:
             raise ValueError(f"a circle has 2 points, not {len(points)}")
         (x, y), (edge_x, edge_y) = points.tolist()
         radius = math.hypot(edge_x - x, edge_y - y)
-        return Shape(given.label, item, rings=(ellipse(x, y, radius, radius),))
+        return Shape(label, item, rings=(ellipse(x, y, radius, radius),))
     if kind == "rectangle" and len(points) == 2:
-        return Shape(given.label, item, rings=(rectangle(*points[0], *points[1]),))
+        return Shape(label, item, rings=(rectangle(*points[0], *points[1]),))
     if kind == "rectangle" and len(points) != 4:
         raise ValueError(f"a rectangle has 2 points, or 4, not {len(points)}")
-    return Shape(given.label, item, rings=(points,)) if kind in (*_CORNERS, "rectangle") else None
+    return Shape(label, item, rings=(points,)) if kind in (*_CORNERS, "rectangle") else None
 
 
 def _mask(given: _Shape, points: Points) -> Runs:

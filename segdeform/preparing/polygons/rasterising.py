@@ -16,6 +16,7 @@ from segdeform.callbacks import Progress
 from segdeform.data.dataset import IGNORE, MAX_CLASSES, Sample, colour_map
 from segdeform.data.image_io import opened, orientation, upright_size, write_index_png
 from segdeform.errors import DataError, UnsafeInputError, nearest
+from segdeform.preparing.folder_names import is_void
 from segdeform.preparing.polygons.annotation import (
     AnnotatedPicture,
     Annotations,
@@ -122,8 +123,8 @@ class _ClassTable:
         if given is not None:
             names = list(given)
         else:
-            unlisted = sorted(used.keys() - set(read.listed) - read.ignored)
-            names = [name for name in (*read.listed, *unlisted) if not is_background(name)]
+            every = (*read.listed, *sorted(used.keys() - set(read.listed)))
+            names = [name for name in every if not (is_background(name) or is_void(name))]
         has_background = any(is_background(name) for name in (*names, *read.listed, *used))
         if not any(is_background(name) for name in names) and (
             has_background or not partial_labels
@@ -136,10 +137,10 @@ class _ClassTable:
         known = {_key(name): index for index, name in enumerate(names)}
         labels = {}
         for label, (picture, shape) in used.items():
-            if label in read.ignored:
-                labels[label] = IGNORE
-            elif _key(label) in known:
+            if _key(label) in known:
                 labels[label] = known[_key(label)]
+            elif is_void(label):
+                labels[label] = IGNORE
             else:
                 raise DataError(
                     f"{picture.source}: {picture.item}: {shape.item} is called {label!a}, which is "
@@ -300,6 +301,7 @@ def _messages(
     kind = "not scored (255)" if table.unlabelled == IGNORE else table.names[table.unlabelled]
     told = [f"{read.form}: {count:,} shapes in {len(jobs):,} pictures; pixels of no shape: {kind}"]
     told += read.notes
+    told += [f"'{name}' is not scored (255)" for name, k in table.labels.items() if k == IGNORE]
     told += [f"left out: {n:,} shapes {kind}" for kind, n in sorted(lost.items())]
     told += [f"left out: {n:,} {kind}" for kind, n in sorted(read.left_out.items())]
     empty = sum(not picture.shapes for picture in jobs.values())

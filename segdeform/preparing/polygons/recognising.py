@@ -11,7 +11,7 @@ from segdeform.preparing.polygons.annotation import Annotations
 from segdeform.preparing.polygons.coco import read_coco
 from segdeform.preparing.polygons.cvat import read_cvat
 from segdeform.preparing.polygons.label_studio import read_label_studio
-from segdeform.preparing.polygons.labelme import IGNORED, looks_like_labelme, read_labelme
+from segdeform.preparing.polygons.labelme import looks_like_labelme, read_labelme
 from segdeform.preparing.polygons.strict_json import read_bytes
 from segdeform.preparing.polygons.yolo import looks_like_yolo, read_yolo
 
@@ -60,7 +60,7 @@ def _read_file(path: Path) -> Annotations:
     if first == b"[":
         return read_label_studio(content, path)
     if first == b"{" and looks_like_labelme(content):
-        read = Annotations("LabelMe", path, ignored=IGNORED)
+        read = Annotations("LabelMe", path)
         read_labelme(content, path, PurePosixPath(path.name), read)
         return read
     keys = {match.group(1) for match in _KEY.finditer(content)} if first == b"{" else set()
@@ -72,7 +72,7 @@ def _read_file(path: Path) -> Annotations:
 
 
 def _read_labelme_folder(folder: Path) -> Annotations:
-    read = Annotations("LabelMe", folder, ignored=IGNORED)
+    read = Annotations("LabelMe", folder)
     others = []
     for path in _files(folder, "*.json"):
         content = read_bytes(path)
@@ -96,7 +96,7 @@ def _single(folder: Path) -> Path | None:
 
     Raises DataError where there are several.
     """
-    files = [path for path in _files(folder, "*.*") if path.parent == folder]
+    files = [path for path in sorted(folder.glob("[!.]*.*")) if path.is_file()]
     found = [path for path in files if path.suffix.lower() in (".json", ".xml") and _is_one(path)]
     if len(found) > 1:
         names = ", ".join(path.name for path in found[:4])

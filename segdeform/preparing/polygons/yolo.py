@@ -44,12 +44,12 @@ def looks_like_yolo(folder: Path) -> bool:
     for path in label_files(folder):
         try:
             with path.open("rb") as file:
-                words = file.read(65_536).split(b"\n")[0].split()
+                words = file.read(1 << 16).split(b"\n")[0].split()
             numbers = [float(word) for word in words]
-        except (OSError, ValueError):
+            if numbers:
+                return len(numbers) >= 5 and numbers[0] == int(numbers[0]) >= 0
+        except (OSError, ValueError, OverflowError):
             return False
-        if numbers:
-            return len(numbers) >= 5 and numbers[0] == int(numbers[0]) >= 0
     return False
 
 

@@ -205,7 +205,7 @@ def test_files_that_mean_harm_or_are_of_another_kind_are_one_line(
         ('<polygon label="x" points="1,nan;2,2;3,3"/>', "points is not"),
         ('<polygon label="x" points="1,1e99;2,2;3,3"/>', "points is not"),
         ('<polygon label="x"/>', "points is not"),
-        ('<polygon points="1,1;2,2;3,4"/>', "no label"),
+        ('<polygon points="1,1;2,2;3,4"/>', "label: .*name of a class"),
         ('<box label="x" xtl="0" ytl="0" xbr="4"/>', "ybr is not"),
         ('<ellipse label="x" cx="0" cy="0" rx="inf" ry="1"/>', "rx is not"),
         ('<box label="x" z_order="top" xtl="0" ytl="0" xbr="4" ybr="4"/>', "z_order.*'top'"),
