@@ -80,6 +80,9 @@ def test_a_brush_by_hand() -> None:
     bits += [(1, 1), (0, 2), (2, 2), (0, 8)]
     bits += [(0, 1), (1, 2), (4, 3), (9, 8), (0, 8), (0, 8), (0, 8), (0, 8)]
     assert decode_brush(_pack(bits), (2, 1)).lengths.tolist() == [0, 1, 1]
+    # Five bytes of 7 in a run, three of 0: opaque is the first pixel, the second is but reddish.
+    bits = [*bits[:6], (1, 1), (1, 2), (4, 3), (7, 8), (1, 1), (0, 2), (2, 2), (0, 8)]
+    assert decode_brush(_pack(bits), (2, 1)).lengths.tolist() == [0, 1, 1]
 
 
 def test_brushes_are_what_label_studio_decodes() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, PngImagePlugin
 
 from segdeform.errors import SegdeformError
 from segdeform.preparing.polygons.rasterising import Drawn, draw_annotations
@@ -201,6 +201,17 @@ def test_each_fault_is_one_line_that_names_file_and_shape(
         _draw(tmp_path)
     assert caught.value.exit_code == 4 and "\n" not in str(caught.value)
     assert "shapes[0]" in str(caught.value) or "60x60" in str(caught.value)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("decoded"))
+    for end in (4, 29_999):
+        shape = _shape("x", "mask", [(0, 0), (end, end)], mask=_bomb())
+        _write(tmp_path / "json" / "a.json", [shape], "a.jpg")
+        with pytest.raises(SegdeformError, match=r"shapes\[0\]"):
+            _draw(tmp_path)
 
 
 def test_two_files_of_one_picture_are_refused(tmp_path: Path) -> None:
