@@ -42,8 +42,9 @@ def prepare(
     masks: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR",
-            help="Masks, called like the pictures or NAME_mask, mask_NAME.",
+            metavar="DIR|FILE",
+            help="Masks, called like the pictures or NAME_mask, mask_NAME; or annotations of COCO, "
+            "LabelMe, CVAT, Label Studio or YOLO (python -m pydoc segdeform.preparing.polygons).",
             rich_help_panel=_RAW,
         ),
     ] = None,
@@ -120,6 +121,22 @@ def prepare(
             rich_help_panel=_RAW,
         ),
     ] = None,
+    partial: Annotated[
+        bool,
+        typer.Option(
+            "--partial",
+            help="Annotations: pixels of no shape are not scored, instead of background.",
+            rich_help_panel=_RAW,
+        ),
+    ] = False,
+    keep_empty: Annotated[
+        bool,
+        typer.Option(
+            "--keep-empty",
+            help="Annotations: pictures without any are background, instead of left out.",
+            rich_help_panel=_RAW,
+        ),
+    ] = False,
     copy: Annotated[
         bool,
         typer.Option("--copy", help="Copy the files, instead of referring.", rich_help_panel=_RAW),
@@ -177,6 +194,8 @@ def prepare(
         "classes": classes,
         "values": values,
         "threshold": threshold,
+        "partial": partial or None,
+        "keep_empty": keep_empty or None,
     }
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     if name == "folder" and given.keys() & set(_SOURCES):

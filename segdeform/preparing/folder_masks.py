@@ -17,6 +17,7 @@ from segdeform.checking.scan import PairFacts, read_pairs
 from segdeform.data.dataset import IGNORE, Dataset, Sample, colour_map
 from segdeform.data.image_io import write_index_png
 from segdeform.errors import DataError, SegdeformError, UnsafeInputError, UsageError
+from segdeform.preparing.folder_drawn import are_annotations, draw_masks
 from segdeform.preparing.folder_look import Look, Seen, among_colours, labels_of, look_at, together
 from segdeform.preparing.folder_meaning import Meaning, understand
 from segdeform.preparing.folder_names import (
@@ -57,6 +58,8 @@ def find_masks(order: Order, work: Path, progress: Steps) -> MaskSource:
 
     What is drawn goes to WORK/masks. Raises DataError, UsageError.
     """
+    if are_annotations(order):
+        return MaskSource(*draw_masks(order, work / MASKS, progress))
     if order.pairs is not None:
         return MaskSource(read_pairs_file(order.pairs, order.images, order.masks))
     if order.images is None or order.masks is None:

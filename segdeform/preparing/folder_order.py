@@ -28,6 +28,8 @@ class Order:
     classes: str | None = None  # names with commas, or a file
     values: str | None = None  # 0:background,255:crack
     threshold: int | None = None  # grey from which on a blurred mask is white
+    partial: bool = False  # of annotations: pixels of no shape are not scored
+    keep_empty: bool = False  # of annotations: pictures without any are background
     seed: int = 0
     mode: Mode = "refer"
     workers: int = 2
@@ -53,6 +55,9 @@ class Order:
             "classes": self.classes,
             "values": self.values,
             "threshold": self.threshold,
+            # What is not asked for is left out: earlier records do not hold it.
+            **({"partial": True} if self.partial else {}),
+            **({"keep_empty": True} if self.keep_empty else {}),
             "seed": self.seed,
             "files": self.mode,
         }

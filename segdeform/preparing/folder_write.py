@@ -64,14 +64,14 @@ def refuse_output(order: Order) -> list[str]:
             f"{order.output / 'prepared'}"
         )
     before, now = record["arguments"], order.arguments()
-    other = [key for key in now if before.get(key) != now[key]]
+    other = [key for key in (before | now) if before.get(key) != now.get(key)]
     for key in _SOURCES:
         if key in other:
             raise UsageError(
                 f"{order.output}: was prepared of other {key} ({before.get(key)}, now {now[key]}); "
                 "choose another --output, or remove it"
             )
-    return [f"{key} was {before.get(key)}, is {now[key]}" for key in other]
+    return [f"{key} was {before.get(key)}, is {now.get(key)}" for key in other]
 
 
 def read_record(root: Path) -> dict[str, Any] | None:

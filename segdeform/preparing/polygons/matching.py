@@ -8,12 +8,11 @@ path of a file is ever opened.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from segdeform.data.image_io import PICTURE_SUFFIXES
-from segdeform.data.layout import files_by_name
+from segdeform.data.layout import files_by_name, spelt
 from segdeform.errors import DataError
 from segdeform.preparing.polygons.annotation import AnnotatedPicture
 
@@ -76,8 +75,8 @@ class _Finder:
         self._parts: dict[Path, tuple[str, ...]] = {}
         self._by: tuple[dict[str, list[Path]], ...] = ({}, {}, {})
         for path in pictures:
-            inside = PurePosixPath(_spelt(path.relative_to(images).as_posix()))
-            self._parts[path] = (*(_spelt(part) for part in self._images), *inside.parts)
+            inside = PurePosixPath(spelt(path.relative_to(images).as_posix()))
+            self._parts[path] = (*(spelt(part) for part in self._images), *inside.parts)
             for table, key in zip(self._by, _keys(inside.name, is_file=True), strict=True):
                 table.setdefault(key, []).append(path)
 
@@ -85,7 +84,7 @@ class _Finder:
         """Returns the picture that is meant, and how many last parts of its path are the same."""
         for table, level in zip(self._by, range(3), strict=True):
             for name in entry.names:
-                parts = PurePosixPath(_spelt(name.replace("\\", "/"))).parts
+                parts = PurePosixPath(spelt(name.replace("\\", "/"))).parts
                 if not parts:
                     continue
                 options = table.get(_keys(parts[-1], is_file=False)[level], [])
@@ -119,7 +118,3 @@ def _common_end(first: Sequence[str], second: Sequence[str]) -> int:
     while count < min(len(first), len(second)) and first[-1 - count] == second[-1 - count]:
         count += 1
     return count
-
-
-def _spelt(name: str) -> str:
-    return unicodedata.normalize("NFC", name)

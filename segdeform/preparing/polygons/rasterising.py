@@ -15,6 +15,7 @@ import numpy as np
 from segdeform.callbacks import Progress
 from segdeform.data.dataset import IGNORE, MAX_CLASSES, Sample, colour_map
 from segdeform.data.image_io import opened, orientation, upright_size, write_index_png
+from segdeform.data.layout import spelt
 from segdeform.errors import DataError, UnsafeInputError, nearest
 from segdeform.preparing.folder_names import is_void
 from segdeform.preparing.polygons.annotation import (
@@ -232,7 +233,7 @@ def _text(size: tuple[int, int]) -> str:
 
 
 def _sample(path: Path, images: Path, masks: Path) -> Sample:
-    name = path.relative_to(images).with_suffix("").as_posix()
+    name = spelt(path.relative_to(images).with_suffix("").as_posix())
     return Sample(name, path, masks / f"{name}.png")
 
 
