@@ -11,6 +11,7 @@ import typer
 
 from segdeform.cli.output import Json, print_json
 from segdeform.cli.progress import progress_bars
+from segdeform.errors import UsageError
 
 
 def score(
@@ -53,6 +54,10 @@ def score(
     not scored. A prediction needs a class in every pixel. Masks without a prediction are an error,
     predictions without a mask are left out and told.
     """
+    for folder in (truth, predictions):  # before torch's seconds of import
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: no such folder")
+
     from segdeform.cli.eval import print_scores
     from segdeform.evaluation.examples import draw_examples
     from segdeform.evaluation.folders import label_pair, score_folders

@@ -21,7 +21,7 @@ from tests.evaluation.test_run import ByBrightness
 
 
 @pytest.fixture(autouse=True)
-def _model(monkeypatch: pytest.MonkeyPatch) -> None:
+def _model(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     model: Any = ByBrightness(19).eval()
     segmenter = Segmenter(
         model=model,
@@ -32,6 +32,10 @@ def _model(monkeypatch: pytest.MonkeyPatch) -> None:
         info={"sha256": "abc", "training": {"dataset": "cityscapes"}, "path": "model"},
     )
     monkeypatch.setattr("segdeform.evaluation.run.load", lambda *_: segmenter)
+    here = tmp_path_factory.mktemp("here")
+    (here / "model").mkdir()
+    (here / "model" / "model.json").write_text("{}")
+    monkeypatch.chdir(here)
 
 
 def ask(root: Path, *more: object) -> int:
