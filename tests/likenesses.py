@@ -121,7 +121,7 @@ def _walk(
         width = float(np.clip(width + rng.normal(0, 0.2), 1, 3.4))  # lines of 3 have 4 at bends
         strength = float(np.clip(strength + rng.normal(0, 0.04), 0.6 * contrast, 1.3 * contrast))
         goal = place + rng.uniform(2, 5) * np.array([np.sin(angle), np.cos(angle)])
-        line = [tuple(int(round(16 * v)) for v in point[::-1]) for point in (place, goal)]
+        line = [tuple(round(16 * v) for v in point[::-1]) for point in (place, goal)]
         cv2.line(mask, *line, 1, round(width), cv2.LINE_8, 4)
         cv2.line(depth, *line, strength, round(width), cv2.LINE_8, 4)
         place = goal

@@ -378,3 +378,33 @@ def test_bad_arguments_are_named_before_the_first_run(
     assert main(words(tiny, tmp_path / "out", *more)) == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_auto_is_chosen_once_for_all_runs(
+    tiny: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    pretended: pytest.MonkeyPatch,
+) -> None:
+    given = [*words(tiny, tmp_path, "--layers", "0,1", "--seeds", "2"), "--set", "data.crop=auto"]
+    given += ["--set", "train.class_weights=auto", "--set", "train.batch_size=auto"]
+    told: list[list[str]] = []
+
+    def command(plan: Ablation, arm: Arm, seed: int, device: str) -> list[str]:
+        told.append(list(plan.overrides))
+        return [sys.executable, "-c", ""]
+
+    pretended.setattr(Ablation, "command", command)
+    assert main(given) == 0
+    assert "data.crop=[64, 64]: as large as pictures of 64x64" in capsys.readouterr().err
+    assert len(told) == 4 and all(overrides == told[0] for overrides in told)
+    config = load_config(tiny[0], told[0])  # the later settings count
+    assert (config.data.crop, config.train.batch_size) == ((64, 64), 4)
+    weights = config.train.class_weights
+    assert weights is not None and len(weights) == 7
+
+    pretended.setattr("segdeform.training.settling.choose", lambda *given: pytest.fail("again"))
+    assert main(given) == 0
+    assert told[-1] == told[0]
+    assert main([*given, "--set", "data.crop=[32,32]"]) == 2
+    assert "was begun with data.crop [64, 64], and now it is [32, 32]" in capsys.readouterr().err

@@ -6,6 +6,8 @@ it was, and its runs are models like any other.
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,11 @@ from segdeform.ablation.comparison import ArmResult, Interval, compare_arms, ver
 from segdeform.ablation.plan import Ablation, Arm, Variant, drop_repeated, make_arms
 from segdeform.callbacks import Say
 from segdeform.config.dotted import dotted
-from segdeform.config.loading import load_config
+from segdeform.config.loading import Draft, load_draft
 from segdeform.errors import UsageError
 from segdeform.files import kept_settings
 from segdeform.files.atomic import write_error, write_json
-from segdeform.files.kept_settings import keep_settings
+from segdeform.files.kept_settings import keep_settings, read_settings
 from segdeform.files.lock import run_lock
 
 __all__ = [
@@ -48,8 +50,7 @@ def run_ablation(plan: Ablation, say: Say) -> dict[str, Any]:
     """
     refuse_foreign(plan.output)
     with run_lock(plan.output):
-        _settle(plan)
-        return _run(plan, say)
+        return _run(_settle(plan, say), say)
 
 
 def refuse_foreign(output: Path) -> None:
@@ -64,15 +65,39 @@ def refuse_foreign(output: Path) -> None:
         )
 
 
-def _settle(plan: Ablation) -> None:
-    """Notes what all runs share, or compares it with what an earlier call noted."""
-    shared = dotted(load_config(plan.config, plan.overrides).model_dump(mode="json"))
+def _settle(plan: Ablation, say: Say) -> Ablation:
+    """Notes what all runs share, or compares it with what an earlier call noted.
+
+    Returns the plan with a value for each key that the config leaves `auto`, the same for all.
+    """
+    draft = load_draft(plan.config, plan.overrides)
+    values: dict[str, Any] = {}
+    if draft.auto:
+        noted = read_settings(plan.output)
+        values = {key: noted[key] for key in draft.auto if key in noted}
+        if len(values) < len(draft.auto):
+            values = _choose(plan, draft, say)
+    shared = dotted(draft.config(values).model_dump(mode="json"))
     shared["--data"] = None if plan.data is None else str(plan.data.resolve())
     keep_settings(plan.output, shared)
     try:
         (plan.output / "logs").mkdir(exist_ok=True)
     except OSError as error:
         raise write_error(plan.output, error) from error
+    chosen = [f"{key}={json.dumps(value)}" for key, value in sorted(values.items())]
+    return replace(plan, overrides=[*plan.overrides, *chosen])
+
+
+def _choose(plan: Ablation, draft: Draft, say: Say) -> dict[str, Any]:
+    # torch is imported here because command lines are looked at before it is loaded.
+    from segdeform.data import data_root, load_dataset
+    from segdeform.machine.device import resolve_device
+    from segdeform.training.settling import choose_alone
+
+    data = draft.filled().data
+    root = data_root(data.name, plan.data)
+    splits = [load_dataset(data.name, root, name) for name in (data.train_split, data.val_split)]
+    return choose_alone(draft, splits[0], splits[1], resolve_device(plan.devices[0]), say)
 
 
 def _run(plan: Ablation, say: Say) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class SplitCount:
     pairs: int
     pixels: tuple[int, ...]  # a class
     ignored: int
+    sizes: tuple[tuple[int, int], ...] = ()  # of the pictures, (H, W), in their order
 
     def shares(self) -> list[float]:
         """Returns each class's part of the labelled pixels."""
@@ -52,6 +53,10 @@ class Report:
     @property
     def pairs(self) -> int:
         return sum(split.pairs for split in self.splits)
+
+    def split(self, name: str) -> SplitCount:
+        """Returns what was counted in a split, which must have been checked."""
+        return next(split for split in self.splits if split.name == name)
 
     def class_weights(self) -> list[float]:
         """Suggests train.class_weights from the shares in the first split: 1 / ln(1.02 + share).

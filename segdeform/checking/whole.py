@@ -172,7 +172,13 @@ def count_split(dataset: Dataset, facts: Sequence[PairFacts]) -> SplitCount:
         if pair.mask is not None:
             counts += label_counts(dataset, pair.mask)
     classes = counts[: len(dataset.classes)]
-    return SplitCount(dataset.split, len(dataset), tuple(map(int, classes)), int(counts[IGNORE]))
+    return SplitCount(
+        dataset.split,
+        len(dataset),
+        tuple(map(int, classes)),
+        int(counts[IGNORE]),
+        tuple((pair.picture.height, pair.picture.width) for pair in facts),
+    )
 
 
 def _absent(datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]]) -> Iterator[Finding]:

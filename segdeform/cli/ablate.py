@@ -60,7 +60,7 @@ def ablate(
         refuse_foreign,
         run_ablation,
     )
-    from segdeform.config.loading import load_config
+    from segdeform.config.loading import load_draft
     from segdeform.data import data_root
     from segdeform.training.start import refuse_data, refuse_weights
 
@@ -75,7 +75,7 @@ def ablate(
     )
     given = overrides or []
     # Before the first run, not after hours.
-    configs = [load_config(config, [*given, *arm.overrides()]) for arm in arms]
+    configs = [load_draft(config, [*given, *arm.overrides()]).filled() for arm in arms]
     refuse_foreign(output)
     refuse_weights(configs[0].model.weights)
     refuse_data(configs[0], data_root(configs[0].data.name, data))

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from segdeform.cli.output import Data, Device, Json, Threads, print_json
+from segdeform.errors import UsageError
 
 
 def train(
@@ -27,6 +28,15 @@ def train(
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable."),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="How long a new run may take on this machine, all in all: sets train.steps by ten "
+            "measured steps.",
+            show_default="as many steps as the config says",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the folder.")
@@ -56,13 +66,19 @@ def train(
     torchrun gives rank 0 to the machine whose address sorts first. "python -m
     segdeform.machine.torchrun" is torchrun with our exit codes.
     """
-    from segdeform.config.loading import load_config
+    from segdeform.config.loading import load_draft
     from segdeform.data import data_root
     from segdeform.training.start import refuse_start
 
-    settings = load_config(config, overrides or [])  # before torch's seconds of import
-    root = data_root(settings.data.name, data)
-    refuse_start(settings, root, output, resume=resume, overwrite=overwrite)
+    draft = load_draft(config, overrides or [])  # before torch's seconds of import
+    if minutes is not None and "train.steps" in draft.overridden:
+        raise UsageError(
+            f"--minutes {minutes:g} and {draft.overridden['train.steps']} contradict each other: "
+            "give one of them"
+        )
+    given = draft.filled()
+    root = data_root(given.data.name, data)
+    refuse_start(given, root, output, resume=resume, overwrite=overwrite)
 
     import torch
 
@@ -72,13 +88,14 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     result = train(
-        settings,
+        draft,
         root,
         output,
         device=device,
         workers=workers,
         resume=resume,
         overwrite=overwrite,
+        minutes=minutes,
     )
     if own_rank() > 0:
         return

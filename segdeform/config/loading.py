@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from segdeform.config.schema import Config
+from segdeform.config.schema import AUTO_KEYS, Config
 from segdeform.config.strict_yaml import parse_yaml, read_yaml
 from segdeform.errors import ConfigError, nearest
 
 # In a wheel the configs lie inside the package, in the repository beside it.
 _CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
+_AUTO = "auto"
+_MANY_STEPS = (
+    2**31
+)  # in the place of steps that are not chosen yet: no warm-up is too long for them
 _SECTIONS = tuple(Config.model_fields)
 _KEYS = tuple(
     f"{section}.{key}"
@@ -29,29 +34,100 @@ _KEYS = tuple(
 )
 
 
-def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
+@dataclass(frozen=True)
+class Draft:
+    """A config some keys of which are `auto`: a data set has to be seen before they have values."""
+
+    values: Mapping[str, Mapping[str, Any]]  # section -> key -> what was given, as JSON values
+    source: str  # file
+    overridden: Mapping[str, str]  # dotted key -> the override that set it
+
+    @property
+    def auto(self) -> frozenset[str]:
+        """The dotted keys that have no value yet."""
+        return frozenset(
+            f"{section}.{key}"
+            for section, keys in self.values.items()
+            for key, value in keys.items()
+            if value == _AUTO and f"{section}.{key}" in AUTO_KEYS
+        )
+
+    def filled(self, chosen: Mapping[str, Any] | None = None) -> Config:
+        """Returns the config with what is chosen so far, and defaults in the place of the rest.
+
+        Raises ConfigError.
+        """
+        values = {key: _default(key) for key in self.auto}
+        if "train.steps" in values:
+            values["train.steps"] = _MANY_STEPS
+        return self.config(values | dict(chosen or {}))
+
+    @classmethod
+    def of(cls, config: Config) -> Draft:
+        """Returns a config made in code as a draft of which nothing is left open."""
+        return cls(config.model_dump(mode="json"), "the config", {})
+
+    def leave_open(self, key: str) -> Draft:
+        """Returns the same with one more key that is `auto`."""
+        section, _, name = key.partition(".")
+        values = {**self.values, section: {**self.values[section], name: _AUTO}}
+        return Draft(values, self.source, self.overridden)
+
+    def config(self, chosen: Mapping[str, Any]) -> Config:
+        """Returns the config with a value for each key that is `auto`, those by their dotted names.
+
+        Raises ConfigError with the first problem and the number of others.
+        """
+        values = {section: dict(keys) for section, keys in self.values.items()}
+        for key in self.auto:
+            section, _, name = key.partition(".")
+            values[section][name] = chosen[key]
+        try:
+            text = json.dumps(values, default=str)
+        except (TypeError, ValueError, RecursionError):
+            problem = "a value is no number, text, true, false or list"
+            raise ConfigError(f"{self.source}: {problem}") from None
+        try:
+            # Strict JSON mode takes a list for a tuple, but no "3" or true for a number.
+            return Config.model_validate_json(text, strict=True)
+        except ValidationError as error:
+            raise ConfigError(_one_line(error.errors(), self.source, self.overridden)) from None
+
+
+def load_draft(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Draft:
     """Reads a config file, or a shipped config by its name, and applies `key=value` overrides.
 
     Override values are YAML: `train.lr=1e-3`, `data.crop=[360,480]`. Raises ConfigError with the
-    first problem and the number of others.
+    first problem and the number of others, whatever the keys that are `auto` become.
     """
     path = find_config(name_or_path)
     values = _sections(read_yaml(path), str(path))
-    sources: dict[str, str] = {}  # dotted key -> the override that set it
+    overridden: dict[str, str] = {}
     for override in overrides:
         key, value = _parse_override(override)
         section, _, name = key.partition(".")
         values[section][name] = value
-        sources[key] = f"--set {override}"
-    try:
-        text = json.dumps(values, default=str)
-    except (TypeError, ValueError, RecursionError):
-        raise ConfigError(f"{path}: a value is no number, text, true, false or list") from None
-    try:
-        # Strict JSON mode takes a list for a tuple, but no "3" or true for a number.
-        return Config.model_validate_json(text, strict=True)
-    except ValidationError as problem:
-        raise ConfigError(_one_line(problem.errors(), str(path), sources)) from None
+        overridden[key] = f"--set {override}"
+    draft = Draft(values, str(path), overridden)
+    draft.filled()  # raises what is wrong with the rest
+    return draft
+
+
+def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a config as `load_draft` does; no key may be left `auto`. Raises ConfigError."""
+    draft = load_draft(name_or_path, overrides)
+    if draft.auto:
+        key = min(draft.auto)
+        raise ConfigError(
+            f"{draft.source}: {key} = auto is chosen by `segdeform train` from a data set: here it "
+            f"needs a value, as --set {key}={json.dumps(_default(key))}"
+        )
+    return draft.config({})
+
+
+def _default(key: str) -> Any:
+    section, _, name = key.partition(".")
+    return Config().model_dump(mode="json")[section][name]
 
 
 def find_config(name_or_path: str | Path) -> Path:

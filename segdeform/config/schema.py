@@ -1,6 +1,8 @@
 """What changes the result of a training run: validated, frozen, unknown keys refused.
 
 Where and when a run happens (paths, device, workers, resume) belongs to the command line instead.
+Keys among AUTO_KEYS may be written as `auto`: `training.choices` gives them a value from the data
+set before a run begins, so that a Config holds nothing but values.
 """
 
 from __future__ import annotations
@@ -212,3 +214,21 @@ class Config(_Section):
     deform: DeformConfig = DeformConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+
+
+# Keys for which a config file may say `auto`.
+AUTO_KEYS = frozenset(
+    {
+        "data.crop",
+        "data.scale",
+        "model.weights",
+        "train.steps",
+        "train.batch_size",
+        "train.class_weights",
+        "train.freeze_bn",
+        "train.backbone_lr_factor",
+        "train.warmup_steps",
+        "train.save_every",
+        "train.eval_every",
+    }
+)

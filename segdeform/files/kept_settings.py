@@ -36,3 +36,12 @@ def keep_settings(folder: Path, wanted: Mapping[str, Any]) -> None:
             f"{folder}: was begun with {key} {begun.get(key)}, and now it is {wanted.get(key)}: "
             "choose another --output"
         )
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Returns what an earlier call noted; nothing where there was none, or it cannot be read."""
+    try:
+        noted = json.loads((folder / FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}

@@ -39,7 +39,7 @@ def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
     """
     if weights == "none":
         return
-    path = _imagenet_file(name) if weights == "imagenet" else Path(weights)
+    path = imagenet_file(name) if weights == "imagenet" else Path(weights)
     if path.suffix == ".safetensors":
         given = read_tensors(path)
     elif path.suffix == ".pth":
@@ -76,8 +76,11 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _imagenet_file(name: str) -> Path:
-    """Returns torchvision's weights file in torch's own cache, downloaded if need be, checked."""
+def imagenet_file(name: str) -> Path:
+    """Returns torchvision's weights file in torch's own cache, downloaded if need be, checked.
+
+    Raises DownloadError.
+    """
     url: str = IMAGENET[name].url
     path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     prefix = path.stem.rpartition("-")[2]  # of the SHA-256, by torchvision's naming

@@ -55,6 +55,13 @@ def fit_to_bands(config: Config, dataset: Dataset) -> Config:
     return config.model_copy(update={"data": data.model_copy(update=given)})
 
 
+def with_channels(config: Config, settled: Config) -> Config:
+    """Returns the config with what `settled` says of the channels and how they are normalised."""
+    names = ("channels", "normalize", "mean", "std")
+    given = {name: getattr(settled.data, name) for name in names}
+    return config.model_copy(update={"data": config.data.model_copy(update=given)})
+
+
 def statistics_used(config: Config) -> Statistics:
     """Returns the mean and deviation that pictures are normalised by."""
     data = config.data

@@ -39,6 +39,14 @@ _ONCE = {
 
 
 @dataclass(frozen=True)
+class Budget:
+    """How long a training may take, from the command on."""
+
+    seconds: float
+    began: float  # time.perf_counter()
+
+
+@dataclass(frozen=True)
 class Plan:
     """What to train on what, where, and whom to tell."""
 
@@ -51,6 +59,7 @@ class Plan:
     peers: Processes
     stop: StopSignals
     reporter: Reporter
+    budget: Budget | None = None  # of time, for a run that begins
 
     def record(self) -> dict[str, Any]:
         """Returns what a checkpoint remembers, for `check_resumable` to compare."""

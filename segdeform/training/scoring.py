@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from segdeform.errors import InterruptedByUserError
@@ -24,18 +27,24 @@ def score_now(plan: Plan, state: TrainState) -> Evaluation:
     Raises:
         InterruptedByUserError: a stop was asked for.
     """
-    segmenter = Segmenter(
-        model=state.best_model.eval(),
-        classes=plan.train_set.classes,
-        palette=plan.train_set.palette,
-        options=plan.config.eval,
-        device=plan.device,
-        info={"sha256": None, "crop": list(plan.config.data.crop)},
-        value_range=plan.train_set.value_range,
-        bands=plan.train_set.bands,
-    )
-    try:
+    with current_segmenter(plan, state) as segmenter:
         return _score(plan, segmenter)
+
+
+@contextmanager
+def current_segmenter(plan: Plan, state: TrainState) -> Iterator[Segmenter]:
+    """Yields the state's best network as it is now, and leaves the state in training mode."""
+    try:
+        yield Segmenter(
+            model=state.best_model.eval(),
+            classes=plan.train_set.classes,
+            palette=plan.train_set.palette,
+            options=plan.config.eval,
+            device=plan.device,
+            info={"sha256": None, "crop": list(plan.config.data.crop)},
+            value_range=plan.train_set.value_range,
+            bands=plan.train_set.bands,
+        )
     finally:
         state.model.train()
 

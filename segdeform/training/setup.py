@@ -5,37 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
-from torch import Tensor
 
 from segdeform.checking import check_sound
-from segdeform.config.loading import dump_config
+from segdeform.checking.report import Report
+from segdeform.config.loading import Draft, dump_config
 from segdeform.config.schema import Config
 from segdeform.data import load_dataset
 from segdeform.data.cache import with_cache
 from segdeform.errors import ModelError, ResourceError, UsageError
 from segdeform.files.atomic import write_text
 from segdeform.files.lock import run_lock
-from segdeform.files.manifest import sha256
 from segdeform.machine.cpu import keep_freed_memory
 from segdeform.machine.device import require_right_kernels, resolve_device
 from segdeform.machine.memory import memory_that_ended
 from segdeform.machine.processes import own_device, processes
 from segdeform.machine.signals import StopSignals
-from segdeform.models import build_model, freeze_batch_norm
-from segdeform.models.deeplab import DeepLab
-from segdeform.models.deform import deformable_layers
-from segdeform.models.pyramid import fit_to_crop, misfit, silence_unreachable_taps
+from segdeform.models.pyramid import fit_to_crop
 from segdeform.training import checkpoint
-from segdeform.training.channels import fit_to_bands, statistics_used, with_statistics
+from segdeform.training.channels import fit_to_bands, with_channels, with_statistics
 from segdeform.training.checkpoint import Checkpoint, TrainState
-from segdeform.training.ema import averaged_model
 from segdeform.training.logging import Reporter
-from segdeform.training.optim import build_optimizer
 from segdeform.training.plan import (
+    Budget,
     Plan,
     check_config,
     check_resumable,
@@ -50,14 +45,16 @@ from segdeform.training.run_folder import (
     remove_leftovers,
     remove_run,
 )
-from segdeform.training.together import batch_norm_warning, share_state, synchronize_batch_norm
+from segdeform.training.settling import kept_values, settle
+from segdeform.training.state import build_state
+from segdeform.training.together import batch_norm_warning, share_state
 
 _CHECK_NEWS = 10.0  # seconds between lines while a large data set is checked for the first time
 
 
 @contextmanager
 def open_run(
-    config: Config,
+    config: Config | Draft,
     data: Path,
     run: Path,
     *,
@@ -65,6 +62,7 @@ def open_run(
     workers: int | None,
     resume: bool,
     overwrite: bool,
+    minutes: float | None,
     reporter: Reporter | None,
 ) -> Iterator[tuple[Plan, TrainState | None]]:
     """Yields what to do and the state to begin with, None where the run is finished already.
@@ -72,7 +70,11 @@ def open_run(
     Until the block ends the run folder is locked, the processes are joined and signals are caught.
     Arguments and errors are those of `training.loop.train`.
     """
-    config = fit_to_crop(config)
+    draft = Draft.of(config) if isinstance(config, Config) else config
+    budget = None if minutes is None else Budget(60 * minutes, time.perf_counter())
+    if budget is not None:
+        draft = draft.leave_open("train.steps")
+    given = config if isinstance(config, Config) else config.filled()
     own = own_device(resolve_device(device))
     require_right_kernels(own)
     if own.type == "cpu":
@@ -81,17 +83,18 @@ def open_run(
         stop = stack.enter_context(StopSignals())
         stack.enter_context(_memory_errors())
         peers = stack.enter_context(processes(own))
-        train_set = load_dataset(config.data.name, data, config.data.train_split)
-        val_set = load_dataset(config.data.name, data, config.data.val_split)
+        train_set = load_dataset(given.data.name, data, given.data.train_split)
+        val_set = load_dataset(given.data.name, data, given.data.val_split)
         check_same_classes(train_set, val_set)
-        config = fit_to_bands(config, train_set)
-        check_config(config, train_set, own, peers)
         reporter = (reporter or Reporter()) if peers.first else Reporter(Console(quiet=True))
         train_set = with_cache(train_set, reporter.message)
         val_set = with_cache(val_set, reporter.message)
         if workers is None:
             workers = default_workers(own)
-        plan = Plan(config, train_set, val_set, run, own, workers, peers, stop, reporter)
+        fitting = fit_to_crop(fit_to_bands(given, train_set))
+        plan = Plan(fitting, train_set, val_set, run, own, workers, peers, stop, reporter, budget)
+        if not draft.auto:
+            check_config(plan.config, train_set, own, peers)
         check_same_everywhere(plan)
         with peers.in_step():
             if peers.first:
@@ -100,11 +103,39 @@ def open_run(
                 # Again: another process may have written a run just now.
                 refuse_output(run, resume=resume, overwrite=overwrite, data=data)
                 remove_leftovers(run)
-        plan = with_statistics(plan, resume)
-        yield plan, _first_state(plan, resume, overwrite)
+        plan, checked = with_statistics(plan, resume), False
+        if draft.auto:
+            plan, checked = _settled(plan, draft, resume)
+        yield plan, _first_state(plan, resume, overwrite, checked)
 
 
-def _first_state(plan: Plan, resume: bool, overwrite: bool) -> TrainState | None:
+def _settled(plan: Plan, draft: Draft, resume: bool) -> tuple[Plan, bool]:
+    """Gives what is `auto` its values: those that the run began with, or new ones.
+
+    Returns the plan, and whether the pictures were checked for it.
+    """
+    peers, kept, report = plan.peers, None, None
+    with peers.in_step():
+        if peers.first and resume:
+            kept = kept_values(plan.run, draft)
+    kept = peers.share(kept)
+    if kept is not None:
+        config = draft.config(kept)
+        if plan.budget is not None:
+            steps = config.train.steps
+            plan.reporter.message(f"{plan.run} goes on with its {steps} steps, whatever --minutes")
+    else:
+        with peers.in_step():
+            if peers.first_here:
+                report = check_pictures(plan)
+        config = settle(plan, draft, report)
+    plan = replace(plan, config=fit_to_crop(with_channels(config, plan.config)))
+    check_config(plan.config, plan.train_set, plan.device, peers)
+    check_same_everywhere(plan)
+    return plan, kept is None
+
+
+def _first_state(plan: Plan, resume: bool, overwrite: bool, checked: bool) -> TrainState | None:
     """Returns the state to go on from or to begin with; None where nothing is left to do.
 
     Rank 0 decides, by its run folder, and gives the others its state.
@@ -130,7 +161,7 @@ def _first_state(plan: Plan, resume: bool, overwrite: bool) -> TrainState | None
     if warning is not None:
         plan.reporter.message(warning)
     with peers.in_step():
-        if peers.first_here:
+        if peers.first_here and not checked:
             check_pictures(plan)
     with peers.in_step():
         if peers.first:
@@ -158,8 +189,8 @@ def find_checkpoint(plan: Plan) -> Checkpoint | None:
     return found
 
 
-def check_pictures(plan: Plan) -> None:
-    """Checks every picture and mask.
+def check_pictures(plan: Plan) -> Report:
+    """Checks every picture and mask, and says what was found and counted.
 
     Raises:
         DataError, UnsafeInputError: lists the pictures and masks that cannot be used.
@@ -173,7 +204,7 @@ def check_pictures(plan: Plan) -> None:
             told = time.monotonic()
             say(f"checking pictures and masks: {done} of {total} pairs")
 
-    check_sound((plan.train_set, plan.val_set), progress=hear, say=say)
+    return check_sound((plan.train_set, plan.val_set), progress=hear, say=say)
 
 
 def begin_run(plan: Plan, overwrite: bool) -> None:
@@ -181,57 +212,6 @@ def begin_run(plan: Plan, overwrite: bool) -> None:
     if overwrite:
         remove_run(plan.run)
     write_text(plan.run / "config.yaml", dump_config(plan.config))
-
-
-def build_state(plan: Plan, found: Checkpoint | None) -> TrainState:
-    """Builds network, average, optimiser and scaler, and fills them from a checkpoint if given.
-
-    Only rank 0 looks for weights to start from.
-
-    Raises:
-        ConfigError: the settings do not suit the backbone.
-        ModelError, DownloadError: the weights to start from are damaged, do not fit or are missing.
-    """
-    train = plan.config.train
-    torch.manual_seed(train.seed)
-    model = _build_network(plan, pretrained=found is None and plan.peers.first)
-    model = synchronize_batch_norm(model, plan.peers, plan.device)
-    chosen = ", ".join(deformable_layers(model.backbone))
-    plan.reporter.message(f"deformable layers: {chosen or 'none'}")
-    if train.freeze_bn:
-        freeze_batch_norm(model.backbone)
-    layout = torch.channels_last if train.channels_last else torch.contiguous_format
-    model.to(plan.device, memory_format=layout)  # type: ignore[call-overload]
-    averaged = averaged_model(model, train.ema_decay) if train.ema_decay else None
-    fp16 = train.precision == "fp16"
-    scaler = torch.amp.GradScaler(plan.device.type, enabled=fp16)
-    state = TrainState(model.train(), averaged, build_optimizer(model, train), scaler)
-    if found is not None:
-        checkpoint.restore(found, state)
-        for network in (state.model, state.best_model):  # what an earlier version left in them
-            silence_unreachable_taps(network, plan.config.data.crop)
-        state.weights_sha256 = found.record.get("weights_sha256")
-    elif plan.peers.first and plan.config.model.weights not in ("none", "imagenet"):
-        state.weights_sha256 = sha256(Path(plan.config.model.weights))
-    return state
-
-
-def class_weights(plan: Plan) -> Tensor | None:
-    """Returns train.class_weights, [K] float32, on the device."""
-    weights = plan.config.train.class_weights
-    return None if weights is None else torch.tensor(weights, device=plan.device)
-
-
-def _build_network(plan: Plan, pretrained: bool) -> DeepLab:
-    config, classes = plan.config, len(plan.train_set.classes)
-    mean, std = statistics_used(config)
-    model = build_model(
-        config.model, config.deform, classes, pretrained=pretrained, mean=mean, std=std
-    )
-    if silenced := silence_unreachable_taps(model, config.data.crop):
-        what = misfit(silenced, config.data.crop, config.model.output_stride)
-        plan.reporter.message(f"warning: {what}")
-    return model
 
 
 @contextmanager

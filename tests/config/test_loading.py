@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from segdeform.config.loading import dump_config, load_config, shipped_configs
+from segdeform.config.loading import dump_config, load_config, load_draft, shipped_configs
 from segdeform.config.schema import Config
 from segdeform.data import DATASETS
 from segdeform.errors import ConfigError
@@ -33,7 +33,7 @@ def problem(folder: Path, text: str, *overrides: str) -> str:
 
 @pytest.mark.parametrize("name", sorted(shipped_configs()))
 def test_shipped_configs_build_a_network_and_name_their_own_command(name: str) -> None:
-    config = load_config(name)
+    config = load_draft(name).filled()
     assert config.data.name in DATASETS
     with torch.device("meta"):
         build_model(config.model, config.deform, classes=3, pretrained=False)

@@ -30,10 +30,12 @@ from segdeform.models import build_model
 from segdeform.models.deeplab import DeepLab
 from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
-from segdeform.training import loop, setup
 from segdeform.training import plan as plan_module
+from segdeform.training import setup as setup_module
+from segdeform.training import state as states
+from segdeform.training import step as steps
 from segdeform.training.checkpoint import TrainState, optimizer_tensors
-from segdeform.training.loop import step_seed, train
+from segdeform.training.loop import train
 from segdeform.training.optim import set_learning_rate
 from segdeform.training.plan import Plan, default_workers
 from segdeform.training.run_folder import checkpoint_folders
@@ -108,17 +110,17 @@ def trains(config: str, data: Path, run: Path, **options: Any) -> list[str]:
 
 def trains_without_kinks(config: str, data: Path, run: Path) -> None:
     """Trains from weights that only rank 0 knows; leaves the first gradient in the run folder."""
-    build, update = setup._build_network, loop._update
+    build, update = states._build_network, steps._update
 
     def update_and_look(plan: Plan, state: TrainState, loss: Tensor) -> None:
         update(plan, state, loss)
         if state.step == 0 and own_rank() == 0:  # of the first step, the momentum is the gradient
             write_tensors(run / "gradient.safetensors", optimizer_tensors(state))
 
-    setup._build_network = lambda *arguments, **named: without_kinks(
+    states._build_network = lambda *arguments, **named: without_kinks(
         build(*arguments, **named), own_rank()
     )
-    loop._update = update_and_look
+    steps._update = update_and_look
     trains(config, data, run)
 
 
@@ -162,7 +164,7 @@ def dies(config: str, data: Path, run: Path, rank: int | None) -> list[str]:
             os.kill(os.getpid(), signal.SIGKILL)
         return set_learning_rate(optimizer, train, step)
 
-    loop.set_learning_rate = rate
+    steps.set_learning_rate = rate
     return trains(config, data, run, resume=True)
 
 
@@ -212,7 +214,7 @@ def is_told_to_stop(config: str, data: Path, run: Path) -> list[str]:
             os.kill(os.getpid(), signal.SIGTERM)
         return set_learning_rate(optimizer, train, step)
 
-    loop.set_learning_rate = rate
+    steps.set_learning_rate = rate
     return trains(config, data, run)
 
 
@@ -265,12 +267,12 @@ def test_processes_of_a_machine_share_its_cores(
 def test_batch_that_cannot_be_shared(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup, "processes", lambda device: nullcontext(Processes(0, 3)))
+    monkeypatch.setattr(setup_module, "processes", lambda device: nullcontext(Processes(0, 3)))
     with pytest.raises(ConfigError, match=r"train\.batch_size = 2 cannot be shared equally by 3"):
         train(tiny_config(), shapes, tmp_path, device="cpu", workers=0, reporter=ReporterThat())
 
 
 def test_every_step_and_rank_has_its_own_seed() -> None:
-    seeds = {step_seed(*key) for key in product(range(3), range(9), range(4))}
+    seeds = {steps.step_seed(*key) for key in product(range(3), range(9), range(4))}
     assert len(seeds) == 3 * 9 * 4
-    assert step_seed(1, 2, 3) == step_seed(1, 2, 3)
+    assert steps.step_seed(1, 2, 3) == steps.step_seed(1, 2, 3)

@@ -31,7 +31,8 @@ from segdeform.models import build_model
 from segdeform.models.pyramid import fit_to_crop
 from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
-from segdeform.training import checkpoint, loop, optim, result
+from segdeform.training import checkpoint, optim, result
+from segdeform.training import step as steps
 from segdeform.training.checkpoint import newest
 from segdeform.training.loop import train
 from segdeform.training.result import TrainResult
@@ -139,7 +140,7 @@ def test_seconds_and_images_count_no_evaluation(
         return optim.set_learning_rate(*given)
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    monkeypatch.setattr(loop, "set_learning_rate", set_learning_rate)
+    monkeypatch.setattr(steps, "set_learning_rate", set_learning_rate)
     config = tiny_config(steps=4, eval_every=1, save_every=2)
     with pytest.raises(StoppedError):
         _train(config, shapes, tmp_path, reporter=SlowEvaluation(2, send(signal.SIGTERM)))

@@ -1,0 +1,124 @@
+"""Tries a training out, before it begins or in its first steps, to tell how long it takes."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import closing
+
+import numpy as np
+import torch
+
+from segdeform.data.dataset import read_pair
+from segdeform.evaluation.boundary import BOUNDARY_WIDTH
+from segdeform.evaluation.counts import Tally
+from segdeform.evaluation.evaluate import predict_sample
+from segdeform.files.tensors import write_tensors
+from segdeform.training.checkpoint import TrainState, optimizer_tensors
+from segdeform.training.logging import Meter
+from segdeform.training.pace import Pace, expected
+from segdeform.training.plan import Plan
+from segdeform.training.scoring import current_segmenter
+from segdeform.training.state import build_state, class_weights
+from segdeform.training.step import batches_from, do_step
+
+WARM_UP = 3  # steps that do not count: caches, kernels and the loader come up
+MEASURED = 10  # steps
+_PICTURES = 4  # that stand for a whole split
+_TIRING = 1200.0  # seconds from which on a shorter way is named
+_LONG = 5.0  # seconds; a picture that takes longer is example enough
+
+
+def try_out(plan: Plan, began: float, patience: float) -> Pace:
+    """Does real steps on a network that is thrown away, scores some pictures, and saves it.
+
+    All processes take part, with the same steps; after `patience` seconds fewer than ten have to
+    do. `began` is the time.perf_counter() at which the command began.
+    """
+    state = build_state(plan, None)
+    network, weights = plan.peers.wrap(state.model, plan.device), class_weights(plan)
+    with closing(batches_from(plan, 0)) as batches:
+        times = [time.perf_counter()]
+        for _ in range(WARM_UP + MEASURED):
+            do_step(plan, state, network, next(batches), weights)
+            times.append(_now(plan.device))
+            late = len(times) > 2 and times[-1] - times[0] > patience
+            if plan.peers.anyone(late):
+                break
+    counted = times[min(WARM_UP, len(times) - 2) :]
+    step = (counted[-1] - counted[0]) / (len(counted) - 1)
+    evaluation = evaluation_seconds(plan, state)
+    saving = _saving_seconds(plan, state) if plan.peers.first else 0.0
+    return Pace(step, evaluation, saving, before=time.perf_counter() - began)
+
+
+class Forecast:
+    """Tells, after the first steps of a training, how long the rest of it takes."""
+
+    def __init__(self, plan: Plan, state: TrainState) -> None:
+        self._plan, self._state, self._first = plan, state, state.step
+        self._since = 0.0
+
+    def hear(self, meter: Meter) -> None:
+        """Hears that a step is done; tells once, after ten that count, unless few are left."""
+        plan, train, done = self._plan, self._plan.config.train, self._state.step - self._first
+        if done not in (WARM_UP, WARM_UP + MEASURED):
+            return
+        _now(plan.device)  # until when the device has done its steps
+        if done == WARM_UP:
+            self._since = meter.seconds()
+        elif plan.peers.first and train.steps - self._state.step >= MEASURED:
+            step = (meter.seconds() - self._since) / MEASURED
+            with meter.paused():
+                pace = Pace(step, evaluation_seconds(plan, self._state))
+            plan.reporter.message(_forecast(plan, self._state.step, pace))
+
+
+def _forecast(plan: Plan, done: int, pace: Pace) -> str:
+    steps, every = plan.config.train.steps, plan.config.train.eval_every
+    evaluations = 1 + ((steps - 1) // every - done // every if every else 0)
+    text = expected(pace, steps - done, evaluations)
+    seconds = (steps - done) * pace.step + evaluations * pace.evaluation
+    if plan.budget is None and seconds > _TIRING:
+        text += ". In a hurry? --minutes 15 --overwrite begins again with fewer steps"
+    return text
+
+
+def evaluation_seconds(plan: Plan, state: TrainState) -> float:
+    """Scores a few validation pictures and says what all of them take all processes together."""
+    count, spent = len(plan.val_set), []
+    with current_segmenter(plan, state) as segmenter:
+        for index in np.linspace(0, count - 1, min(count, _PICTURES) + 1).astype(int):
+            began = time.perf_counter()
+            image, truth = read_pair(plan.val_set, index)
+            labels = predict_sample(segmenter, plan.val_set.samples[index], image)
+            Tally(len(plan.val_set.classes), BOUNDARY_WIDTH).add(0, truth, labels)
+            spent.append(time.perf_counter() - began)
+            if spent[-1] > _LONG:
+                break
+    usual = spent[1:] or spent  # the first one brings the kernels up
+    return sum(usual) / len(usual) * -(-count // plan.peers.size)
+
+
+def _saving_seconds(plan: Plan, state: TrainState) -> float:
+    """Writes the state to where checkpoints go, under a name that a later start would clear."""
+    folder = plan.run / "checkpoints" / ".step-trial"
+    began = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        write_tensors(folder / "model.safetensors", state.model.state_dict())
+        if state.averaged is not None:
+            write_tensors(folder / "ema.safetensors", state.averaged.module.state_dict())
+        write_tensors(folder / "optimizer.safetensors", optimizer_tensors(state))
+        return 2 * (time.perf_counter() - began)  # checkpoints are read again to verify them
+    finally:
+        shutil.rmtree(folder)
+        if not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+
+
+def _now(device: torch.device) -> float:
+    """Returns the time at which the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
