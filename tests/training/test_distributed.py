@@ -31,7 +31,7 @@ from segdeform.models.deeplab import DeepLab
 from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
 from segdeform.training import plan as plan_module
-from segdeform.training import setup as setup_module
+from segdeform.training import setup as opening
 from segdeform.training import state as states
 from segdeform.training import step as steps
 from segdeform.training.checkpoint import TrainState, optimizer_tensors
@@ -267,7 +267,7 @@ def test_processes_of_a_machine_share_its_cores(
 def test_batch_that_cannot_be_shared(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup_module, "processes", lambda device: nullcontext(Processes(0, 3)))
+    monkeypatch.setattr(opening, "processes", lambda device: nullcontext(Processes(0, 3)))
     with pytest.raises(ConfigError, match=r"train\.batch_size = 2 cannot be shared equally by 3"):
         train(tiny_config(), shapes, tmp_path, device="cpu", workers=0, reporter=ReporterThat())
 
