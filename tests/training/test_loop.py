@@ -33,6 +33,7 @@ from segdeform.preparing.shapes import write_shapes
 from segdeform.segmenter import load
 from segdeform.training import checkpoint, optim, result
 from segdeform.training import step as steps
+from segdeform.training.channels import fit_to_bands
 from segdeform.training.checkpoint import newest
 from segdeform.training.loop import train
 from segdeform.training.result import TrainResult
@@ -101,7 +102,8 @@ def test_finished_run(shapes: Path, tmp_path: Path) -> None:
     done = _train(config, shapes, run)
     assert done.model == run / "model"
     assert done.steps == 2
-    assert load_config(run / "config.yaml") == fit_to_crop(config)
+    whole = fit_to_crop(fit_to_bands(config, load_dataset("shapes", shapes, "train")))
+    assert load_config(run / "config.yaml") == whole
 
     segmenter = load(run, "cpu")
     assert segmenter.info["crop"] == [48, 64]
