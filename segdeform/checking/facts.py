@@ -61,7 +61,8 @@ class Facts:
     # that would be white (None: nobody knows).
     spans: tuple[tuple[float, float], ...] = ()
     white: int | None = None
-    further_bands: int = 0  # of a picture read as RGB: all that it has, where some are not read
+    # Of a picture read as RGB or grey: how many bands it has and are read, where these differ.
+    bands: tuple[int, int] | None = None
     georeferenced: bool = False
     plain: bool = False  # of a mask of another kind: it holds whole numbers nevertheless
     # Of a mask: value -> number of pixels and place of the first one, row by row.
@@ -81,7 +82,7 @@ def picture_facts(path: Path, bands: Bands | None = None) -> Facts:
                 *upright_size(image),
                 orientation=orientation(image),
                 frames=max(1, frame_count(image) // channel_pages(image)),
-                further_bands=unread_bands(image) if bands is None else 0,
+                bands=unread_bands(image) if bands is None else None,
                 georeferenced=is_georeferenced(image),
             )
             image.seek(0)

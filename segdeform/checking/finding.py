@@ -35,6 +35,11 @@ KINDS = {
     "missing-mask": Kind("error", "Missing masks", "restore the mask or remove the picture"),
     "double": Kind("error", "Names given twice", "keep one of the files"),
     "unreadable": Kind("error", "Unreadable files", "restore the file or remove the pair"),
+    "bands": Kind(
+        "error",
+        "Pictures that lack bands",
+        "correct bands in the data YAML, or save the picture with as many",
+    ),
     "no-range": Kind(
         "error",
         "Values of no known range",
@@ -58,7 +63,12 @@ KINDS = {
         "warning", "Pictures that use little of their range", "write value_range into the data YAML"
     ),
     "clipped": Kind("warning", "Values above value_range", "are the camera's values the same?"),
-    "frames": Kind("warning", "Pictures of several frames", "the first frame is used"),
+    "frames": Kind(
+        "warning",
+        "Stacks: pictures of several frames",
+        "the first frame is used: save each as a picture of its own",
+    ),
+    "extra-bands": Kind("warning", "Bands that are not used", "name bands in the data YAML"),
     "white-mask": Kind(
         "warning",
         "Masks of 0 and 255 among others",
@@ -76,6 +86,7 @@ KINDS = {
     "absent-train": Kind("warning", "Classes without training pixels", "they cannot be learned"),
     "orphan-mask": Kind("warning", "Masks without a picture", "it is not used"),
     "unused-list": Kind("warning", "Class lists that are not used", "remove it, or name the same"),
+    "unread-files": Kind("warning", "Files that are not read", "convert them, or move them away"),
     "unused-key": Kind("warning", "Keys that mean nothing here", "remove it, or is it misspelt?"),
     "unused-block": Kind("note", "Other tools' keys", "they are left alone"),
     "moved-folder": Kind("note", "Folders found elsewhere", "write where they are"),
@@ -83,6 +94,11 @@ KINDS = {
     "absent": Kind("note", "Classes absent from a split", "they are left out of its mIoU"),
     "placeholders": Kind("note", "Masks that hold no class", "they can be predicted, not scored"),
     "unlabelled": Kind("note", "Pictures without a mask", "they can be predicted, not scored"),
+    "georeferenced": Kind(
+        "note",
+        "Georeferenced pictures",
+        "masks of predict are PNGs of the same rows and columns without it: copy it over",
+    ),
     "repeated": Kind("note", "Pictures given twice", "the same picture counts twice"),
     "turned-picture": Kind(
         "note", "Pictures turned by EXIF", "they are read upright: the masks must be upright too"

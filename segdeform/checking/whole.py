@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from segdeform.checking.causes import Cause
+from segdeform.checking.facts import Facts
 from segdeform.checking.finding import Finding, Place
 from segdeform.checking.judge import judge_pair, label_counts
 from segdeform.checking.report import SplitCount
 from segdeform.checking.scan import PairFacts
 from segdeform.data.dataset import IGNORE, Dataset, read_picture
 from segdeform.data.depth import Range, ValueRange, is_one, ranges
+
+_LISTED_BANDS = 12  # named one by one
 
 
 def mask_values(pairs: Sequence[list[PairFacts]]) -> list[set[int]]:
@@ -44,6 +47,8 @@ def judge(
                     yield finding
     yield from _absent(datasets, pairs)
     yield from _ranges(datasets, pairs)
+    yield from _extra_bands(datasets, pairs)
+    yield from _georeferenced(datasets, pairs)
     yield from _repeated(datasets, pairs)
 
 
@@ -145,6 +150,52 @@ def _clipped(
         f"{where} ({over} of {len(deep)} pictures of more than 8 bits do)"
     )
     yield Finding("clipped", dataset.split, path, text, sample=index)
+
+
+def _extra_bands(
+    datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]]
+) -> Iterator[Finding]:
+    """Yields the first picture of each number of bands that has more than are read."""
+    found: dict[tuple[int, int], list[tuple[Dataset, int]]] = {}
+    for dataset, index, picture in _pictures(datasets, pairs):
+        if picture.bands is not None:
+            found.setdefault(picture.bands, []).append((dataset, index))
+    for (bands, read), places in sorted(found.items()):
+        dataset, index = places[0]
+        path = dataset.samples[index].image
+        used = "the first three are read, as RGB" if read == 3 else "the first is read, as grey"
+        text = f"{path}: has {bands} bands, of which {used} ({_of(len(places), pairs)})"
+        shown = list(range(bands)) if bands <= _LISTED_BANDS else f"[0, 1, ..., {bands - 1}]"
+        fix = f"write bands: {shown} into the data YAML to use all, or those to use"
+        yield Finding("extra-bands", dataset.split, path, text, fix, sample=index)
+
+
+def _georeferenced(
+    datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]]
+) -> Iterator[Finding]:
+    """Yields the first georeferenced picture, which is read like any other."""
+    found = [
+        (dataset, index)
+        for dataset, index, picture in _pictures(datasets, pairs)
+        if picture.georeferenced
+    ]
+    if found:
+        dataset, index = found[0]
+        path = dataset.samples[index].image
+        text = f"{path}: says where on earth it lies ({_of(len(found), pairs)})"
+        yield Finding("georeferenced", dataset.split, path, text, sample=index)
+
+
+def _pictures(
+    datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]]
+) -> Iterator[tuple[Dataset, int, Facts]]:
+    for dataset, facts in zip(datasets, pairs, strict=True):
+        for index, pair in enumerate(facts):
+            yield dataset, index, pair.picture
+
+
+def _of(count: int, pairs: Sequence[list[PairFacts]]) -> str:
+    return f"{count} of {sum(map(len, pairs))} pictures do"
 
 
 def _first_of(

@@ -212,20 +212,20 @@ def with_channels(image: TiffImagePlugin.TiffImageFile) -> BandsFile | None:
     return bands if bands.channels else None
 
 
-def unread_bands(image: Image.Image) -> int:
-    """Returns how many bands a file has, where more than are read without being asked for.
+def unread_bands(image: Image.Image) -> tuple[int, int] | None:
+    """Returns how many bands a file has, and how many are read unless others are asked for.
 
-    Else 0. A declared alpha is none of them.
+    None where all are read, or what is not read is a declared alpha.
     """
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        bands = with_channels(image)
-        return bands.every_band if bands else 0
+        channels = with_channels(image)
+        return (channels.every_band, 1) if channels else None
     if not isinstance(image, BandsFile):
-        return 0
+        return None
     extras = image.page.tags.valueof(_EXTRAS, ())
     alpha = sum(kind in _ALPHA for kind in (extras if isinstance(extras, tuple) else (extras,)))
     read = 3 if image.bands > 2 else 1
-    return image.every_band if image.channels or image.bands - alpha > read else 0
+    return (image.every_band, read) if image.channels or image.bands - alpha > read else None
 
 
 def channel_pages(image: Image.Image) -> int:

@@ -20,7 +20,7 @@ Mask = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 IGNORE = 255  # the label of pixels that are neither trained on nor scored
 MAX_CLASSES = 255
 _HARMLESS = {
-    *("orphan-mask", "mask-suffix", "moved-folder"),
+    *("orphan-mask", "mask-suffix", "moved-folder", "unread-files"),
     *("unused-list", "unused-key", "unused-block"),
 }
 

@@ -43,6 +43,7 @@ from segdeform.data.depth import (
     stored_samples,
     to_8_bits,
 )
+from segdeform.data.unread import unread_kind
 from segdeform.errors import (
     EXHAUSTED,
     DataError,
@@ -392,7 +393,9 @@ def _identify(path: Path, file: Any) -> ImageFile.ImageFile:
             if width < 1 or height < 1:
                 raise DataError(f"{path}: the picture is empty ({width}x{height} pixels)")
             return image
-    raise DataError(f"{path}: not a picture of a known format ({', '.join(_FORMATS)})")
+    kind = unread_kind(path)
+    more = f"; {kind.name}: {kind.advice}" if kind else ""
+    raise DataError(f"{path}: not a picture of a known format ({', '.join(_FORMATS)}){more}")
 
 
 def _open_tiff(path: Path, file: Any) -> ImageFile.ImageFile:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from segdeform.data.dataset import ListingProblem, Sample
 from segdeform.data.image_io import LOSSY_SUFFIXES, MASK_SUFFIXES, PICTURE_SUFFIXES
+from segdeform.data.unread import unread_below
 from segdeform.errors import DataError, UnsafeInputError
 
 # What tells masks from pictures in their names, as _mask, -labels or .seg: never a bare number.
@@ -93,8 +94,15 @@ def pair_folders(
             problems.append(problem)
         else:
             samples.append(Sample(name, pictures[name][0], labels[name][0]))
+    unread = [
+        ListingProblem("unread-files", folder, text)
+        for folder in dict.fromkeys((images, masks))
+        for text in unread_below(folder)
+    ]
     if not samples and not problems:
-        raise DataError(f"{images}: holds no picture")
+        more = f"; {unread[0].text}" if unread else ""
+        raise DataError(f"{images}: holds no picture{more}")
+    problems += unread
     if names is None:
         for name in sorted(labels.keys() - pictures.keys()):
             text = f"{labels[name][0]}: a mask without a picture; it is not used"

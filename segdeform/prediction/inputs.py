@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from segdeform.data.image_io import PICTURE_SUFFIXES
+from segdeform.data.unread import unread_kind
 from segdeform.errors import DataError, UsageError
 from segdeform.prediction.place import OUTPUTS, SUMMARY, identity, read_summary
 
@@ -75,6 +76,8 @@ def _no_picture(path: Path) -> str:
         return "hidden"
     if path.is_symlink() and path.is_dir():
         return "a link to a folder: give the folder itself"
+    if kind := unread_kind(path):
+        return f"{path.suffix} is not read here, {kind.name}: {kind.advice}"
     if path.suffix.lower() not in PICTURE_SUFFIXES:
         return f"{path.suffix} is no picture that is read here" if path.suffix else "has no suffix"
     return ""
