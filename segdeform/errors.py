@@ -15,6 +15,8 @@ EXHAUSTED = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 )
 
+_LONGEST = 60  # letters of a value in a message
+
 
 class SegdeformError(Exception):
     """A failure with a known cause; its text is the one line that the user reads."""
@@ -105,3 +107,9 @@ def nearest(wrong: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = get_close_matches(wrong, known, n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(known)}."
+
+
+def shortened(value: object) -> str:
+    """Returns a value as a message shows it: its repr, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

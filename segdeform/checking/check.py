@@ -18,6 +18,7 @@ from segdeform.data.dataset import Dataset, MissingSplitError
 from segdeform.errors import DataError
 
 SPLITS = ("train", "val", "test")
+_NEEDED = ("train", "val")  # by a training
 
 
 def list_splits(
@@ -25,21 +26,27 @@ def list_splits(
 ) -> tuple[list[Dataset], list[Finding]]:
     """Lists the splits asked for, or all that there are; what cannot be listed is a finding.
 
-    Raises DataError when the data set holds none of them.
+    So is, where none is asked for, one that a training needs and is not there. What is said of
+    several splits is one finding. Raises DataError when the data set holds none of them.
     """
-    datasets, findings, missing = [], [], []
+    datasets: list[Dataset] = []
+    findings: dict[str, Finding] = {}
+    missing: list[MissingSplitError] = []
     for split in splits or SPLITS:
         try:
             datasets.append(list_dataset(name, root, split))
         except MissingSplitError as error:
             missing.append(error)
+            if split in _NEEDED:
+                findings.setdefault(str(error), Finding("missing-split", split, root, str(error)))
         except DataError as error:
-            findings.append(Finding("listing", split, root, str(error)))
-    if missing and (splits or not (datasets or findings)):
+            findings.setdefault(str(error), Finding("listing", split, root, str(error)))
+    listed = [finding for finding in findings.values() if finding.kind == "listing"]
+    if missing and (splits or not (datasets or listed)):
         raise missing[0]
     if not datasets:
-        raise DataError(findings[0].text)
-    return datasets, findings
+        raise DataError(listed[0].text)
+    return datasets, list(findings.values())
 
 
 def check(

@@ -24,6 +24,11 @@ _MAP = "write label_mapping into the data YAML"
 KINDS = {
     "unsafe": Kind("error", "Unsafe files", "remove the file"),
     "listing": Kind("error", "Splits that cannot be listed", "see the message"),
+    "missing-split": Kind(
+        "error",
+        "Splits that training needs",
+        "make it (segdeform prepare folder splits pictures), or check a part alone by --split",
+    ),
     "class-values": Kind(
         "error", "Mask values that count no classes", "describe the values in a data YAML"
     ),

@@ -117,7 +117,12 @@ def _judge_values(
         mendable = kind == "palette" and bool(class_of_colour(dataset))
         place = Place(foreign)
         yield Finding(kind, split, path, text, place=place, sample=index, mendable=mendable)
-    outside = [value for value in mask.values if dataset.lookup[value] < 0]
+    explained = cause.mapping.keys() if cause else set()  # said once, of all masks
+    outside = [
+        value
+        for value in mask.values
+        if dataset.lookup[value] < 0 and value not in explained and value not in dataset.void
+    ]
     outside.sort(key=lambda value: mask.values[value][1])
     for value in outside[:_SHOWN_VALUES]:
         yield _outside(dataset, index, mask, value, len(outside), cause)

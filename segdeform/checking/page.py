@@ -11,14 +11,16 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from segdeform.checking.finding import KINDS, Finding
-from segdeform.checking.report import Report
-from segdeform.data.dataset import IGNORE, Dataset, read_picture
+from segdeform.checking.report import HEAVIEST, Report
+from segdeform.data.dataset import IGNORE, Dataset, read_pair, read_picture
 from segdeform.data.image_io import opened, shown_colours
 from segdeform.errors import SegdeformError
 from segdeform.files.atomic import write_text
 from segdeform.files.html import data_uri, page_template
+from segdeform.prediction.outputs import overlay
 
 _PICTURED = 6  # findings of a kind that are shown with their pictures
+_SAMPLES = 4  # pairs of a split that are shown whatever is found
 _LISTED = 60  # findings of a kind that are listed at all; the JSON has every one
 _SIDE = 240  # pixels, the longer side of a thumbnail
 _OUTSIDE = (255, 0, 255)  # the colour of pixels outside the classes
@@ -30,6 +32,13 @@ class _Shown:
     finding: Finding
     picture: str  # data URI, or ""
     mask: str
+
+
+@dataclass(frozen=True)
+class _Sample:
+    name: str
+    picture: str  # data URI
+    tinted: str  # data URI, the picture under its mask's colours
 
 
 def write_page(path: Path, report: Report, datasets: Sequence[Dataset]) -> None:
@@ -52,9 +61,32 @@ def write_page(path: Path, report: Report, datasets: Sequence[Dataset]) -> None:
         report=report,
         groups=groups,
         rows=_class_rows(report, datasets[0]),
+        samples=[(dataset.split, shown) for dataset in datasets if (shown := _samples(dataset))],
+        heaviest=HEAVIEST,
         weights=", ".join(f"{weight:g}" for weight in report.class_weights()),
     )
     write_text(path, page)
+
+
+def _samples(dataset: Dataset) -> list[_Sample]:
+    """Makes thumbnails of a few pairs, evenly over a split; what cannot be read is left out."""
+    colours = np.full((IGNORE + 1, 3), _VOID, np.uint8)
+    colours[: len(dataset.palette)] = dataset.palette
+    palette = [(int(red), int(green), int(blue)) for red, green, blue in colours]
+    shown = []
+    count = min(_SAMPLES, len(dataset))
+    for index in dict.fromkeys(np.linspace(0, len(dataset) - 1, count).round().astype(int)):
+        try:
+            picture, labels = read_pair(dataset, int(index))
+        except SegdeformError:
+            continue
+        pixels = shown_colours(picture)
+        plain, tinted = (
+            data_uri(_small(Image.fromarray(np.ascontiguousarray(image))), "JPEG")
+            for image in (pixels, overlay(pixels, labels, palette))
+        )
+        shown.append(_Sample(dataset.samples[index].name, plain, tinted))
+    return shown
 
 
 def _class_rows(report: Report, dataset: Dataset) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from segdeform.checking.finding import Finding
 from segdeform.errors import DataError, SegdeformError, UnsafeInputError
 
 _SHOWN = 10  # errors named in the one line of a refusal
+HEAVIEST = 10  # weight suggested, in those of the commonest class
 _LEAST = 1.02  # c of ENet's class weights 1 / ln(c + share): they lie between 1.4 and 50
 
 
@@ -61,13 +62,17 @@ class Report:
     def class_weights(self) -> list[float]:
         """Suggests train.class_weights from the shares in the first split: 1 / ln(1.02 + share).
 
-        1 for classes that it lacks, which no weight can teach; nothing where it has no labels.
-        Source: Paszke et al. 2016, ENet, section 5.2.
+        At most ten times the lowest: a class of a few pixels would outweigh all others. 1 for
+        classes that it lacks, which no weight can teach; nothing where it has no labels, or where
+        the values of the masks do not count the classes. Source: Paszke et al. 2016, ENet,
+        section 5.2.
         """
         shares = self.splits[0].shares()
-        if not any(shares):
+        if not any(shares) or self.cause is not None:
             return []
-        return [round(1 / math.log(_LEAST + share), 3) if share else 1.0 for share in shares]
+        found = {index: 1 / math.log(_LEAST + share) for index, share in enumerate(shares) if share}
+        most = HEAVIEST * min(found.values())
+        return [round(min(found.get(k, 1.0), most), 3) for k in range(len(shares))]
 
     def by_kind(self) -> dict[str, list[Finding]]:
         """Returns the findings by kind, in the order of KINDS."""
@@ -82,7 +87,7 @@ class Report:
         hopeless = {(e.split, e.sample) for e in self.errors if not e.mended}
         whole = any(error.kind == "no-labels" for error in self.errors)
         left = self.pairs - sum(sample is not None for _, sample in hopeless)
-        if whole or not self.errors or not left:
+        if whole or not left or all(error.kind == "missing-split" for error in self.errors):
             return ""
         if any(error.mended for error in self.errors):
             return "--fix FOLDER writes a repaired copy"

@@ -30,7 +30,10 @@ def judge(
     datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]], cause: Cause | None
 ) -> Iterator[Finding]:
     """Yields all that is wrong with the splits of one data set."""
-    yield from _listed(datasets)
+    # A cause says better what is odd about the values.
+    yield from (
+        found for found in _listed(datasets) if not (cause and found.kind == "class-values")
+    )
     if cause:
         yield _first_of(cause, datasets, pairs)
     else:
@@ -45,7 +48,8 @@ def judge(
             for finding in judge_pair(dataset, index, pair, cause):
                 if not (bare and finding.kind == "void-mask"):
                     yield finding
-    yield from _absent(datasets, pairs)
+    if cause is None:  # else the classes are not yet known
+        yield from _absent(datasets, pairs)
     yield from _ranges(datasets, pairs)
     yield from _extra_bands(datasets, pairs)
     yield from _georeferenced(datasets, pairs)

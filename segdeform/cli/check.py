@@ -88,6 +88,9 @@ def check(
             f"{root}: not fit for training: {count} error{'s' if count > 1 else ''}; "
             f"{', '.join(offers)}"
         )
+    lacking = [error for error in report.errors if error.kind == "missing-split"]
+    if repaired and lacking:  # which no copy mends
+        raise report.refusal(f"{lacking[0].line}: {lacking[0].advice}")
     if repaired and repaired.left_out:
         raise PartialFailureError(
             f"{len(repaired.left_out)} of {repaired.pairs} pairs could not be repaired and are not "
@@ -100,6 +103,7 @@ def print_report(report: Report) -> None:
     from rich.console import Console
 
     from segdeform.checking import KINDS
+    from segdeform.checking.report import HEAVIEST
 
     console = Console()
     pairs = ", ".join(f"{split.name} {split.pairs}" for split in report.splits)
@@ -118,7 +122,8 @@ def print_report(report: Report) -> None:
     weights = ", ".join(f"{weight:g}" for weight in report.class_weights())
     if weights:
         source = report.splits[0].name
-        print(f"Suggested weights, for rare classes (1 / ln(1.02 + share) in {source}):")
+        rule = f"1 / ln(1.02 + share) in {source}, at most {HEAVIEST} times the lowest"
+        print(f"Suggested weights, for rare classes ({rule}):")
         print(f"train: {{class_weights: [{weights}]}}")
     print(report.summary())
 

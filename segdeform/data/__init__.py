@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from segdeform.data import camvid, cityscapes, folder, shapes, voc
-from segdeform.data.dataset import IGNORE, Dataset, Sample, read_pair
+from segdeform.data.dataset import IGNORE, Dataset, MissingSplitError, Sample, read_pair
 from segdeform.errors import DataError, UsageError, nearest
 
 __all__ = [
@@ -63,7 +63,16 @@ def list_dataset(name: str, root: Path, split: str) -> Dataset:
         raise UsageError(f"no data set '{name}'.{nearest(name, DATASETS)}")
     if not root.exists():
         raise DataError(f"{root}: no such folder; where is the {name} data set?")
-    return DATASETS[name](root, split)
+    try:
+        return DATASETS[name](root, split)
+    except MissingSplitError as error:
+        other = guess_name(root)
+        if name == "folder" != other:
+            raise DataError(
+                f"{root}: this looks like {other}, not like folders of pictures: say {other} "
+                f"instead of folder (train {other}, eval --dataset {other})"
+            ) from error
+        raise
 
 
 def guess_name(root: Path) -> str:

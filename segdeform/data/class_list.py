@@ -14,7 +14,7 @@ from typing import Any
 from segdeform.data.dataset import IGNORE, ListingProblem, colour_map
 from segdeform.data.depth import Range, ValueRange, ranges
 from segdeform.data.image_io import Bands
-from segdeform.errors import DataError
+from segdeform.errors import DataError, shortened
 
 Colour = tuple[int, int, int]
 
@@ -86,7 +86,9 @@ def parse_class_list(content: Mapping[Any, Any], source: Path) -> ClassList:
     """
     names = _names(content.get("names"), source)
     if content.get("nc", len(names)) != len(names):
-        raise DataError(f"{source}: nc is {content['nc']}, but there are {len(names)} names")
+        raise DataError(
+            f"{source}: nc is {shortened(content['nc'])}, but there are {len(names)} names"
+        )
     void = content.get("void_id", IGNORE)
     if not _is_index(void, 1 << 16):
         raise DataError(f"{source}: void_id is a mask value from 0 to 65535, not {void!r}")
@@ -109,10 +111,15 @@ def _names(names: Any, source: Path) -> tuple[str, ...]:
             raise DataError(f"{source}: the keys of names are 0, 1, 2, ... without a gap")
         names = [indexed[str(index)] for index in range(len(indexed))]
     if not isinstance(names, list) or not names:
-        raise DataError(f"{source}: names is a list of class names, or a mapping 0: name, 1: ...")
+        raise DataError(
+            f"{source}: names is a list of class names, or a mapping 0: name, 1: ..., not "
+            f"{shortened(names)}"
+        )
     for name in names:
         if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{source}: the class name {name!r} is not a text; put it in quotes")
+            raise DataError(
+                f"{source}: names: the class name {shortened(name)} is not a text; put it in quotes"
+            )
     return tuple(name.strip() for name in names)
 
 
@@ -122,7 +129,10 @@ def _palette(palette: Any, count: int, source: Path) -> tuple[Colour, ...]:
         isinstance(c, list) and [_is_index(v, 256) for v in c] == [True] * 3 for c in colours
     )
     if len(colours) != count or not good:
-        raise DataError(f"{source}: palette is one [red, green, blue], 0 to 255, for each class")
+        raise DataError(
+            f"{source}: palette is one [red, green, blue], 0 to 255, for each class, not "
+            f"{shortened(palette)}"
+        )
     return tuple((red, green, blue) for red, green, blue in colours)
 
 
@@ -130,7 +140,10 @@ def _label_map(mapping: Any, count: int, source: Path) -> dict[int, int] | None:
     if mapping is None:
         return None
     if not isinstance(mapping, Mapping):
-        raise DataError(f"{source}: label_mapping maps mask values to classes, 7: 0")
+        raise DataError(
+            f"{source}: label_mapping maps mask values to classes, as {{7: 0}}, not "
+            f"{shortened(mapping)}"
+        )
     found: dict[int, int] = {}
     for key, label in mapping.items():
         # The keys of JSON are texts.

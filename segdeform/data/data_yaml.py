@@ -50,7 +50,7 @@ from typing import Any
 
 from segdeform.config.strict_yaml import read_yaml
 from segdeform.data.dataset import ListingProblem
-from segdeform.errors import DataError, nearest
+from segdeform.errors import DataError, nearest, shortened
 
 SPLIT_KEYS = ("train", "val", "test")
 OTHER_NAMES = {"val": ("valid", "validation")}  # of a split, as other tools call it
@@ -72,7 +72,7 @@ KEYS = {
 }
 # What data YAMLs of other tools hold beside that, and nobody expects to matter.
 _UNUSED_KEYS = {"download", "channels", "author", "license", "version", "description", "name"}
-_KNOWN = KEYS | _UNUSED_KEYS | {name for names in OTHER_NAMES.values() for name in names}
+KNOWN = KEYS | _UNUSED_KEYS | {name for names in OTHER_NAMES.values() for name in names}
 _OURS = ("data.yaml", "data.yml")
 _LOOKS_OURS = re.compile(rb"^\s*(names|train|val|label_mapping)\s*:", re.MULTILINE)
 
@@ -116,7 +116,7 @@ def check_keys(content: Mapping[Any, Any], source: Path) -> None:
     """Raises DataError for a key that looks misspelt, and where there are no names."""
     lacking = KEYS - content.keys()
     for key in content:
-        if key not in _KNOWN and get_close_matches(str(key), lacking, n=1, cutoff=0.75):
+        if key not in KNOWN and get_close_matches(str(key), lacking, n=1, cutoff=0.75):
             raise DataError(f"{source}: unknown key '{key}'.{nearest(str(key), KEYS)}")
     if "names" not in content:
         raise DataError(f"{source}: a data YAML needs names: a list of the class names")
@@ -125,16 +125,18 @@ def check_keys(content: Mapping[Any, Any], source: Path) -> None:
 def unused_keys(content: Mapping[Any, Any], source: Path) -> Iterator[ListingProblem]:
     """Yields the keys that mean nothing here: other tools' own blocks, and single values."""
     for key, value in content.items():
-        if key not in _KNOWN:
+        if key not in KNOWN:
             kind = "unused-block" if isinstance(value, Mapping) else "unused-key"
             yield ListingProblem(kind, source, f"{source}: the key '{key}' means nothing here")
 
 
-def text_of(content: Mapping[Any, Any], key: str, default: str, source: Path) -> str:
+def text_of(
+    content: Mapping[Any, Any], key: str, default: str, source: Path, what: str = "a folder's name"
+) -> str:
     """Returns a text of a data YAML. Raises DataError for a value of another kind."""
     value = content.get(key, default)
     if not isinstance(value, str):
-        raise DataError(f"{source}: {key} is the name of a folder, not {value!r}")
+        raise DataError(f"{source}: {key} is {what}, one text, not {shortened(value)}")
     return value
 
 

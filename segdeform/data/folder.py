@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from segdeform.data.dataset import (
     Sample,
     colour_map,
 )
-from segdeform.data.image_io import MASK_SUFFIXES, read_mask
+from segdeform.data.image_io import MASK_SUFFIXES, PICTURE_SUFFIXES, read_mask
 from segdeform.data.layout import files_by_name, pair_folders
 from segdeform.data.yaml_splits import split_samples
 from segdeform.errors import DataError, UnsafeInputError
@@ -48,6 +49,10 @@ def load(root: Path, split: str) -> Dataset:
     are counted in the masks of all splits. What is missing, double or odd is in `problems`; raises
     DataError when the folder or the YAML cannot be understood at all.
     """
+    if root.is_file() and root.suffix.lower() in PICTURE_SUFFIXES:
+        raise DataError(
+            f"{root}: is a picture; a data set is a folder of pictures and masks, or a data YAML"
+        )
     description = root if root.is_file() else find_data_yaml(root)
     if description is not None:
         return _load_yaml(root, description, split)
@@ -103,7 +108,27 @@ def _split_folders(root: Path, split: str) -> tuple[Path, Path]:
         ):
             if images.is_dir() and masks.is_dir():
                 return images, masks
-    raise MissingSplitError(f"{root}: holds no split '{split}'; expected {LAYOUT}")
+    raise MissingSplitError(f"{root}: holds no split '{split}'{_what_is_there(root, split)}")
+
+
+def _what_is_there(root: Path, split: str) -> str:
+    """Words what a folder holds in the place of a split, and what to do."""
+    beside = {
+        path.parent.name for path in root.glob("*/images") if (path.parent / "masks").is_dir()
+    }
+    below = {path.name for path in root.glob("images/*") if (root / "masks" / path.name).is_dir()}
+    known = sorted(name for name in beside | below if not name.startswith("."))
+    if known:
+        close = get_close_matches(split, known, n=1, cutoff=0.5)
+        like = [name for name in known if name.startswith(split)] or close
+        asked = f"; is '{like[0]}' meant? Rename it, or name" if like else "; add it, or name"
+        return f"; there are: {', '.join(known)}{asked} its folder in a data YAML"
+    found = sorted(path.name for path in root.glob("*") if path.is_dir() and path.name[:1] != ".")
+    there = f", but {', '.join(found[:5])}" if found else ""
+    return (
+        f"{there}; expected {LAYOUT}. Of raw pictures and masks, 'segdeform prepare folder "
+        "--images DIR --masks DIR --output NEW' makes one"
+    )
 
 
 def _count_classes(root: Path) -> tuple[ClassList, list[ListingProblem]]:

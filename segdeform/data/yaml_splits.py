@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from segdeform.data.data_yaml import OTHER_NAMES, SPLIT_KEYS, text_of
+from segdeform.data.data_yaml import KNOWN, OTHER_NAMES, SPLIT_KEYS, text_of
 from segdeform.data.dataset import ListingProblem, MissingSplitError, Sample
 from segdeform.data.file_lists import Places, list_pairs, name_below
 from segdeform.data.layout import pair_folders
-from segdeform.errors import DataError, nearest
+from segdeform.errors import DataError, nearest, shortened
 
 _FOLD = re.compile(r"(except-)?fold([1-9][0-9]{0,3})")
 _LIST = ".txt"
@@ -29,7 +29,9 @@ def split_samples(
     """
     texts = split_texts(content, source, split)
     places = Places(source, source.parent / text_of(content, "path", "", source))
-    suffix = text_of(content, "mask_suffix", "", source) if "mask_suffix" in content else None
+    suffix = None
+    if "mask_suffix" in content:
+        suffix = text_of(content, "mask_suffix", "", source, "what ends the masks' names, as _mask")
     samples: list[Sample] = []
     problems: list[ListingProblem] = []
     for text, masks in zip(texts, _masks_of(content, source, split, len(texts)), strict=True):
@@ -70,9 +72,18 @@ def split_texts(content: Mapping[Any, Any], source: Path, split: str) -> list[st
     value = next((content[key] for key in _keys(split) if content.get(key)), None)
     if value is None:
         raise MissingSplitError(
-            f"{source}: needs {split}: images/{split}, or another folder or list of files"
+            f"{source}: no split '{split}'{_splits_there(content)}; write {split}: "
+            f"images/{split}, or another folder or list of files"
         )
     return _texts_of(value, split, source)
+
+
+def _splits_there(content: Mapping[Any, Any]) -> str:
+    """Words what a YAML names in the place of a split: the others, and keys nobody knows."""
+    there = [key for split in SPLIT_KEYS for key in _keys(split) if content.get(key)]
+    odd = [str(key) for key, value in content.items() if key not in KNOWN and value]
+    words = f"; there are: {', '.join(there)}" if there else ""
+    return words + (f" (and the unknown key{'s'[: len(odd) > 1]} {', '.join(odd)})" if odd else "")
 
 
 def _keys(split: str) -> tuple[str, ...]:
@@ -84,7 +95,7 @@ def _texts_of(value: Any, key: str, source: Path) -> list[str]:
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise DataError(
             f"{source}: {key} is a folder, a list of files (.txt), or several of them in brackets, "
-            f"not {value!r}"
+            f"not {shortened(value)}"
         )
     return texts
 
@@ -93,16 +104,17 @@ def _masks_of(
     content: Mapping[Any, Any], source: Path, split: str, count: int
 ) -> list[str] | list[None]:
     """Returns the mask folder that the YAML names for each part of a split, or None."""
-    value = content.get("masks", content.get("masks_dir"))
+    key = "masks" if "masks" in content else "masks_dir"
+    value = content.get(key)
     if isinstance(value, Mapping):
         value = next((value[key] for key in _keys(split) if value.get(key)), None)
         if value is None:
-            raise DataError(f"{source}: masks names no folder for {split}")
+            raise DataError(f"{source}: {key} names no folder for {split}")
     if value is None:
         return [None] * count
-    texts = _texts_of(value, "masks", source)
+    texts = _texts_of(value, key, source)
     if isinstance(value, list) and len(texts) != count:
-        raise DataError(f"{source}: masks names {len(texts)} folders for the {count} of {split}")
+        raise DataError(f"{source}: {key} names {len(texts)} folders for the {count} of {split}")
     return texts if isinstance(value, list) else texts * count
 
 

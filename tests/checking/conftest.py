@@ -9,7 +9,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from segdeform.checking.check import SPLITS
 from segdeform.cli import main
+from segdeform.data import guess_name, list_dataset
+from segdeform.data.dataset import MissingSplitError
+from segdeform.errors import DataError, UsageError
 
 
 class Checked(NamedTuple):
@@ -37,12 +41,31 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def check(capsys: pytest.CaptureFixture[str]) -> Check:
-    """Calls `segdeform check ARGUMENTS... --json`."""
+    """Calls `segdeform check ARGUMENTS... --json`, on the splits that there are."""
 
     def call(*arguments: object) -> Checked:
+        words = [str(argument) for argument in arguments]
+        if "--split" not in words:
+            words += [word for split in _splits(words) for word in ("--split", split)]
         capsys.readouterr()
-        code = main(["check", *map(str, arguments), "--json"])
+        code = main(["check", *words, "--json"])
         out, err = capsys.readouterr()
         return Checked(code, json.loads(out) if out else {}, err)
 
     return call
+
+
+def _splits(words: list[str]) -> list[str]:
+    """Lists the splits of a data set, of which most here have one only."""
+    root = Path(words[0])
+    kind = words[words.index("--dataset") + 1] if "--dataset" in words else guess_name(root)
+    found = []
+    for split in SPLITS:
+        try:
+            list_dataset(kind, root, split)
+        except MissingSplitError:
+            continue
+        except (DataError, UsageError):
+            pass  # for the check to say
+        found.append(split)
+    return found

@@ -99,6 +99,35 @@ def test_the_mask_shows_pixels_outside_the_classes_in_magenta(
     assert 7 * scale <= columns.min() and columns.max() < 8 * scale
 
 
+def test_a_sound_set_shows_pairs_of_each_split_with_the_mask_in_place(
+    tmp_path: Path, check: Check
+) -> None:
+    """Class 1 is red and in the right half; what is ignored is pale, class 0 as it is."""
+    for split, count in (("train", 9), ("val", 2)):
+        for kind in ("images", "masks"):
+            (tmp_path / "set" / split / kind).mkdir(parents=True)
+        for index in range(count):
+            labels = np.zeros((20, 30), np.uint8)
+            labels[:, 15:], labels[:5] = 1, 255
+            picture = np.full((20, 30, 3), 40 + index + count, np.uint8)
+            for kind, pixels in (("images", picture), ("masks", labels)):
+                Image.fromarray(pixels).save(tmp_path / "set" / split / kind / f"n{index}.png")
+    (tmp_path / "set" / "classes.json").write_text(
+        '{"names": ["ground", "crack"], "palette": [[0, 0, 0], [250, 0, 0]]}'
+    )
+    assert check(tmp_path / "set", "--html", tmp_path / "page.html").code == 0
+    page = Page(tmp_path / "page.html")
+    names = ("n0", "n3", "n5", "n8", "n0", "n1")
+    assert len(page.images) == 2 * len(names) and page.open == []
+    assert [word for word in page.text.split() if re.fullmatch(r"n\d", word)] == [*names]
+    with Image.open(BytesIO(base64.b64decode(page.images[3].partition(";base64,")[2]))) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    left, right, above = pixels[100, 40], pixels[100, 200], pixels[10, 40]
+    assert abs(left - 52).max() < 12  # as it is
+    assert right[0] > 120 and right[1:].max() < 60
+    assert above.min() > 100 and np.ptp(above) < 12
+
+
 @pytest.mark.parametrize("case", BAD[::3], ids=lambda case: case.name)
 def test_whatever_is_wrong_there_is_a_page(tmp_path: Path, check: Check, case: Case) -> None:
     write_case(tmp_path / "set", case)
