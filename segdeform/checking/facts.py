@@ -20,20 +20,22 @@ from segdeform.data.bands import (
     is_georeferenced,
     unread_bands,
 )
+from segdeform.data.channels import (
+    Bands,
+    BandsError,
+    band_samples,
+    refuse_bands,
+)
 from segdeform.data.dataset import Mask
 from segdeform.data.depth import Samples
 from segdeform.data.image_io import (
-    Bands,
-    BandsError,
     MaskKindError,
     UInt8,
-    band_samples,
     deep_samples,
     index_values,
     opened,
     orientation,
     read_mask,
-    refuse_bands,
     upright_rgb,
     upright_size,
 )

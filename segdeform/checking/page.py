@@ -12,8 +12,9 @@ from PIL import Image, ImageDraw
 
 from segdeform.checking.finding import KINDS, Finding
 from segdeform.checking.report import HEAVIEST, Report
+from segdeform.data.channels import shown_colours
 from segdeform.data.dataset import IGNORE, Dataset, read_pair, read_picture
-from segdeform.data.image_io import opened, shown_colours
+from segdeform.data.image_io import opened
 from segdeform.errors import SegdeformError
 from segdeform.files.atomic import write_text
 from segdeform.files.html import data_uri, page_template

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segdeform.data.channels import Bands
 from segdeform.data.dataset import IGNORE, ListingProblem, colour_map
 from segdeform.data.depth import Range, ValueRange, ranges
-from segdeform.data.image_io import Bands
 from segdeform.errors import DataError, shortened
 
 Colour = tuple[int, int, int]

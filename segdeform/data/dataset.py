@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from segdeform.data.channels import Bands
 from segdeform.data.decoded import Cache
 from segdeform.data.depth import ValueRange, ranges
-from segdeform.data.image_io import Bands, UInt8, read_image, read_mask
+from segdeform.data.image_io import UInt8, read_image, read_mask
 from segdeform.errors import DataError
 
 Mask = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]

@@ -12,7 +12,7 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from PIL import (
     _imaging,
 )
 
-from segdeform.data.bands import BandsFile, channel_pages, frame_count, holds_bands, with_channels
+from segdeform.data.bands import BandsFile, channel_pages, frame_count, holds_bands
+from segdeform.data.channels import Bands, band_samples, to_rgb, turned
 from segdeform.data.depth import (
     Samples,
     ValueRange,
@@ -57,7 +58,6 @@ UInt8 = npt.NDArray[np.uint8]
 IndexValues = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 MAX_PIXELS = 500_000_000
-Bands = tuple[int, ...]  # which bands of a file, from 0, become the channels
 PICTURE_SUFFIXES = frozenset(
     """.jpg .jpeg .jpe .jfif .mpo .png .apng .webp .bmp .tif .tiff .gif .ppm .pgm .pbm
     .pnm""".split()  # noqa: SIM905, a list would take a page
@@ -109,16 +109,6 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# The same of arrays [H, W, ...].
-_TURNED: dict[int, Callable[[UInt8], UInt8]] = {
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
-}
 _COLOUR_MODES = frozenset(("RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"))
 # Grey of 2 or 4 bits is stretched to 0..255 on decoding; these factors undo that exactly.
 _STRETCH = {"L": 1, "L;4": 17, "L;2": 85}
@@ -130,10 +120,6 @@ class MaskKindError(DataError):
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind = kind  # jpeg-mask, turned-mask, colour-mask or mask-kind
-
-
-class BandsError(DataError):
-    """A picture that can be read, and has not the bands that are asked for."""
 
 
 def read_image(
@@ -156,69 +142,7 @@ def read_image(
         pixels = samples.values
         if samples.white != 255 or pixels.dtype != np.uint8:
             pixels = _shown(samples, path, value_range)
-        turn = _TURNED.get(orientation(image))
-        return np.ascontiguousarray(pixels if turn is None else turn(pixels))
-
-
-def band_samples(image: ImageFile.ImageFile, path: Path, bands: Bands) -> Samples:
-    """Decodes bands of an opened picture as stored, [H, W, C].
-
-    Raises BandsError where it has fewer, and what `read_image` does.
-    """
-    if image.width * image.height * len(bands) > 3 * MAX_PIXELS:
-        raise UnsafeInputError(
-            f"{path}: {image.width}x{image.height} pixels of {len(bands)} bands are over the limit "
-            "of 500 megapixels of three"
-        )
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        image = with_channels(image) or image
-    if isinstance(image, BandsFile):
-        refuse_bands(path, bands, image.every_band, frame_count(image))
-        return Samples(image.samples(bands), image.white)
-    frames = frame_count(image)
-    image.seek(0)
-    samples = stored_samples(image, path, every_band=True)
-    if samples is None:
-        image.load()
-        samples = Samples(np.asarray(_in_bands(image)), 255)
-    values = samples.values if samples.values.ndim == 3 else samples.values[..., None]
-    refuse_bands(path, bands, values.shape[2], frames)
-    return Samples(values[..., list(bands)], samples.white)
-
-
-def _in_bands(image: Image.Image) -> Image.Image:
-    """Returns a picture of 8 bits in grey or RGB, with its alpha if it has one."""
-    if image.mode in ("L", "LA", "RGB", "RGBA"):
-        return image
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode in ("La", "RGBa"):
-        return image.convert(image.mode.upper())
-    return _to_rgb(image)
-
-
-def refuse_bands(path: Path, bands: Bands, count: int, frames: int = 1) -> None:
-    """Raises BandsError where a file of `count` bands has not those that are asked for."""
-    if max(bands) < count:
-        return
-    has = "1 band" if count == 1 else f"{count} bands"
-    stack = f" ({frames} pages, which nothing in it calls channels)" if frames > 1 else ""
-    raise BandsError(
-        f"{path}: has {has}{stack}, and bands: {list(bands)} asks for band {max(bands)}, counted "
-        "from 0; correct bands in the data YAML, or save the picture with as many"
-    )
-
-
-def shown_colours(pixels: UInt8) -> UInt8:
-    """Returns what a person is shown of a picture, [H, W, 3]: three channels, or the first in grey.
-
-    Raises nothing; a picture of three channels is returned as it is.
-    """
-    if pixels.shape[2] == 3:
-        return pixels
-    if pixels.shape[2] > 3:
-        return np.ascontiguousarray(pixels[..., :3])
-    return np.repeat(pixels[..., :1], 3, axis=2)
+        return np.ascontiguousarray(turned(pixels, orientation(image)))
 
 
 def upright_rgb(
@@ -228,7 +152,7 @@ def upright_rgb(
     samples = deep_samples(image, path)
     if samples is None:
         image.load()
-        rgb = _to_rgb(image)
+        rgb = to_rgb(image)
     else:
         rgb = Image.fromarray(_shown(samples, path, value_range)).convert("RGB")
     turn = UPRIGHT.get(orientation(image))  # asked now: Pillow turns TIFFs itself, while decoding
@@ -443,12 +367,6 @@ def _shown(samples: Samples, path: Path, value_range: ValueRange | None) -> UInt
     planes = values if values.ndim == 3 else values[..., None]
     shown = [to_8_bits(planes[..., channel], *span) for channel, span in enumerate(each)]
     return np.stack(shown, axis=2).reshape(values.shape)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA").convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _save(path: Path, image: Image.Image, format_name: str, **options: int) -> None:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segdeform.callbacks import Stop
+from segdeform.data.channels import shown_colours
 from segdeform.data.dataset import IGNORE, Dataset, read_pair
-from segdeform.data.image_io import shown_colours
 from segdeform.errors import InterruptedByUserError
 from segdeform.evaluation.counts import Column, union
 from segdeform.evaluation.evaluate import Evaluation, predict_sample

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeform.data.image_io import shown_colours
+from segdeform.data.channels import shown_colours
 from segdeform.errors import UsageError
 from segdeform.explaining.clickable import render_page
 from segdeform.explaining.drawing import draw_offsets, draw_points, point_colours

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeform.callbacks import Progress, Stop
-from segdeform.data.image_io import count_frames, shown_colours, write_image, write_index_png
+from segdeform.data.channels import shown_colours
+from segdeform.data.image_io import count_frames, write_image, write_index_png
 from segdeform.errors import (
     DataError,
     InterruptedByUserError,

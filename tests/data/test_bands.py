@@ -16,12 +16,8 @@ from PIL import Image, ImageOps
 
 from segdeform.data import list_dataset, load_dataset, read_pair
 from segdeform.data.cache import cache_folder, with_cache
-from segdeform.data.image_io import (
-    BandsError,
-    count_frames,
-    read_image,
-    shown_colours,
-)
+from segdeform.data.channels import BandsError, shown_colours
+from segdeform.data.image_io import count_frames, read_image
 from segdeform.errors import DataError, UnsafeInputError
 from segdeform.preparing.decoding import write_cache
 from tests.data.band_sets import band_set, random
