@@ -7,12 +7,13 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from segdeform.version import __version__
 
+# As typing has it, which takes longer to import than Ctrl-C after the Enter key does.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cuda_ops.layers import DeformConv2d, ModulatedDeformConv2d
     from segdeform.models.deform import deformify
     from segdeform.segmenter import Segmenter, load
@@ -39,6 +40,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(_HOMES[name]), name)
 
 

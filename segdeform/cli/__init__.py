@@ -102,7 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         _tell(f"segdeform: {error}")
         return error.exit_code
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
+        # Broken off inside an import of other people's, it can come out as any error.
+        if isinstance(error, KeyboardInterrupt) or interrupts.received():
+            if debug:
+                traceback.print_exc()
+            _tell("segdeform: interrupted")
+            return InterruptedByUserError.exit_code
         error.add_note("This is a bug in segdeform: please report it with the lines above.")
         raise
 

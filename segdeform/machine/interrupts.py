@@ -41,6 +41,11 @@ def _receive(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def received() -> bool:
+    """Tells whether Ctrl-C came, whoever caught it."""
+    return _received
+
+
 def refuse_to_go_on() -> None:
     """Raises InterruptedByUserError if Ctrl-C came, whoever caught it."""
     if _received:

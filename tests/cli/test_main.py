@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -176,6 +177,38 @@ def test_debug_shows_the_traceback_of_an_expected_error(
     assert ended.code == 5
     assert ended.err.startswith("Traceback")
     assert ended.err.splitlines()[-1].startswith("segdeform: m ")
+
+
+@pytest.mark.parametrize("when", ["cli", "command", "swallowed", "turned"])
+def test_ctrl_c_while_modules_are_imported_is_one_line(when: str, tmp_path: Path) -> None:
+    """The signal comes in the midst of an import: of ours, of a command's, of other people's."""
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    bodies = {
+        "cli": kill,  # the first that cli imports
+        "command": kill,
+        "swallowed": f"try:\n    {kill}\nexcept BaseException:\n    pass\nraise ImportError('x')",
+        "turned": f"try:\n    {kill}\nexcept BaseException as e:\n    raise SystemError from e",
+    }
+    name = "typer" if when == "cli" else "yaml"  # which train reads its config with
+    (tmp_path / f"{name}.py").write_text(bodies[when])
+    program = "from segdeform.__main__ import run; import sys; sys.exit(run())"
+    words = ["train", "folder", "--data", "x", "--output", "y"]
+    ended = child("-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {program}", *words)
+    # Python itself may end by the signal after it was raised inside code that a module executes.
+    assert ended.returncode in (130, -2)
+    assert ended.stderr == "segdeform: interrupted\n"
+
+
+def test_ctrl_c_before_a_command_runs_is_one_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the command line is put together, before anything of it is called."""
+
+    def interrupt(*arguments: object, **names: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("segdeform.cli.app", interrupt)
+    assert command("doctor") == (130, "", "segdeform: interrupted\n")
 
 
 def ended_by(statement: str) -> str:
