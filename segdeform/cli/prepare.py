@@ -168,7 +168,14 @@ def prepare(
         float | None,
         typer.Option(min=0, max=2, help="Bending and shear of shapes.", show_default="1"),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that read the pictures.")] = 2,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Threads that read the pictures.",
+            show_default="2, of your own cores + 1",
+        ),
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Make a data set ready: unpack, download, convert or generate it; read every file of it.
@@ -200,7 +207,10 @@ def prepare(
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     if name == "folder" and given.keys() & set(_SOURCES):
         if archive or download or cache or outline_only or deformation is not None:
-            raise UsageError("--archive, --download, --cache and shapes' options are not for this")
+            raise UsageError(
+                "--archive, --download, --cache and shapes' options are not for this; decoded "
+                f"pictures are written afterwards: segdeform prepare folder --output {root} --cache"
+            )
         mode = _mode(copy, link)
         _prepare_folder(
             {**given, "output": root, "mode": mode, "seed": seed or 0, "workers": workers},
@@ -220,7 +230,7 @@ def prepare(
             sbd=sbd,
             cache=cache,
             shapes={key: value for key, value in look.items() if value is not None},
-            workers=workers,
+            workers=workers or 2,
             progress=progress,
         )
     if json_output:
@@ -242,9 +252,11 @@ def _mode(copy: bool, link: bool) -> str:
 
 def _prepare_folder(given: dict[str, Any], json_output: bool) -> None:
     """Makes a data set of raw folders and prints what was found."""
+    from segdeform.checking.scan import default_workers
     from segdeform.preparing.folder import prepare_folder
     from segdeform.preparing.folder_order import Order
 
+    given["workers"] = given["workers"] or default_workers()
     order = Order(**given)
     with progress_bars() as progress:
         prepared = prepare_folder(order, progress)

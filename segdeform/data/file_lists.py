@@ -45,6 +45,17 @@ class Places:
         return wanted, False
 
 
+def tidy(path: Path) -> Path:
+    """Returns a path without ".." where that is the same place, whatever links lead there."""
+    if ".." not in path.parts:
+        return path
+    short = Path(os.path.normpath(path))
+    try:
+        return short if short.samefile(path) else path
+    except OSError:
+        return path
+
+
 def name_below(path: Path, base: Path) -> str:
     """Names a file or folder by its path below BASE; what lies elsewhere by its own path, without
     what would lead out of a folder."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from segdeform.data.data_yaml import KNOWN, OTHER_NAMES, SPLIT_KEYS, text_of
 from segdeform.data.dataset import ListingProblem, MissingSplitError, Sample
-from segdeform.data.file_lists import Places, list_pairs, name_below
+from segdeform.data.file_lists import Places, list_pairs, name_below, tidy
 from segdeform.data.layout import pair_folders
 from segdeform.errors import DataError, nearest, shortened
 
@@ -28,7 +28,7 @@ def split_samples(
     MissingSplitError.
     """
     texts = split_texts(content, source, split)
-    places = Places(source, source.parent / text_of(content, "path", "", source))
+    places = Places(source, tidy(source.parent / text_of(content, "path", "", source)))
     suffix = None
     if "mask_suffix" in content:
         suffix = text_of(content, "mask_suffix", "", source, "what ends the masks' names, as _mask")
@@ -40,7 +40,7 @@ def split_samples(
             told = f"{source}: {split}: {text} is not there; {place} is taken for it"
             problems.append(ListingProblem("moved-folder", source, told))
         if Path(text).suffix.lower() == _LIST and not place.is_dir():
-            given = None if masks is None else places.find(masks)[0]
+            given = None if masks is None else tidy(places.find(masks)[0])
             found, odd = list_pairs(place, places, masks or "masks", given, suffix or "")
         else:
             folder = _mask_folder(places, split, text, place, masks, bool(suffix))
@@ -138,6 +138,8 @@ def _mask_folder(
     elif suffixed:
         choices.append(images)
     found = next((place for place in choices if place.is_dir()), None)
+    if found is None and parallel and masks is None:
+        _refuse_polygons(places.source, images, parts)
     if found is None and not parallel:
         raise DataError(
             f"{places.source}: {split}: {text} has no part 'images' that '{masks or 'masks'}' "
@@ -145,6 +147,17 @@ def _mask_folder(
             "FOLDER}"
         )
     return found or choices[0]
+
+
+def _refuse_polygons(source: Path, images: Path, parts: list[str]) -> None:
+    """Raises DataError where polygons lie in the place of masks: a folder labels/ of texts."""
+    index = len(images.parts) - 1 - images.parts[::-1].index("images")
+    labels = Path(*parts[:index], "labels", *parts[index + 1 :])
+    if next(labels.glob("*.txt"), None) is not None:
+        raise DataError(
+            f"{source}: {labels} holds polygons, not masks; draw them: segdeform prepare folder "
+            f"--images {images} --masks {labels} --output ROOT"
+        )
 
 
 def _without_doubles(samples: list[Sample]) -> tuple[list[Sample], list[ListingProblem]]:

@@ -14,8 +14,14 @@ import numpy.typing as npt
 
 from segdeform.callbacks import Steps
 from segdeform.checking import Report, check, list_splits
+from segdeform.data.image_io import PICTURE_SUFFIXES
 from segdeform.errors import InterruptedByUserError, SegdeformError, UsageError
-from segdeform.preparing.folder_groups import Groups, groups_by_pattern, groups_of_frames
+from segdeform.preparing.folder_groups import (
+    Groups,
+    groups_by_pattern,
+    groups_of_frames,
+    with_copies_together,
+)
 from segdeform.preparing.folder_masks import Labelled, MaskSource, find_masks, read_masks
 from segdeform.preparing.folder_order import Order
 from segdeform.preparing.folder_split import Deal, deal, told_lacking
@@ -26,6 +32,12 @@ from segdeform.preparing.folder_write import (
     split_names,
     write_set,
 )
+
+# What lies beside pictures, and need not be told of.
+_NO_PICTURES = frozenset(
+    """.txt .json .jsonl .xml .csv .tsv .yaml .yml .md .html .py .ipynb .db .ini
+    .zip""".split()  # noqa: SIM905, a list would take a page
+) | {""}
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ def prepare_folder(order: Order, progress: Steps = lambda what, done, total: Non
         labelled = read_masks(order, source, work, progress)
         groups = _groups(order, labelled, progress)
         splits, folds, told = _dealt(order, labelled, groups)
-        record = _record(source, labelled, splits, folds, told)
+        record = _record(order, source, labelled, splits, folds, told)
         write_set(order, labelled, splits, folds, record, work)
         changed = publish(work, root)
         report = _checked(order, splits, progress)
@@ -80,11 +92,14 @@ def prepare_folder(order: Order, progress: Steps = lambda what, done, total: Non
 
 
 def _groups(order: Order, labelled: Labelled, progress: Steps) -> Groups:
-    if order.group_by is not None:
-        return groups_by_pattern([sample.name for sample in labelled.samples], order.group_by)
     smallest = min(share for share in (order.split, order.test) if share)
     blocks = max(order.folds, round(1 / smallest))
-    return groups_of_frames(labelled.samples, blocks, partial(progress, "looking for videos"))
+    if order.group_by is not None:
+        groups = groups_by_pattern([sample.name for sample in labelled.samples], order.group_by)
+    else:
+        shown = partial(progress, "looking for videos")
+        groups = groups_of_frames(labelled.samples, blocks, shown)
+    return with_copies_together(groups, labelled.digests, max(3, order.folds))
 
 
 def _dealt(
@@ -129,6 +144,7 @@ def _lacking(made: Deal, labelled: Labelled, splits: Sequence[str], groups: Grou
 
 
 def _record(
+    order: Order,
     source: MaskSource,
     labelled: Labelled,
     splits: Mapping[str, Sequence[int]],
@@ -151,12 +167,22 @@ def _record(
         "left_out": {
             "pictures without a mask": [str(path) for path in pairing.without_mask],
             "masks without a picture": [str(path) for path in pairing.without_picture],
+            "files of kinds that are not read": _unread(order.images),
             "files of one name": [str(path) for path in pairing.double],
             "pairs that cannot be used": [
                 {"file": str(path), "reason": why} for path, why in labelled.bad
             ],
         },
     }
+
+
+def _unread(folder: Path | None) -> list[str]:
+    """Returns the files below a folder that may be pictures, of kinds that are not read."""
+    if folder is None:
+        return []
+    known = PICTURE_SUFFIXES | _NO_PICTURES
+    found = (path for path in folder.rglob("*") if path.suffix.lower() not in known)
+    return sorted(str(path) for path in found if not path.name.startswith(".") and path.is_file())
 
 
 def _shares(pixels: npt.NDArray[np.int64]) -> list[float]:

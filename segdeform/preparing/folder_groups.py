@@ -69,6 +69,36 @@ def groups_by_pattern(names: Sequence[str], pattern: str) -> Groups:
     return Groups(tuple(tuple(group) for group in found.values()), (told,))
 
 
+def with_copies_together(groups: Groups, digests: Sequence[str], fewest: int) -> Groups:
+    """Joins the groups that hold the same picture, where `fewest` groups are left.
+
+    In two splits, a score would be too good.
+    """
+    group_of = {index: number for number, group in enumerate(groups.members) for index in group}
+    first: dict[str, int] = {}
+    joined = list(range(len(groups.members)))  # group -> an earlier one that it belongs to
+
+    def root(number: int) -> int:
+        while joined[number] != number:
+            number = joined[number]
+        return number
+
+    copies = 0
+    for index, digest in enumerate(digests):
+        before = first.setdefault(digest, index)
+        if before != index:
+            copies += 1
+            low, high = sorted((root(group_of[before]), root(group_of[index])))
+            joined[high] = low
+    members: dict[int, list[int]] = {}
+    for number, group in enumerate(groups.members):
+        members.setdefault(root(number), []).extend(group)
+    if not copies or len(members) < fewest:
+        return groups
+    told = f"{copies} pictures are copies of others, and stay in one split with them"
+    return Groups(tuple(map(tuple, members.values())), (*groups.told, told))
+
+
 def groups_of_frames(
     samples: Sequence[Sample], blocks: int, progress: Callable[[int, int], None]
 ) -> Groups:

@@ -51,6 +51,7 @@ class Labelled:
     bad: tuple[tuple[Path, str], ...]  # file, why
     written: bool  # whether the masks are those that were written here
     bits: int | None  # that the pictures use, of more than 8 that they could
+    digests: tuple[str, ...]  # of each picture
 
 
 def find_masks(order: Order, work: Path, progress: Steps) -> MaskSource:
@@ -99,7 +100,8 @@ def read_masks(order: Order, source: MaskSource, work: Path, progress: Steps) ->
     written = meaning.rewrite or source.drawn is not None
     bits, why = _bits(facts)
     meaning = replace(meaning, told=(*meaning.told, *why))
-    return Labelled(tuple(samples), pixels, meaning, tuple(bad), written, bits)
+    digests = tuple(pair.picture.digest for pair in facts)
+    return Labelled(tuple(samples), pixels, meaning, tuple(bad), written, bits, digests)
 
 
 def _bits(facts: Sequence[PairFacts]) -> tuple[int | None, list[str]]:
@@ -123,6 +125,8 @@ def _understood(order: Order, samples: Sequence[Sample], seen: Seen) -> Meaning:
         found = [labels for labels in found if labels.said]
         found = [] if named.said else found
     meaning = understand(seen, said, named, found, order.threshold)
+    others = [labels.source for labels in found if labels.names != meaning.names]
+    odd += [f"not used, as it names other classes: {source}" for source in others]
     return replace(meaning, told=(*odd, *meaning.told))
 
 
@@ -199,7 +203,8 @@ def _looks(
 
 def _beside(samples: Iterable[Sample], order: Order) -> list[Path]:
     """Returns the folders in which class names are looked for."""
-    folder = order.masks or next(iter(samples)).image.parent
+    first = next(iter(samples))
+    folder = order.masks or (first.mask or first.image).parent
     return [folder, folder.parent]
 
 

@@ -125,7 +125,9 @@ def read_names_file(path: Path) -> LabelNames:
         if all(matches):
             rows = [(m["name"].strip(), m["rgb"].replace(",", " ")) for m in matches if m]
             return _of_colours(rows, path)
-    return LabelNames(read_class_list(path).names, str(path))
+    names = read_class_list(path).names
+    # What LabelMe calls so has no number.
+    return LabelNames(tuple(name for name in names if name != "__ignore__"), str(path))
 
 
 def _of_list(

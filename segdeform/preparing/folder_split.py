@@ -37,7 +37,9 @@ def deal(
     """
     count, parts = len(keys), len(shares)
     if count < parts:
-        raise UsageError(f"{count} groups of pictures cannot be dealt to {parts} splits")
+        raise UsageError(
+            f"{count} pictures, or groups that stay together, cannot be dealt to {parts} splits"
+        )
     order = sorted(range(count), key=lambda group: _mixed(seed, keys[group]))
     number = np.asarray(sizes, np.float64)
     share = np.asarray(shares, np.float64)

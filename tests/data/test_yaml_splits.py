@@ -220,6 +220,32 @@ def test_yamls_that_cannot_be_understood(tmp_path: Path, keys: str, message: str
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
+def test_polygons_in_the_place_of_masks_are_told(tmp_path: Path) -> None:
+    """As ultralytics' YAMLs mean them where they name no `masks_dir`."""
+    put_picture(tmp_path / "images" / "train" / "a.jpg", 0)
+    (tmp_path / "labels" / "train").mkdir(parents=True)
+    (tmp_path / "labels" / "train" / "a.txt").write_text("0 0.1 0.1 0.9 0.1 0.5 0.9\n")
+    (tmp_path / "data.yaml").write_text("names: [x, y]\ntrain: images/train\n")
+    with pytest.raises(DataError, match=r"labels/train holds polygons.*--masks .*labels/train"):
+        load_dataset("folder", tmp_path, "train")
+
+
+def test_paths_are_shown_without_detours_except_through_links(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    pair(tmp_path, "photos/a.jpg", "drawn/a.png")
+    root.mkdir()
+    (root / "train.txt").write_text("a.jpg\ta.png\n")
+    (root / "data.yaml").write_text(
+        "path: ../photos\nmasks: ../drawn\nnames: [x, y]\ntrain: ./train.txt\n"
+    )
+    (sample,) = load_dataset("folder", root, "train").samples
+    assert (sample.image, sample.mask) == (tmp_path / "photos/a.jpg", tmp_path / "drawn/a.png")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "link").symlink_to(root)
+    (sample,) = load_dataset("folder", tmp_path / "far" / "link", "train").samples
+    assert sample.image.samefile(tmp_path / "photos" / "a.jpg")
+
+
 def test_an_empty_key_is_a_split_that_is_not_there(tmp_path: Path) -> None:
     """As ultralytics' YAMLs have it: `test:  # optional`."""
     pair(tmp_path, "images/train/a.jpg", "masks/train/a.png")

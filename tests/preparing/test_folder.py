@@ -236,6 +236,35 @@ def test_the_check_that_follows_reads_nothing_again(tmp_path: Path) -> None:
     assert check(datasets, listing=listing).reused == 36
 
 
+def test_copies_of_a_picture_stay_in_one_split(tmp_path: Path) -> None:
+    images, masks = raw_folders(tmp_path, NAMES)
+    pictures = [(images / f"{name}.jpg").read_bytes() for name in NAMES]
+    for number, name in enumerate(NAMES):
+        (images / f"{name}.jpg").write_bytes(pictures[number % 6])
+    prepared = prepare_folder(Order(tmp_path / "out", images, masks, folds=3))
+    assert any("12 pictures are copies" in line for line in prepared.record["split_by"])
+    assert "leak" not in {finding.kind for finding in prepared.report.findings}
+    splits = names(tmp_path / "out", ("fold1", "fold2", "fold3"))
+    for members in splits.values():
+        kinds = {NAMES.index(name) % 6 for name in members}
+        assert len(members) == 3 * len(kinds), "all three of each"
+    for name in NAMES:  # all are one picture: nothing can be split, and the check says so
+        (images / f"{name}.jpg").write_bytes(pictures[0])
+    prepared = prepare_folder(Order(tmp_path / "one", images, masks))
+    assert "leak" in {finding.kind for finding in prepared.report.findings}
+
+
+def test_pictures_of_unread_kinds_are_told(tmp_path: Path) -> None:
+    images, masks = raw_folders(tmp_path, NAMES)
+    for name in ("a.heic", "sub/b.DNG", "notes.txt", ".hidden.heic"):
+        (images / name).parent.mkdir(exist_ok=True)
+        (images / name).touch()
+    left_out = prepare_folder(Order(tmp_path / "out", images, masks)).record["left_out"]
+    assert [Path(path).name for path in left_out["files of kinds that are not read"]] == [
+        *("a.heic", "b.DNG")
+    ]
+
+
 def test_twelve_bits_of_sixteen_are_found(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / "i").mkdir(exist_ok=True)

@@ -232,6 +232,18 @@ def test_a_list_of_values_as_annotation_services_write_it(tmp_path: Path) -> Non
     assert_labels(root, [IGNORE, 0, 1], 3)
 
 
+def test_names_as_labelme_lists_them_and_a_list_that_differs(tmp_path: Path) -> None:
+    root = masks_of(tmp_path, indices(0, 1), 2)
+    (root / "labels.txt").write_text("__ignore__\n_background_\ncrack\n")
+    (root / "m" / "classes.txt").write_text("_background_\ncrack\n")
+    assert prepared(root).record["classes"] == ["_background_", "crack"]
+    (root / "m" / "classes.txt").write_text("a\nb\n")
+    record = prepared(root).record
+    assert record["classes"] == ["a", "b"]
+    assert any("names other classes" in line and "labels.txt" in line
+               for line in record["guessed"])  # fmt: skip
+
+
 def test_names_alone_and_tables_that_are_broken(tmp_path: Path) -> None:
     root = masks_of(tmp_path, indices(0, 1), 2)
     (root / "classes.txt").write_text("road\ncrack\n")

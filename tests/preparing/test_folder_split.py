@@ -76,7 +76,7 @@ def test_what_few_groups_hold_goes_to_train_first(groups: int) -> None:
 def test_every_split_gets_something_or_it_is_refused() -> None:
     ones = np.ones((3, 1), np.int64)
     assert sorted(deal(["a", "b", "c"], [50, 1, 1], ones, (0.8, 0.1, 0.1), 0).parts) == [0, 1, 2]
-    with pytest.raises(UsageError, match="2 groups"):
+    with pytest.raises(UsageError, match="2 pictures, or groups"):
         deal(["a", "b"], [1, 1], ones[:2], (0.8, 0.1, 0.1), 0)
 
 
