@@ -190,7 +190,9 @@ def test_folds_are_splits(tmp_path: Path) -> None:
         rest = [name for other in folds for name in other if other is not fold]
         assert list(names(tmp_path, f"except-fold{number}")) == rest
     for split in ("fold4", "except-fold0", "train"):
-        with pytest.raises(MissingSplitError, match="fold3" if "fold" in split else "needs train"):
+        with pytest.raises(
+            MissingSplitError, match="fold3" if "fold" in split else "no split .train."
+        ):
             list_dataset("folder", tmp_path, split)
     (tmp_path / "data.yaml").write_text("names: [x, y, z]\nfolds: f0.txt\n")
     with pytest.raises(DataError, match="two or more"):
@@ -251,7 +253,7 @@ def test_an_empty_key_is_a_split_that_is_not_there(tmp_path: Path) -> None:
     pair(tmp_path, "images/train/a.jpg", "masks/train/a.png")
     (tmp_path / "data.yaml").write_text("names:\n  0: x\n  1: y\ntrain: images/train\ntest:\n")
     assert names(tmp_path, "train") == {"a": 1}
-    with pytest.raises(MissingSplitError, match="needs test"):
+    with pytest.raises(MissingSplitError, match="no split .test."):
         list_dataset("folder", tmp_path, "test")
 
 
