@@ -253,7 +253,7 @@ def test_an_empty_key_is_a_split_that_is_not_there(tmp_path: Path) -> None:
     pair(tmp_path, "images/train/a.jpg", "masks/train/a.png")
     (tmp_path / "data.yaml").write_text("names:\n  0: x\n  1: y\ntrain: images/train\ntest:\n")
     assert names(tmp_path, "train") == {"a": 1}
-    with pytest.raises(MissingSplitError, match="no split .test."):
+    with pytest.raises(MissingSplitError, match="no split 'test'"):
         list_dataset("folder", tmp_path, "test")
 
 
