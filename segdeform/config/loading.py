@@ -196,11 +196,15 @@ def _one_line(problems: Sequence[ErrorDetails], source: str, sources: Mapping[st
     key = ".".join(map(str, first["loc"][:2]))
     more = len(problems) - 1
     rest = f" (and {more} more problem{'s' if more > 1 else ''})" if more else ""
+    rule = first["msg"].removeprefix("Value error, ")
+    if len(first["loc"]) < 2:  # of several keys together, which the rule names
+        named = [override for key, override in sources.items() if key in rule]
+        return f"{', '.join(named) or source}: {rule[:1].lower()}{rule[1:]}{rest}"
     where = sources.get(key, source)
     missing = first["type"] == "missing"  # only a tuple's items can be
     place = "" if missing else "".join(f"[{part}]" for part in first["loc"][2:])
     value = "" if isinstance(first["input"], Mapping) else f" = {_short(first['input'])}"
-    rule = "too few values" if missing else first["msg"].removeprefix("Value error, ")
+    rule = "too few values" if missing else rule
     return f"{where}: {key}{place}{value}: {rule[:1].lower()}{rule[1:]}{rest}"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"]
 HeadName = Literal["deeplab", "deeplabv3", "deeplabv3plus"]
@@ -145,7 +145,7 @@ class DeformConfig(_Section):
 class TrainConfig(_Section):
     """Optimisation."""
 
-    steps: int = Field(40_000, ge=1, description="optimiser steps")
+    steps: int = Field(40_000, ge=1, le=2**40, description="optimiser steps")
     batch_size: int = Field(16, ge=1, description="crops a step, over all processes")
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = 0.01
@@ -183,9 +183,18 @@ class TrainConfig(_Section):
         if self.warmup_steps >= self.steps:
             raise ValueError(
                 f"train.warmup_steps = {self.warmup_steps} leaves nothing of train.steps = "
-                f"{self.steps}: make it smaller, or 0"
+                f"{self.steps}: make it smaller (--set train.warmup_steps=0: none)"
             )
         return self
+
+    @field_validator("class_weights")
+    @classmethod
+    def _something_weighs(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if weights is not None and (not weights or min(weights) < 0):
+            raise ValueError("it takes a weight for each class, none of them negative")
+        if weights is not None and max(weights) == 0:
+            raise ValueError("all are 0: nothing would be learned from")
+        return weights
 
 
 class EvalConfig(_Section):

@@ -23,6 +23,7 @@ from segdeform.machine.processes import Processes, neighbours
 from segdeform.machine.signals import StopSignals
 from segdeform.models.pyramid import ASPP_RATES
 from segdeform.training.logging import Reporter
+from segdeform.training.start import refuse_class_weights
 
 # Keys that change no weight: a resumed run may have others.
 FREE_KEYS = frozenset(
@@ -78,17 +79,8 @@ def check_config(
     Raises:
         ConfigError: names the key.
     """
-    train, classes = config.train, len(train_set.classes)
-    if train.class_weights is not None:
-        if len(train.class_weights) != classes:
-            raise ConfigError(
-                f"train.class_weights has {len(train.class_weights)} numbers for the {classes} "
-                f"classes of '{train_set.name}': give one a class, in order"
-            )
-        if min(train.class_weights) < 0:
-            raise ConfigError("train.class_weights holds a negative number: use 0 or more")
-        if max(train.class_weights) == 0:
-            raise ConfigError("train.class_weights are all 0: nothing would be learned from")
+    train = config.train
+    refuse_class_weights(train.class_weights, train_set)
     if train.precision == "fp16" and device.type != "cuda":
         raise ConfigError("train.precision = fp16 needs a CUDA device: use bf16 or fp32")
     if train.batch_size % peers.size:

@@ -87,6 +87,11 @@ def open_run(
         val_set = load_dataset(given.data.name, data, given.data.val_split)
         check_same_classes(train_set, val_set)
         reporter = (reporter or Reporter()) if peers.first else Reporter(Console(quiet=True))
+        if train_set.split == val_set.split:
+            reporter.message(
+                f"warning: data.train_split and data.val_split are both '{val_set.split}': the "
+                "score is of the pictures trained on, and will be too good"
+            )
         train_set = with_cache(train_set, reporter.message)
         val_set = with_cache(val_set, reporter.message)
         if workers is None:

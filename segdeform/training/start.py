@@ -7,6 +7,7 @@ from pathlib import Path
 
 from segdeform.config.schema import Config
 from segdeform.data import load_dataset
+from segdeform.data.dataset import Dataset
 from segdeform.errors import ConfigError, ModelError
 from segdeform.training.run_folder import checkpoint_folders, refuse_output
 
@@ -33,9 +34,21 @@ def refuse_start(
 
 
 def refuse_data(config: Config, data: Path) -> None:
-    """Raises DataError where the data set is not there, lacks the splits to use, or files."""
+    """Raises DataError where the data set is not there, lacks the splits to use, or files, and
+    ConfigError where train.class_weights are those of another number of classes."""
     for split in dict.fromkeys((config.data.train_split, config.data.val_split)):
-        load_dataset(config.data.name, data, split)
+        dataset = load_dataset(config.data.name, data, split)
+        refuse_class_weights(config.train.class_weights, dataset)
+
+
+def refuse_class_weights(weights: tuple[float, ...] | None, dataset: Dataset) -> None:
+    """Raises ConfigError unless there is one weight for each class of the data set, or none."""
+    classes = len(dataset.classes)
+    if weights is not None and len(weights) != classes:
+        raise ConfigError(
+            f"train.class_weights has {len(weights)} numbers for the {classes} classes of "
+            f"'{dataset.name}': give one a class, in order"
+        )
 
 
 def refuse_weights(weights: str) -> None:

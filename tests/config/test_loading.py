@@ -74,6 +74,28 @@ def test_a_file_comes_before_a_shipped_config_of_its_name(
     assert load_config("camvid").train.steps == 7
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["train.steps=1"], "--set train.steps=1: train.warmup_steps = 5 leaves nothing of train"),
+        (["train.lr=1", "train.warmup_steps=20"], "--set train.warmup_steps=20: train.warmup_st"),
+        (
+            ["train.steps=3", "train.warmup_steps=4"],
+            "--set train.steps=3, --set train.warmup_steps=4: train.warmup_steps = 4 leaves",
+        ),
+        (["data.scale=[2,1]"], "--set data.scale=[2,1]: data.scale is [low, high]"),
+        (["train.class_weights=[0,0]"], "--set train.class_weights=[0,0]: train.class_weights ="),
+    ],
+)
+def test_an_override_is_blamed_for_what_it_breaks_together_with_other_keys(
+    tmp_path: Path, overrides: list[str], said: str
+) -> None:
+    (tmp_path / "my.yaml").write_text("train: {steps: 20, warmup_steps: 5}")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "my.yaml", overrides)
+    assert str(caught.value).startswith(said) and "my.yaml" not in str(caught.value)
+
+
 def test_a_folder_does_not_hide_a_shipped_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,11 +126,17 @@ def test_a_folder_does_not_hide_a_shipped_config(
             "my.yaml: data.crop[1] = 0: input should be greater than or equal",
         ),
         ("data: {crop: [9]}", "my.yaml: data.crop = [9]: too few values"),
-        ("data: {scale: [2, 1]}", "my.yaml: data: data.scale is [low, high] with low <= high"),
+        (
+            "train: {class_weights: [0, 0]}",
+            "my.yaml: train.class_weights = [0, 0]: all are 0: nothing would be learned from",
+        ),
+        ("train: {class_weights: [1, -2]}", "= [1, -2]: it takes a weight for each class, none of"),
+        ("train: {class_weights: []}", "my.yaml: train.class_weights = []: it takes a weight for"),
+        ("data: {scale: [2, 1]}", "my.yaml: data.scale is [low, high] with low <= high"),
         (
             "train: {steps: 20, warmup_steps: 20}",
-            "my.yaml: train: train.warmup_steps = 20 leaves nothing of train.steps = 20: make it "
-            "smaller, or 0",
+            "my.yaml: train.warmup_steps = 20 leaves nothing of train.steps = 20: make it "
+            "smaller (--set train.warmup_steps=0: none)",
         ),
         (
             "deform: {layers: -1}",
@@ -224,7 +252,7 @@ positive = st.floats(min_value=1e-12, max_value=1e12)
             "lr": positive,
             "steps": st.integers(1, 10**9),
             "clip_grad_norm": st.none() | positive,
-            "class_weights": st.none() | st.lists(positive, max_size=4).map(tuple),
+            "class_weights": st.none() | st.lists(positive, min_size=1, max_size=4).map(tuple),
             "freeze_bn": st.booleans(),
         }
     ),

@@ -261,7 +261,6 @@ def test_frozen_batch_norm_stays_as_it_was(shapes: Path, tmp_path: Path) -> None
     ("changes", "message"),
     [
         ({"train": {"class_weights": [1, 2]}}, "train.class_weights"),
-        ({"train": {"class_weights": [0] * 7}}, "train.class_weights are all 0"),
         ({"train": {"precision": "fp16"}}, "train.precision"),
         ({"deform": {"layers": 99}}, "deform.layers"),
     ],
@@ -275,6 +274,18 @@ def test_settings_that_do_not_fit(
     with pytest.raises(ConfigError, match=message):
         _train(Config.model_validate(values), shapes, tmp_path / "run")
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_split_that_is_both_trained_on_and_scored_is_warned_of(
+    shapes: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(steps=1)
+    same = config.model_copy(update={"data": config.data.model_copy(update={"train_split": "val"})})
+    for settings, warned in ((same, True), (config, False)):
+        reporter = ReporterThat()
+        _train(settings, shapes, tmp_path / f"{warned}", reporter=reporter)
+        told = "warning: data.train_split and data.val_split are both 'val'"
+        assert any(line.startswith(told) for line in reporter.messages) == warned
 
 
 def test_bad_data_is_refused_before_the_first_step(shapes: Path, tmp_path: Path) -> None:
