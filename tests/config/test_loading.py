@@ -130,7 +130,10 @@ def test_a_folder_does_not_hide_a_shipped_config(
             "train: {class_weights: [0, 0]}",
             "my.yaml: train.class_weights = [0, 0]: all are 0: nothing would be learned from",
         ),
-        ("train: {class_weights: [1, -2]}", "= [1, -2]: it takes a weight for each class, none of"),
+        (
+            "train: {class_weights: [1, -2]}",
+            "my.yaml: train.class_weights = [1, -2]: it takes a weight for each class, none of",
+        ),
         ("train: {class_weights: []}", "my.yaml: train.class_weights = []: it takes a weight for"),
         ("data: {scale: [2, 1]}", "my.yaml: data.scale is [low, high] with low <= high"),
         (
