@@ -48,9 +48,11 @@ class DataConfig(_Section):
     name: Literal["camvid", "voc", "cityscapes", "folder", "shapes"] = "folder"
     train_split: str = "train"
     val_split: str = "val"
-    crop: tuple[Pixels, Pixels] = Field((256, 256), description="training crop, pixels, [H, W]")
+    crop: tuple[Pixels, Pixels] = Field(
+        (256, 256), description="training crop, pixels, [H, W]; auto: by sizes"
+    )
     scale: tuple[Positive, Positive] = Field(
-        (0.5, 2.0), description="range of the random resizing factor, log-uniform"
+        (0.5, 2.0), description="range of the random resizing factor, log-uniform; may be auto"
     )
     max_class_share: Fraction = Field(
         1.0, description="crops in which one class covers more than this share are drawn again"
@@ -110,7 +112,7 @@ class ModelConfig(_Section):
     weights: str = Field(
         "imagenet",
         description="'imagenet' (torchvision's, downloaded), 'none' (random), or the path of a "
-        ".safetensors or .pth file with torchvision's keys",
+        ".safetensors or .pth file with torchvision's keys; auto: imagenet, else none",
     )
     head: HeadName = "deeplabv3plus"
     head_channels: int = Field(256, ge=8, description="width of the head")
@@ -145,20 +147,27 @@ class DeformConfig(_Section):
 class TrainConfig(_Section):
     """Optimisation."""
 
-    steps: int = Field(40_000, ge=1, le=2**40, description="optimiser steps")
-    batch_size: int = Field(16, ge=1, description="crops a step, over all processes")
+    steps: int = Field(
+        40_000, ge=1, le=2**40, description="optimiser steps; auto: by pictures, or --minutes"
+    )
+    batch_size: int = Field(16, ge=1, description="crops a step, all processes; auto: by memory")
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: Positive = 0.01
+    lr: Positive = Field(0.01, description="highest learning rate; auto: by optimizer and batch")
     momentum: Fraction = Field(0.9, description="SGD only")
     weight_decay: float = Field(5e-4, ge=0)
     schedule: Literal["poly", "cosine", "constant"] = "poly"
     poly_power: Positive = 0.9
     min_lr_factor: Fraction = Field(0.01, description="final rate / lr")
-    warmup_steps: int = Field(0, ge=0, description="linear warm-up from 0; fewer than steps")
-    backbone_lr_factor: float = Field(1.0, ge=0, description="backbone's rate / lr")
+    warmup_steps: int = Field(
+        0, ge=0, description="linear warm-up from 0; fewer than steps; auto: by them"
+    )
+    backbone_lr_factor: float = Field(
+        1.0, ge=0, description="backbone's rate / lr; auto: by weights"
+    )
     offset_lr_factor: float = Field(0.1, ge=0, description="offset branches' rate / their layer's")
     freeze_bn: bool = Field(
-        False, description="backbone's BatchNorm: ImageNet statistics, no updates"
+        False,
+        description="backbone's BatchNorm: ImageNet statistics, no updates; auto: by weights",
     )
     clip_grad_norm: Positive | None = Field(None, description="global L2 norm; null: no clipping")
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -169,13 +178,16 @@ class TrainConfig(_Section):
     ohem_threshold: Fraction = Field(0.7, description="pixels with p(truth) below this are kept")
     class_weights: tuple[float, ...] | None = Field(
         None,
-        description="one a class, in order, 0 or more and not all 0; the loss is the mean by them",
+        description="one a class, in order, 0 or more and not all 0; the loss is the mean by them; "
+        "auto: by the classes' shares",
     )
     label_smoothing: Fraction = 0.0
     auxiliary_weight: float = Field(0.4, ge=0, description="weight of the auxiliary loss")
     seed: int = Field(0, ge=0, lt=2**31)
-    save_every: int = Field(1000, ge=1, description="steps between checkpoints")
-    eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: only at the end")
+    save_every: int = Field(1000, ge=1, description="steps between checkpoints; may be auto")
+    eval_every: int = Field(
+        0, ge=0, description="steps between evaluations; 0: only at the end; may be auto"
+    )
     log_every: int = Field(20, ge=1, description="steps between log lines")
 
     @model_validator(mode="after")
@@ -233,6 +245,7 @@ AUTO_KEYS = frozenset(
         "model.weights",
         "train.steps",
         "train.batch_size",
+        "train.lr",
         "train.class_weights",
         "train.freeze_bn",
         "train.backbone_lr_factor",

@@ -1,14 +1,16 @@
-"""Ends of memory as Python, torch and OpenCV really tell them."""
+"""How much memory there is; its ends as Python, torch and OpenCV really tell them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from segdeform.machine import memory
 from segdeform.machine.memory import memory_that_ended
 
 HUGE = 1 << 47  # bytes, more than the address space of a process
@@ -44,3 +46,64 @@ def test_a_gpu_s_memory_is_told_apart() -> None:
 )
 def test_other_errors_are_not_taken_for_it(error: Exception) -> None:
     assert memory_that_ended(error) == ""
+
+
+def _files(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({"proc/meminfo": "MemTotal: 900 kB\nMemAvailable:     700 kB\n"}, 700 * 1024),
+        # A container of version 2: 4000 allowed, 1500 used, of which 500 are cached files.
+        (
+            {
+                "proc/meminfo": "MemAvailable: 700 kB\n",
+                "proc/self/cgroup": "0::/job/step\n",
+                "groups/job/step/memory.max": "max\n",
+                "groups/job/memory.max": "4000\n",
+                "groups/job/memory.current": "1500\n",
+                "groups/job/memory.stat": "anon 1000\ninactive_file 500\nactive_file 7\n",
+            },
+            3000,
+        ),
+        # Version 1, seen from inside: the group's own path is not there, its mount is the root.
+        (
+            {
+                "proc/meminfo": "MemAvailable: 700 kB\n",
+                "proc/self/cgroup": "4:memory:/docker/abc\n2:cpu,cpuacct:/docker/abc\n0::/\n",
+                "groups/memory/memory.limit_in_bytes": "9000\n",
+                "groups/memory/memory.usage_in_bytes": "8500\n",
+                "groups/memory/memory.stat": "inactive_file 1\ntotal_inactive_file 100\n",
+            },
+            600,
+        ),
+        # More used than allowed, as while a limit is lowered.
+        (
+            {
+                "proc/self/cgroup": "0::/\n",
+                "groups/memory.max": "10\n",
+                "groups/memory.current": "50\n",
+                "groups/memory.stat": "",
+            },
+            0,
+        ),
+        ({"proc/meminfo": "nothing of the kind\n"}, None),
+        ({}, None),
+    ],
+)
+def test_free_memory_is_what_system_and_groups_leave(
+    files: dict[str, str], left: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _files(tmp_path, files)
+    monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "groups")
+    assert memory.free_memory() == left
+
+
+def test_this_machine_has_memory_left() -> None:
+    left = memory.free_memory()
+    assert left is None or 2**20 < left < 2**50
