@@ -284,6 +284,8 @@ def _print_prepared(prepared: Prepared) -> None:
             more = ", ..." if len(names) > _NAMES_SHOWN else ""
             shown = ", ".join(names[:_NAMES_SHOWN])
             print(f"left out: {len(files)} {key} ({shown}{more})")
+    for line in record["unread"]:
+        print(f"left out: {line}")
     for line in record["guessed"]:
         print(f"masks: {line}")
     for line in record["split_by"]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from segdeform.callbacks import Steps
 from segdeform.checking import Report, check, list_splits
-from segdeform.data.image_io import PICTURE_SUFFIXES
+from segdeform.data.unread import unread_below
 from segdeform.errors import InterruptedByUserError, SegdeformError, UsageError
 from segdeform.preparing.folder_groups import (
     Groups,
@@ -32,12 +32,6 @@ from segdeform.preparing.folder_write import (
     split_names,
     write_set,
 )
-
-# What lies beside pictures, and need not be told of.
-_NO_PICTURES = frozenset(
-    """.txt .json .jsonl .xml .csv .tsv .yaml .yml .md .html .py .ipynb .db .ini
-    .zip""".split()  # noqa: SIM905, a list would take a page
-) | {""}
 
 
 @dataclass(frozen=True)
@@ -164,25 +158,16 @@ def _record(
         "shares": [round(share, 6) for share in shares],
         "guessed": list(labelled.meaning.told),
         "split_by": list(told),
+        "unread": unread_below(order.images) if order.images else [],
         "left_out": {
             "pictures without a mask": [str(path) for path in pairing.without_mask],
             "masks without a picture": [str(path) for path in pairing.without_picture],
-            "files of kinds that are not read": _unread(order.images),
             "files of one name": [str(path) for path in pairing.double],
             "pairs that cannot be used": [
                 {"file": str(path), "reason": why} for path, why in labelled.bad
             ],
         },
     }
-
-
-def _unread(folder: Path | None) -> list[str]:
-    """Returns the files below a folder that may be pictures, of kinds that are not read."""
-    if folder is None:
-        return []
-    known = PICTURE_SUFFIXES | _NO_PICTURES
-    found = (path for path in folder.rglob("*") if path.suffix.lower() not in known)
-    return sorted(str(path) for path in found if not path.name.startswith(".") and path.is_file())
 
 
 def _shares(pixels: npt.NDArray[np.int64]) -> list[float]:

@@ -18,6 +18,7 @@ from segdeform.data.dataset import Sample
 from segdeform.data.file_lists import name_below
 from segdeform.data.image_io import LOSSY_SUFFIXES, MASK_SUFFIXES, PICTURE_SUFFIXES
 from segdeform.data.layout import files_by_name, spelt
+from segdeform.data.unread import unread_below
 from segdeform.errors import DataError, UsageError
 
 # What marks masks in their names begins or ends at one of these.
@@ -74,7 +75,7 @@ def pair_files(images: Path, masks: Path, pattern: str | None = None) -> Pairing
     """
     pictures, labels, same = _found(images, masks)
     if not pictures:
-        raise DataError(f"{images}: holds no picture")
+        raise DataError("; ".join([f"{images}: holds no picture", *unread_below(images)]))
     if not labels:
         raise DataError(f"{masks}: holds no mask ({', '.join(sorted(MASK_SUFFIXES))})")
     rules = [_given(pattern)] if pattern is not None else [*_rules(pictures, labels, same)]

@@ -145,7 +145,8 @@ def test_empty_folders_are_told(tmp_path: Path) -> None:
     images, masks = touch(tmp_path / "i", "a.jpg"), touch(tmp_path / "m", "a.txt")
     with pytest.raises(DataError, match="m: holds no mask"):
         pair_files(images, masks)
-    with pytest.raises(DataError, match="m: holds no picture"):
+    touch(masks, "b.heic", "c.heic")
+    with pytest.raises(DataError, match=r"m: holds no picture; .*2 files.*HEIC"):
         pair_files(masks, images)
 
 
