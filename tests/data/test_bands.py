@@ -12,12 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tifffile
+import torch
 from PIL import Image, ImageOps
 
+from segdeform.config.schema import DataConfig
 from segdeform.data import list_dataset, load_dataset, read_pair
 from segdeform.data.cache import cache_folder, with_cache
 from segdeform.data.channels import BandsError, shown_colours
 from segdeform.data.image_io import count_frames, read_image
+from segdeform.data.loader import train_loader
+from segdeform.data.sampler import batch_indices
+from segdeform.data.transforms import TrainTransform
 from segdeform.errors import DataError, UnsafeInputError
 from segdeform.preparing.decoding import write_cache
 from tests.data.band_sets import band_set, random
@@ -310,3 +315,22 @@ def test_decoders_write_nothing_to_stderr(tmp_path: Path) -> None:
     done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.count("refused") > 10
     assert done.stderr == ""
+
+
+def test_batches_of_bands_are_the_crops_filled_with_the_mean(tmp_path: Path) -> None:
+    dataset = load_dataset("folder", band_set(tmp_path / "a", "bands: [4, 2, 0, 1]"), "train")
+    mean = (0.1, 0.3, 0.5, 0.9)
+    data = DataConfig(crop=(48, 56), rotate=20.0, mean=mean, std=(0.2,) * 4)  # hangs over
+    crop = TrainTransform((48, 56), (0.5, 2.0), 1.0, 0.5, 20.0, 0.4, mean)
+    options: dict[str, Any] = {"seed": 3, "first_step": 0, "steps": 3, "batch_size": 2}
+    batches = list(train_loader(dataset, data, workers=0, **options))
+    for step, (images, labels) in enumerate(batches):
+        assert images.shape == (2, 4, 48, 56)
+        for row, (epoch, index) in enumerate(batch_indices(3, step, 2, len(dataset))):
+            image, mask = crop(*read_pair(dataset, index), 3, epoch, index)
+            np.testing.assert_array_equal(images[row].permute(1, 2, 0).numpy(), image)
+            np.testing.assert_array_equal(labels[row].numpy(), mask)
+    for ours, theirs in zip(
+        batches, train_loader(dataset, data, workers=2, **options), strict=True
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
