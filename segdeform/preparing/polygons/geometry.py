@@ -22,7 +22,8 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float) -> Points:
     radius = max(abs(radius_x), abs(radius_y))
     # A chord of a circle over the angle 2a lies radius * (1 - cos a) inside of it.
     share = min(_SAGITTA / radius, 1.0) if radius > 0 else 1.0
-    corners = min(max(math.ceil(math.pi / math.acos(1 - share)), 8), _MOST_CORNERS)
+    half = max(math.acos(1 - share), math.pi / _MOST_CORNERS)
+    corners = max(math.ceil(math.pi / half), 8)
     angle = np.arange(corners) * (2 * np.pi / corners)
     return np.stack((x + radius_x * np.cos(angle), y + radius_y * np.sin(angle)), axis=1)
 

@@ -125,6 +125,12 @@ def test_ellipses_and_turned_rectangles_are_what_their_equations_say() -> None:
     np.testing.assert_array_equal(box, (np.abs(across) < 20) & (np.abs(down) < 10))
 
 
+def test_ellipses_of_any_size_have_a_bounded_outline() -> None:
+    for radius, corners in ((0.0, 8), (1.0, 23), (1e3, 703), (1e12, 100_000), (1e300, 100_000)):
+        assert abs(len(ellipse(4, 4, radius, radius / 2)) - corners) <= 1
+    assert filled(ellipse(2, 2, 1e9, 1e9), (5, 4)).all()
+
+
 def _square(left: int, top: int, side: int) -> Points:
     return rectangle(left, top, left + side, top + side)
 

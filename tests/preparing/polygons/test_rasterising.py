@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from segdeform.preparing.polygons import rasterising
 from segdeform.preparing.polygons.rasterising import Drawn, draw_annotations
 from segdeform.preparing.polygons.recognising import holds_annotations
 from tests.preparing.polygons.scenes import labels_of, write_pictures, write_turned
+from tests.preparing.polygons.test_label_studio import brush
 
 RING = [2, 3, 17, 3, 17, 9, 2, 9]
 
@@ -193,38 +195,70 @@ def test_files_larger_than_any_are_unsafe(tmp_path: Path) -> None:
 
 
 def _whole_files() -> list[str]:
-    box = {"x": 10, "y": 10, "width": 50, "height": 50, "rectanglelabels": ["crack"]}
-    whole = {"original_width": 30, "original_height": 20}
-    result = {"type": "rectanglelabels", "value": box, **whole}
-    task = {"id": 1, "data": {"image": "a.jpg"}, "annotations": [{"result": [result]}]}
-    shape = {"label": "crack", "shape_type": "polygon", "points": [[1, 1], [9, 1], [9, 9]]}
-    labelme = {"shapes": [shape], "imagePath": "a.jpg", "imageHeight": 20, "imageWidth": 30}
+    """Returns a sound file of each format with every kind of shape."""
+    whole = {"original_width": 30, "original_height": 20, "image_rotation": 0}
+    values: list[dict[str, Any]] = [
+        {"x": 10, "y": 10, "width": 50, "height": 50, "rotation": 9, "rectanglelabels": ["crack"]},
+        {"x": 10, "y": 10, "radiusX": 50, "radiusY": 50, "ellipselabels": ["crack"]},
+        {"points": [[1, 1], [50, 2], [30, 80]], "closed": True, "polygonlabels": ["crack"]},
+        {"rle": brush(np.eye(20, 30, dtype=np.uint8)), "format": "rle", "brushlabels": ["spot"]},
+    ]
+    results = [{"type": next(k for k in v if "labels" in k), "value": v, **whole} for v in values]
+    done = {"result": results, "was_cancelled": False, "ground_truth": True, "updated_at": "2026"}
+    task = {"id": 1, "data": {"image": "/data/upload/1/0a1b2c3d-a.jpg"}, "annotations": [done]}
+    row = {"id": 1, "image": "a.jpg", "label": [{**value, **whole} for value in values]}
+    kinds = {"polygon": [[1, 1], [9, 1], [9, 9]], "circle": [[5, 5], [8, 8]], "line": [[5, 5]]}
+    shapes = [{"label": "x", "shape_type": kind, "points": kinds[kind]} for kind in kinds]
+    labelme = {"shapes": shapes, "imagePath": "a.jpg", "imageHeight": 20, "imageWidth": 30}
     cvat = (
-        '<annotations><meta><label><name>crack</name></label></meta><image id="1" name="a.jpg" '
-        'width="30" height="20"><polygon label="crack" points="1,1;9,1;9,9"/><mask label="crack" '
-        'rle="2,3,1" left="4" top="5" width="3" height="2"/></image></annotations>'
+        "<annotations><meta><label><name>s</name><color>#0000ff</color></label></meta>"
+        '<image id="1" name="a.jpg" width="30" height="20"><polygon label="s" points="1,1;9,1;9,9"'
+        ' z_order="1"/><mask label="s" rle="2,3,1" left="4" top="5" width="3" height="2"/>'
+        '<box label="s" xtl="1.0" ytl="2.00" xbr="20" ybr="12.00" rotation="30"/>'
+        '<ellipse label="s" cx="9" cy="9" rx="4" ry="3"/></image></annotations>'
     )
     packed = _coco(segmentation={"size": [20, 30], "counts": "T41b0"})
-    return [json.dumps(part) for part in (_coco(), packed, labelme, [task])] + [cvat]
+    files = (_coco(), packed, labelme, [task], [row])
+    return [*(json.dumps(content) for content in files), cvat]
 
 
-def test_damage_of_any_byte_is_one_line_or_harmless(tmp_path: Path) -> None:
+_ODD = (
+    *("1e308", "-1e308", "1e9", "99999999999999999999", "-1", "0", "NaN", "Infinity", "9" * 400),
+    *("null", "true", '"x"', '""', "[]", "{}", "[[[]]]", "1.5"),
+)
+
+
+def _damaged(text: str, draw: random.Random) -> str:
+    kind = draw.random()
+    if kind < 0.5:  # another value in the place of one
+        start, end = draw.choice([m.span() for m in re.finditer(r'-?\d+(\.\d+)?|"[^"]*"', text)])
+        return text[:start] + draw.choice(_ODD) + text[end:]
+    start = draw.randrange(len(text))
+    if kind < 0.7:  # a part that is missing
+        return text[:start] + text[start + draw.randrange(40) :]
+    letter = draw.choice('09-e.,:;"[]{}<>&\\x\0\u00e9')
+    return text[:start] + letter + text[start + 1 :]
+
+
+def test_damage_of_any_kind_is_one_line_or_harmless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rasterising, "write_index_png", lambda *_: None)
     write_pictures(tmp_path / "images", {"a.jpg": (20, 30)})
     draw, refused = random.Random(0), 0
     for whole in _whole_files():
-        for _ in range(120):
-            text = list(whole)
-            for _ in range(draw.choice((1, 1, 2, 5))):
-                text[draw.randrange(len(text))] = draw.choice('09-e.,:;"[]{}<>&\\x\0\u00e9')
-            if draw.random() < 0.2:
-                del text[draw.randrange(len(text)) :]
+        assert _draw(tmp_path, whole).samples
+        for _ in range(200):
+            text = whole
+            for _ in range(draw.choice((1, 1, 2, 4))):
+                text = _damaged(text, draw) or " "
             try:
-                _draw(tmp_path, "".join(text))
+                _draw(tmp_path, text)
             except SegdeformError as error:
                 assert error.exit_code in (4, 6) and "\n" not in str(error)
                 assert "file.json: " in str(error)
                 refused += 1
-    assert refused > 300
+    assert refused > 600
 
 
 def test_masks_are_written_in_parallel_and_counted(tmp_path: Path) -> None:
