@@ -137,6 +137,15 @@ def prepare(
             rich_help_panel=_RAW,
         ),
     ] = False,
+    line_width: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Annotations: how wide lines are drawn.",
+            show_default="left out",
+            rich_help_panel=_RAW,
+        ),
+    ] = None,
     copy: Annotated[
         bool,
         typer.Option("--copy", help="Copy the files, instead of referring.", rich_help_panel=_RAW),
@@ -203,6 +212,7 @@ def prepare(
         "threshold": threshold,
         "partial": partial or None,
         "keep_empty": keep_empty or None,
+        "line_width": line_width,
     }
     given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     if name == "folder" and given.keys() & set(_SOURCES):

@@ -29,7 +29,11 @@ def are_annotations(order: Order) -> bool:
         if order.masks.is_file() and not found:
             raise UsageError(f"--masks {order.masks}: neither a folder nor annotations: {KNOWN}")
     for_masks = {"--values": order.values, "--threshold": order.threshold}
-    for_shapes = {"--partial": order.partial, "--keep-empty": order.keep_empty}
+    for_shapes = {
+        "--partial": order.partial,
+        "--keep-empty": order.keep_empty,
+        "--line-width": order.line_width,
+    }
     for option, value in (for_masks if found else for_shapes).items():
         if value:
             raise UsageError(
@@ -57,6 +61,7 @@ def draw_masks(
         classes=given_names(order.classes).names if order.classes else None,
         partial_labels=order.partial,
         empty_is_background=order.keep_empty,
+        line_width=order.line_width,
         workers=order.workers,
         progress=partial(progress, "drawing masks"),
     )

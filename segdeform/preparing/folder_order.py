@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from segdeform.errors import UsageError
 
+_WIDEST = 1000  # pixels
 Mode = Literal["refer", "copy", "link"]
 
 
@@ -30,6 +31,7 @@ class Order:
     threshold: int | None = None  # grey from which on a blurred mask is white
     partial: bool = False  # of annotations: pixels of no shape are not scored
     keep_empty: bool = False  # of annotations: pictures without any are background
+    line_width: float | None = None  # pixels; of annotations: how wide lines are drawn
     seed: int = 0
     mode: Mode = "refer"
     workers: int = 2
@@ -39,6 +41,8 @@ class Order:
             raise UsageError(f"--split {self.split:g}: the share to validate on, between 0 and 1")
         if not 0 <= self.test < 1 or self.split + self.test >= 1:
             raise UsageError(f"--test {self.test:g}: with --split, a share below 1 of the pictures")
+        if self.line_width is not None and not 0 < self.line_width <= _WIDEST:
+            raise UsageError(f"--line-width {self.line_width:g}: pixels, up to {_WIDEST}")
         if self.folds == 1 or self.folds < 0:
             raise UsageError(f"--folds {self.folds}: two or more, or 0 for none")
 
@@ -58,6 +62,7 @@ class Order:
             # What is not asked for is left out: earlier records do not hold it.
             **({"partial": True} if self.partial else {}),
             **({"keep_empty": True} if self.keep_empty else {}),
+            **({"line_width": self.line_width} if self.line_width is not None else {}),
             "seed": self.seed,
             "files": self.mode,
         }

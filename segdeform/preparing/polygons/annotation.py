@@ -63,6 +63,7 @@ class Shape:
     rings: tuple[Points, ...] = ()
     runs: Runs | None = None
     crowd: bool = False  # a region of many things, not scored where nothing else is drawn
+    line: str = ""  # what its ring is called where it is a line without width: "polylines"
 
 
 @dataclass(frozen=True)

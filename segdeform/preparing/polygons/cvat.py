@@ -7,7 +7,8 @@
     </image></annotations>
 
 - Read are polygons, boxes and ellipses (also rotated ones) and masks (runs along the rows of their
-  box). Polylines, points, cuboids and skeletons have no area and are left out, and told.
+  box). Polylines are left out, and told, where no width for them is given; points, cuboids and
+  skeletons always.
 - A higher z_order is on top, of one z_order what comes later, as CVAT shows them. Occluded says
   nothing about pixels; attributes and tags mean nothing here.
 - Classes and their colours are those of `meta`, in its order.
@@ -37,13 +38,8 @@ from segdeform.preparing.polygons.annotation import (
 )
 from segdeform.preparing.polygons.geometry import ellipse, rectangle, turned
 
-_FLAT = {
-    "polyline": "polylines",
-    "points": "points",
-    "cuboid": "cuboids",
-    "skeleton": "skeletons",
-}
-_AREAS = frozenset({"polygon", "box", "ellipse", "mask"})
+_FLAT = {"points": "points", "cuboid": "cuboids", "skeleton": "skeletons"}
+_READ = frozenset({"polygon", "box", "ellipse", "mask", "polyline"})
 # Kinds of labels that are drawn as areas; "" is what CVAT before 2.3 writes.
 _AREA_LABELS = frozenset({"", "any", "polygon", "rectangle", "ellipse", "mask"})
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
@@ -162,7 +158,7 @@ class _Reader:
     def _add(self, kind: str, given: Mapping[str, str]) -> None:
         if kind in _FLAT:
             self.read.left_out[_FLAT[kind]] += 1
-        if kind not in _AREAS:
+        if kind not in _READ:
             return
         image = self._image or {}
         item = f"image {image.get('id', '?')} ({image.get('name', '')[:80]}), {kind} "
@@ -173,11 +169,12 @@ class _Reader:
             shape = Shape(label, item, runs=self._runs(given, item))
         else:
             ring = checked_points(self._ring(kind, given, item), f"{self.path}: {item}")
-            shape = Shape(label, item, rings=(ring,))
+            line = "polylines" if kind == "polyline" else ""
+            shape = Shape(label, item, rings=(ring,), line=line)
         self._shapes.append((order, shape))
 
     def _ring(self, kind: str, given: Mapping[str, str], item: str) -> Points:
-        if kind == "polygon":
+        if kind in ("polygon", "polyline"):
             return self._numbers(given, "points", item).reshape(-1, 2)
         keys = ("xtl", "ytl", "xbr", "ybr") if kind == "box" else ("cx", "cy", "rx", "ry")
         a, b, c, d = (float(self._numbers(given, key, item, count=1)[0]) for key in keys)

@@ -1,8 +1,9 @@
-"""Rings of rectangles and ellipses, turned or not."""
+"""Rings of rectangles and ellipses, turned or not, and of lines of a width."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -36,3 +37,15 @@ def turned(ring: Points, degrees: float, x: float, y: float) -> Points:
     cosine, sine = math.cos(angle), math.sin(angle)
     across, down = ring[:, 0] - x, ring[:, 1] - y
     return np.stack((x + cosine * across - sine * down, y + sine * across + cosine * down), axis=1)
+
+
+def stroke(points: Points, width: float) -> tuple[Points, ...]:
+    """Returns rings of which the union is a line [N, 2] of a width, with round ends and joints."""
+    rings = [ellipse(x, y, width / 2, width / 2) for x, y in points.tolist()]
+    for start, end in pairwise(points):
+        along = end - start
+        length = float(np.hypot(*along))
+        if length > 0:
+            aside = np.array([-along[1], along[0]]) * (width / 2 / length)
+            rings.append(np.array([start + aside, end + aside, end - aside, start - aside]))
+    return tuple(rings)

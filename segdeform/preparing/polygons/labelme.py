@@ -8,8 +8,8 @@
 - Read are polygons, rectangles (two corners, or four), circles (centre and a point on them),
   `mask` shapes (two corners and a PNG) and what derived tools call rotation or oriented_rectangle.
   Files of old versions, without a shape_type or a size, hold polygons.
-- Lines, line strips and points have no area and are left out, and told. (LabelMe's own export makes
-  them 10 pixels wide, whatever the picture.)
+- Lines and line strips are left out, and told, where no width for them is given; points always.
+  (LabelMe's own export makes them 10 pixels wide, whatever the picture.)
 - Later shapes are on top, as LabelMe shows and exports them. group_id joins shapes to one object,
   which changes nothing here. Of its special labels `__ignore__` is not scored, and `_background_`
   is the background.
@@ -46,12 +46,8 @@ from segdeform.preparing.polygons.strict_json import Model, parse_json
 
 _CORNERS = ("polygon", "rotation", "oriented_rectangle")
 _KEYS = (b'"imagePath"', b'"imageData"', b'"imageHeight"', b'"shape_type"', b'"version"')
-_FLAT = {
-    "line": "lines",
-    "linestrip": "line strips",
-    "point": "points",
-    "points": "points",
-}
+_LINES = {"line": "lines", "linestrip": "line strips"}
+_FLAT = {"point": "points", "points": "points"}
 
 
 class _Shape(Model):
@@ -122,7 +118,9 @@ def _shape(given: _Shape, item: str, where: str) -> Shape | None:
         return Shape(label, item, rings=(rectangle(*points[0], *points[1]),))
     if kind == "rectangle" and len(points) != 4:
         raise ValueError(f"a rectangle has 2 points, or 4, not {len(points)}")
-    return Shape(label, item, rings=(points,)) if kind in (*_CORNERS, "rectangle") else None
+    if kind in (*_CORNERS, "rectangle"):
+        return Shape(label, item, rings=(points,))
+    return Shape(label, item, rings=(points,), line=_LINES[kind]) if kind in _LINES else None
 
 
 def _mask(given: _Shape, points: Points) -> Runs:

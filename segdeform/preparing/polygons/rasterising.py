@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -27,10 +27,12 @@ from segdeform.preparing.polygons.annotation import (
     is_background,
 )
 from segdeform.preparing.polygons.drawing import draw
+from segdeform.preparing.polygons.geometry import stroke
 from segdeform.preparing.polygons.matching import match_pictures
 from segdeform.preparing.polygons.recognising import read_annotations
 
 BACKGROUND = "background"
+_NO_WIDTH = " (--line-width 3 draws them 3 pixels wide)"
 _SLACK = 1.5  # pixels that a corner may lie out of a picture without telling anything
 
 _Item = TypeVar("_Item")
@@ -56,6 +58,7 @@ def draw_annotations(
     classes: Sequence[str] | None = None,
     partial_labels: bool = False,
     empty_is_background: bool = False,
+    line_width: float | None = None,
     workers: int = 2,
     progress: Progress = lambda done, total: None,
 ) -> Drawn:
@@ -66,12 +69,13 @@ def draw_annotations(
         classes: the names, which then are all that may occur; else the format's own order.
         partial_labels: pixels without a shape are not scored (255) instead of background.
         empty_is_background: pictures that nobody annotated are pure background, not left out.
+        line_width: how wide lines are drawn, pixels; None leaves them out.
 
     Raises DataError or UnsafeInputError naming the file and the item, before the first mask is
     written where sizes, names or classes do not fit; UsageError, ResourceError where a mask cannot
     be written.
     """
-    read = read_annotations(source)
+    read = _with_lines(read_annotations(source), line_width)
     found, nowhere, unnamed = match_pictures(read.pictures, images)
     if not found:
         raise _no_picture(read, images)
@@ -101,6 +105,23 @@ def draw_annotations(
         unannotated=tuple(left),
         messages=tuple(_messages(read, jobs, table, nowhere, left, lost, turned)),
     )
+
+
+def _with_lines(read: Annotations, width: float | None) -> Annotations:
+    """Gives lines a width, or leaves them out, and counts them."""
+    for index, picture in enumerate(read.pictures):
+        if not any(shape.line for shape in picture.shapes):
+            continue
+        shapes = []
+        for shape in picture.shapes:
+            if shape.line and width is None:
+                read.left_out[f"{shape.line}{_NO_WIDTH}"] += 1
+            elif shape.line and width is not None:
+                shapes.append(replace(shape, rings=stroke(shape.rings[0], width)))
+            else:
+                shapes.append(shape)
+        read.pictures[index] = replace(picture, shapes=tuple(shapes))
+    return read
 
 
 @dataclass(frozen=True)

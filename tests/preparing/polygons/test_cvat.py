@@ -142,6 +142,8 @@ def test_shapes_without_area_are_left_out_and_told(tmp_path: Path) -> None:
         assert said in told
     with pytest.raises(SegdeformError, match=r"polylines.* have no area"):
         _draw(tmp_path, flat)
+    assert len(_draw(tmp_path, flat, line_width=3).samples) == 1
+    assert 8 * 3 < labels_of(tmp_path / "masks", "road/a").astype(bool).sum() < 50
 
 
 def test_pictures_of_two_subsets_are_told_apart(tmp_path: Path) -> None:

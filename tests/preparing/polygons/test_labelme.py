@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, PngImagePlugin
+from scipy import ndimage
 
 from segdeform.errors import SegdeformError
 from segdeform.preparing.polygons.rasterising import Drawn, draw_annotations
@@ -132,8 +133,26 @@ def test_lines_and_points_have_no_area_and_are_told(tmp_path: Path) -> None:
     for said in ("1 lines", "1 line strips", "1 points", "'cuboid'", "fewer than 3 points"):
         assert said in told
     _write(tmp_path / "json" / "a.json", [_shape("x", "linestrip", [(0, 0), (9, 9)])], "a.jpg")
-    with pytest.raises(SegdeformError, match="only 1 line strips, which have no area"):
+    with pytest.raises(SegdeformError, match=r"only 1 line strips \(--line-width.*no area"):
         _draw(tmp_path)
+
+
+@pytest.mark.parametrize("width", [1, 2.5, 9])
+def test_lines_of_a_width_cover_what_is_near_them(width: float, tmp_path: Path) -> None:
+    points = np.array([(4.2, 5.1), (30.3, 12.9), (30.3, 12.9), (22.0, 50.5), (60, 58)])
+    shapes = [_shape("x", "linestrip", points), _shape("y", "line", [(40, 2), (40, 2)])]
+    _write(tmp_path / "json" / "a.json", shapes, "a.jpg")
+    drawn = _draw(tmp_path, line_width=width)
+    assert drawn.classes == ("background", "x", "y") and "line strips" not in str(drawn.messages)
+    pixels = np.stack([axis.ravel() for axis in np.indices(SIZE)], axis=1)
+    # There and back again, an outline is a line.
+    away = distances(pixels, np.concatenate((points, points[::-1]))).reshape(SIZE)
+    mask = labels_of(tmp_path / "masks", "a")
+    sure = np.abs(away - width / 2) > 0.011
+    np.testing.assert_array_equal((mask == 1)[sure], (away < width / 2)[sure])
+    assert ndimage.label(mask == 1, np.ones((3, 3)))[1] == 1, "without a gap"
+    middle = distances(pixels, np.array([(40.0, 2.0)])).reshape(SIZE)
+    assert ((mask == 2) <= (middle <= width / 2)).all() and (mask == 2).sum() >= (width > 1)
 
 
 def test_old_and_renamed_files_find_their_picture(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco
 
 from segdeform.errors import SegdeformError
 from segdeform.preparing.polygons import rasterising
@@ -217,7 +218,8 @@ def _whole_files() -> list[str]:
         '<box label="s" xtl="1.0" ytl="2.00" xbr="20" ybr="12.00" rotation="30"/>'
         '<ellipse label="s" cx="9" cy="9" rx="4" ry="3"/></image></annotations>'
     )
-    packed = _coco(segmentation={"size": [20, 30], "counts": "T41b0"})
+    text = coco.encode(np.asfortranarray(np.eye(20, 30, dtype=np.uint8)))["counts"].decode()
+    packed = _coco(segmentation={"size": [20, 30], "counts": text})
     files = (_coco(), packed, labelme, [task], [row])
     return [*(json.dumps(content) for content in files), cvat]
 
