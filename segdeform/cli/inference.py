@@ -50,14 +50,19 @@ class Inference:
         """Loads a model to be used like this; raises what `segmenter.load` does, and UsageError."""
         import torch
 
-        from segdeform.machine.cpu import keep_freed_memory
+        from segdeform.machine.cpu import available_cores, keep_freed_memory
+        from segdeform.machine.device import resolve_device
+        from segdeform.machine.processes import neighbours, own_device
         from segdeform.segmenter import load
 
         options = self.options()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        elif neighbours() > 1:  # torchrun would leave one thread to each
+            torch.set_num_threads(max(1, available_cores() // neighbours()))
         keep_freed_memory()
-        return load(model, self.device).with_options(**options)
+        device = own_device(resolve_device(self.device))
+        return load(model, str(device)).with_options(**options)
 
 
 def inference_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -31,6 +31,18 @@ def predict(
     overlays: Annotated[
         bool, typer.Option("--overlays/--no-overlays", help="Write tinted pictures as well.")
     ] = True,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Predict again what is done; else only what is left."),
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Of N processes with the same command, do the I-th share (torchrun's need none).",
+            show_default="1/1",
+        ),
+    ] = None,
     value_range: Annotated[
         str | None,
         typer.Option(
@@ -48,31 +60,49 @@ def predict(
     FOLDER/street/a.jpg becomes OUTPUT/masks/street/a.png, whatever lies beside it; a picture given
     by name becomes OUTPUT/masks/a.png. No mask takes the place of another picture's: a second a.png
     in the same folder is listed as failed, and an output folder with another a.png is refused.
+
+    predictions.jsonl and failures.jsonl in OUTPUT have a line for each picture as it finishes. The
+    same command after an interruption, or with more pictures, does what is left; a picture that has
+    changed since, or another model or option, is predicted again.
     """
     from segdeform.model_folder import refuse_missing_model
     from segdeform.prediction.inputs import refuse_missing
     from segdeform.prediction.place import refuse_foreign
 
+    share = None if shard is None else _shard(shard)
     limits = None if value_range is None else _range(value_range)
     inference.options()
     refuse_missing_model(model)  # all that needs no torch, before its seconds of import
     refuse_missing(inputs)
     refuse_foreign(output, inputs)
 
-    from segdeform.prediction.predict import predict
+    from segdeform.machine.processes import own_share
+    from segdeform.prediction.predict import Shard, predict
 
     segmenter = inference.load(model)
     if limits is not None:
         segmenter.value_range = limits
     with progress_bars() as progress, stop_on_interrupt() as stop:
         shown = partial(progress, "predicting")
-        summary = predict(segmenter, inputs, output, overlays=overlays, progress=shown, stop=stop)
+        summary = predict(
+            segmenter,
+            inputs,
+            output,
+            overlays=overlays,
+            overwrite=overwrite,
+            shard=Shard(*(share or own_share())),
+            progress=shown,
+            stop=stop,
+        )
     if json_output:
         print_json({"output": str(output), **summary.to_json()})
     else:
         others = len(summary.skipped)
         skipped = f", {_count(others, 'other file')} skipped" if others else ""
-        print(f"{_count(len(summary.done))} predicted{skipped}: {output / 'masks'}")
+        kept = f", {summary.kept} of them before" if summary.kept else ""
+        print(f"{_count(len(summary.done))} predicted{kept}{skipped}: {output / 'masks'}")
+        if summary.left:
+            print(f"{_count(summary.left)} left to other processes")
         _list("skipped", [f"{path} ({reason})" for path, reason in summary.skipped])
         _list("left out, as masks of an earlier prediction", [str(path) for path in summary.own])
         several = [f"{d.source} ({d.frames})" for d in summary.done if d.frames > 1]
@@ -98,6 +128,14 @@ def _range(text: str) -> tuple[float, float]:
     if not (low < high and math.isfinite(low) and math.isfinite(high)):
         raise UsageError(f"--value-range {text}: expected two numbers, black and white: 0,4095")
     return low, high
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """Reads I/N; returns I from 0, and N."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UsageError(f"--shard {text}: expected I/N with I from 1 to N, as in 2/8")
+    return int(number) - 1, int(count)
 
 
 def _list(what: str, names: Sequence[str]) -> None:

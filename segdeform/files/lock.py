@@ -6,7 +6,8 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from segdeform.errors import RunLockedError, UsageError
 from segdeform.files.atomic import remove_temporaries
 
 _TRIES = 100  # to open a file that others remove
+_PATIENCE = 30.0  # seconds that one of several processes gives the first one to begin
 
 _held: set[int] = set()
 
@@ -59,7 +61,44 @@ def run_lock(folder: Path) -> Iterator[None]:
         _remove_empty(missing)
 
 
-def _open_locked(folder: Path) -> int:
+@contextmanager
+def shared_lock(folder: Path, first: Callable[[], None]) -> Iterator[None]:
+    """Holds FOLDER/.lock side by side with others that share it, against who wants it alone.
+
+    Where nobody holds it, `first` is called before anybody else is let in. The last one to leave
+    removes the lock file. Raises as `run_lock` and `first` do.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            descriptor = _open_locked(folder)
+            first()
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            break
+        except RunLockedError:  # those who share it have begun, or do so now
+            try:
+                descriptor = _open_locked(folder, fcntl.LOCK_SH)
+                break
+            except RunLockedError:
+                if time.monotonic() > deadline:
+                    raise
+        except OSError as error:
+            raise UsageError(
+                f"{folder} cannot be written to ({error.strerror}): choose another --output"
+            ) from error
+        time.sleep(0.05)
+    _held.add(descriptor)
+    try:
+        yield
+    finally:
+        _held.discard(descriptor)
+        with suppress(OSError):  # also BlockingIOError: others are still at work
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (folder / ".lock").unlink()
+        os.close(descriptor)
+
+
+def _open_locked(folder: Path, kind: int = fcntl.LOCK_EX) -> int:
     """Returns the open, locked file; one that its holder removes meanwhile is opened anew."""
     path = folder / ".lock"
     for _ in range(_TRIES):
@@ -67,10 +106,11 @@ def _open_locked(folder: Path) -> int:
         with suppress(FileNotFoundError):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                _acquire(descriptor, folder)
+                _acquire(descriptor, folder, kind)
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, json.dumps(_identity()).encode(), 0)
+                    if kind == fcntl.LOCK_EX:
+                        os.ftruncate(descriptor, 0)
+                        os.pwrite(descriptor, json.dumps(_identity()).encode(), 0)
                     return descriptor
             except BaseException:
                 os.close(descriptor)
@@ -79,9 +119,9 @@ def _open_locked(folder: Path) -> int:
     raise RunLockedError(f"{folder} is in use by others, one after the other: wait for them")
 
 
-def _acquire(descriptor: int, folder: Path) -> None:
+def _acquire(descriptor: int, folder: Path, kind: int) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
         owner = _described(os.pread(descriptor, 1000, 0))
         raise RunLockedError(

@@ -222,6 +222,11 @@ def own_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def own_share() -> tuple[int, int]:
+    """Returns this process's number among all, from 0, and how many there are."""
+    return own_rank(), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def neighbours() -> int:
     """Returns how many of the processes run on this machine, this one included."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from segdeform.data.image_io import write_image
+from segdeform.prediction.records import Done
+
 Picture = NDArray[np.uint8]  # [H, W, 3] RGB
 Color = tuple[int, int, int]
 
+_OVERVIEW_PICTURES = 12
+_JPEG_SIDE = 65_500  # pixels, the most that a JPEG has
+_MOST_DECODED = 2**25  # pixels of an overlay, for the overview
 _FILL, _BORDER = 128, 240  # opacity of a class's area and of its border, of 256
 _ROWS = 256  # rows blended at a time, so that little memory is needed beside the picture
 _CELL = (240, 320)  # largest [H, W] of a picture on the sheet
@@ -58,6 +65,47 @@ def _borders(labels: NDArray[np.uint8], rows: slice, reach: int) -> NDArray[np.b
     border[reach:] |= down
     border[:-reach] |= down
     return border[above : above + rows.stop - rows.start]
+
+
+def overlay_path(output: Path, done: Done) -> Path:
+    """Returns where a picture's overlay lies: a JPEG, or a PNG where a side is too long for it."""
+    suffix = "jpg" if max(done.size) <= _JPEG_SIDE else "png"
+    return output / "overlays" / f"{done.name}.{suffix}"
+
+
+def write_overview(
+    output: Path, pictures: Sequence[Done], classes: Sequence[str], palette: Sequence[Color]
+) -> None:
+    """Draws overview.png from overlays that are there, spread evenly over the pictures.
+
+    Removes it where there is none. Raises ResourceError or UsageError.
+    """
+    path = output / "overview.png"
+    chosen = np.linspace(0, len(pictures) - 1, min(len(pictures), _OVERVIEW_PICTURES)).round()
+    shown = [pictures[index] for index in sorted({int(index) for index in chosen})]
+    drawn = [(done, small) for done in shown if (small := _small_overlay(output, done)) is not None]
+    if not drawn:
+        path.unlink(missing_ok=True)
+        return
+    sheet = overview([small for _, small in drawn], [done.name for done, _ in drawn])
+    width = sheet.shape[1]
+    seen = set().union(*(done.shares for done, _ in drawn))
+    colours = [entry for entry in zip(classes, palette, strict=True) if entry[0] in seen]
+    part = f"{len(drawn)} of {len(pictures)} pictures" if len(drawn) < len(pictures) else ""
+    write_image(path, np.vstack([heading(part, width), sheet, legend(colours, width)]))
+
+
+def _small_overlay(output: Path, done: Done) -> Picture | None:
+    """Reads an overlay at about the size of a thumbnail; None where it cannot be had so."""
+    path = overlay_path(output, done)
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
+            image.draft("RGB", (2 * _CELL[1], 2 * _CELL[0]))  # a JPEG is decoded at a part of it
+            if image.width * image.height > _MOST_DECODED:
+                return None
+            return thumbnail(np.asarray(image.convert("RGB")))
+    except (OSError, Image.DecompressionBombError):
+        return None
 
 
 def thumbnail(image: Picture) -> Picture:

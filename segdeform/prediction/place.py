@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from segdeform.errors import UsageError
+from segdeform.files.atomic import is_temporary
 from segdeform.model_folder import DESCRIPTION
+from segdeform.prediction.records import FAILURES, PREDICTIONS
 
 FORMAT = "segdeform-prediction"  # how a summary.json of ours is told from anybody else's
 SUMMARY = "summary.json"
-OUTPUTS = ("masks", "overlays", "overview.png", SUMMARY)
+OUTPUTS = ("masks", "overlays", "overview.png", PREDICTIONS, FAILURES, SUMMARY)
 
 
 def read_summary(folder: Path) -> Mapping[str, Any] | None:
@@ -63,7 +65,8 @@ def earlier_sources(output: Path) -> dict[str, str]:
             if isinstance(entry, dict) and {"name", "picture"} <= entry.keys()
         }
     masks = output / "masks"
-    names = (path.relative_to(masks).with_suffix("").as_posix() for path in masks.rglob("*.png"))
+    whole = (path for path in masks.rglob("*.png") if not is_temporary(path.name))
+    names = (path.relative_to(masks).with_suffix("").as_posix() for path in whole)
     return {name: str(noted.get(name, "")) for name in sorted(names)}
 
 

@@ -1,27 +1,32 @@
 """Predicts label maps for pictures and folders of pictures; one bad picture never stops the rest.
 
-    OUTPUT/masks/...png      palette PNG, the pixel values are class indices
-    OUTPUT/overlays/...png   the picture tinted in the classes' colours
-    OUTPUT/overview.png      up to 12 overlays with their names, and the legend, on one sheet
-    OUTPUT/summary.json      what was done, what failed and why, class shares of each picture
+    OUTPUT/masks/...png        palette PNG, the pixel values are class indices
+    OUTPUT/overlays/...jpg     the picture tinted in the classes' colours
+    OUTPUT/overview.png        up to 12 overlays with their names, and the legend, on one sheet
+    OUTPUT/predictions.jsonl   a line a predicted picture, as it finishes
+    OUTPUT/failures.jsonl      a line a picture that failed, with the reason
+    OUTPUT/summary.json        all of it together, and what was skipped
 
-The trees below masks/ and overlays/ mirror the inputs; the same command writes the same files.
+The trees below masks/ and overlays/ mirror the inputs. The same command after an interruption does
+what is left and ends with the files of an unbroken one; several processes can share the pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segdeform.callbacks import Progress, Stop
 from segdeform.data.channels import shown_colours
-from segdeform.data.image_io import count_frames, write_image, write_index_png
+from segdeform.data.depth import as_json
+from segdeform.data.image_io import count_frames, image_size, write_image, write_index_png
 from segdeform.errors import (
     DataError,
     InterruptedByUserError,
@@ -29,80 +34,83 @@ from segdeform.errors import (
     ResourceError,
     SegdeformError,
 )
-from segdeform.files.atomic import write_error, write_json
+from segdeform.files.atomic import remove_temporaries
+from segdeform.files.lock import run_lock, shared_lock
 from segdeform.inference import predict_labels
 from segdeform.prediction.inputs import Found, find_images
-from segdeform.prediction.outputs import (
-    Picture,
-    heading,
-    legend,
-    overlay,
-    overview,
-    thumbnail,
-)
+from segdeform.prediction.outputs import Picture, overlay, overlay_path, write_overview
+from segdeform.prediction.pipeline import Behind, read_ahead, threads
 from segdeform.prediction.place import (
-    FORMAT,
     OUTPUTS,
-    SUMMARY,
     earlier_sources,
-    identity,
     refuse_foreign,
     refuse_others_masks,
 )
+from segdeform.prediction.records import (
+    Done,
+    InputFile,
+    add_done,
+    add_failure,
+    input_file,
+    is_same_file,
+    read_done,
+    read_failures,
+    settings_digest,
+    summing_up,
+    write_anew,
+)
+from segdeform.prediction.summary import Summary, sum_up, write_summary
 from segdeform.segmenter import Segmenter
+from segdeform.version import __version__
 
-_OVERVIEW_PICTURES = 12
+_GIANT = 2**24  # pixels, from which on a picture is not read while another is in work
+_READERS = 2
 _ROWS = 256  # rows counted at a time
 
 
 @dataclass(frozen=True)
-class Done:
-    """One predicted picture."""
+class Shard:
+    """The share of one of several processes: every `count`-th picture."""
+
+    number: int = 0  # from 0
+    count: int = 1
+
+
+ALL = Shard()
+
+
+class Task(NamedTuple):
+    """One picture to predict."""
 
     source: Path
-    name: str  # of its outputs, below masks/ and overlays/, without suffix
-    size: tuple[int, int]  # H, W
-    shares: dict[str, float]  # class -> share of the picture's pixels; absent classes left out
-    frames: int = 1  # frames or pages in the file; the first one was predicted
+    name: str  # of its outputs
 
 
-@dataclass
-class Summary:
-    """Every picture found is in `done` or in `failed`, also after a rerun."""
+class Seen(NamedTuple):
+    """What was read of a picture."""
 
+    image: Picture | None  # [H, W, C]; None: too large to be read beside others
+    frames: int
+    input: InputFile
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all pictures of a call have in common."""
+
+    segmenter: Segmenter
     output: Path
-    done: list[Done] = field(default_factory=list)
-    failed: list[tuple[Path, str]] = field(default_factory=list)  # source, one-line reason
-    # In the input folders: other files with what they are, and earlier predictions of ours.
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
-    own: list[Path] = field(default_factory=list)
-    earlier: int = 0  # masks of earlier predictions of other pictures, left where they are
-    # Of every mask below `output`, also of earlier predictions: name -> its picture, absolute
-    sources: dict[str, str] = field(default_factory=dict)
+    overlays: bool
+    settings: str  # digest of the model and how it is used
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the lists as JSON values."""
-        done = [
-            {
-                "picture": str(d.source),
-                "name": d.name,
-                "size": list(d.size),
-                "shares": d.shares,
-                "frames": d.frames,
-            }
-            for d in self.done
-        ]
-        return {
-            "done": done,
-            "failed": [{"picture": str(path), "reason": reason} for path, reason in self.failed],
-            "skipped": len(self.skipped),
-            "skipped_files": [
-                {"file": str(path), "reason": reason} for path, reason in self.skipped
-            ],
-            "own_outputs": [str(path) for path in self.own],
-            "earlier": self.earlier,
-            "sources": dict(sorted(self.sources.items())),
-        }
+    def is_done(self, task: Task, entry: Done | None) -> bool:
+        """Tells whether a picture's outputs are there, of this very file by these settings."""
+        if entry is None or entry.input is None or entry.settings != self.settings:
+            return False
+        if entry.source != task.source or not is_same_file(task.source, entry.input):
+            return False
+        there = mask_path(self.output, task.name).exists()
+        return there and (not self.overlays or overlay_path(self.output, entry).exists())
 
 
 def predict(
@@ -111,61 +119,76 @@ def predict(
     output: Path,
     *,
     overlays: bool = True,
+    overwrite: bool = False,
+    shard: Shard = ALL,
     progress: Progress | None = None,
     stop: Stop | None = None,
 ) -> Summary:
     """Writes the masks (and overlays) of all pictures below `output`; returns what became of each.
 
-    A picture that cannot be read, predicted or written, or whose outputs would have the name of
-    another's, is listed with its reason and the others go on; outputs that an earlier run left for
-    it are removed. `progress(done, total)` is called after each picture, `stop()` is asked before
-    each and before each window of one. Raises UsageError (missing input, an output folder in a
-    model, with masks that are not an earlier prediction or that are those of other pictures),
-    DataError (no picture at all), ResourceError (disk full) and InterruptedByUserError; then
-    summary.json says "finished": false.
+    What an earlier call did of the same file, by the same model in the same way, is kept unless
+    `overwrite` asks for it anew. A picture that cannot be read, predicted or written, or whose
+    outputs would have the name of another's, is listed with its reason and the others go on;
+    outputs that an earlier run left for it are removed. Of several processes with the same inputs
+    each does its `shard`; the last one to end leaves the whole summary.
+
+    `progress(done, total)` is called after each picture, `stop()` is asked before each and before
+    each window of one.
+
+    Raises:
+        UsageError: a missing input; an output folder in a model, with masks that are not an earlier
+            prediction or that are those of other pictures.
+        RunLockedError: another process predicts into the folder, other than in shards.
+        DataError: no picture at all.
+        ResourceError, InterruptedByUserError: a full disk, a stop; then summary.json says
+            "finished": false, and the same call goes on.
     """
     refuse_foreign(output, inputs)
     earlier = earlier_sources(output)
     found = find_images(inputs, [output / name for name in OUTPUTS], earlier)
     _refuse_nothing(inputs, found)
     refuse_others_masks(output, earlier, found.pictures)
-    planned = {name: str(identity(source)) for source, name in found.pictures}
-    summary = Summary(
-        output,
-        failed=list(found.collisions),
-        skipped=found.skipped,
-        own=found.own,
-        sources=earlier | planned,
-    )
-    _write_summary(summary, segmenter, finished=False)
-    total = len(found.pictures)
-    shown = _spread(total) if overlays else set()
-    sheet: list[tuple[Picture, Done]] = []
-    for index, (source, name) in enumerate(found.pictures):
+    tasks = [Task(*picture) for picture in found.pictures]
+    job = Job(segmenter, output, overlays, settings_digest(_settings(segmenter)))
+    outputs = ["masks", "overlays"][: 1 + overlays]
+
+    mine = tasks[shard.number :: shard.count]
+
+    def begin() -> None:
+        _clear(job, mine, keep=not overwrite)
+        write_summary(
+            sum_up(output, found, earlier, job.settings), segmenter, outputs, finished=False
+        )
+
+    def end() -> Summary:
+        with summing_up(output):
+            summary = sum_up(output, found, earlier, job.settings)
+            if not summary.left:
+                _put_in_order(job, tasks)
+            if not summary.left and overlays:
+                write_overview(output, summary.done, segmenter.classes, segmenter.palette)
+            write_summary(summary, segmenter, outputs, finished=not summary.left)
+        return summary
+
+    with _held(output, shard, begin):
+        done = read_done(output)
+        todo = [task for task in mine if not job.is_done(task, done.get(task.name))]
         try:
-            if stop is not None and stop():
-                raise InterruptedByUserError("interrupted")
-            done, tinted = _predict_one(segmenter, source, output, name, overlays, stop)
+            _predict_all(job, todo, len(mine), progress, stop)
         except InterruptedByUserError as error:
-            _write_summary(summary, segmenter, finished=False)
+            summary = end()
             raise InterruptedByUserError(
-                f"stopped after {index} of {total} pictures, their masks are in {output}; "
-                "run the same command to do all"
+                f"stopped after {len(summary.done)} of {len(tasks)} pictures, their masks are in "
+                f"{output}; run the same command to do the rest"
             ) from error
-        except PartialFailureError as failure:
-            summary.failed.append((source, str(failure)))
-            summary.sources.pop(name)
-            _remove(output, name)
-        else:
-            summary.done.append(done)
-            if tinted is not None and index in shown:
-                sheet.append((thumbnail(tinted), done))
-        if progress is not None:
-            progress(index + 1, total)
-    _write_overview(segmenter, output, sheet, total)
-    summary.earlier = len(summary.sources.keys() - planned.keys())
-    _write_summary(summary, segmenter, finished=True)
+        summary = end()
+    summary.kept = len(mine) - len(todo)
     return summary
+
+
+def mask_path(output: Path, name: str) -> Path:
+    """Returns where a mask lies."""
+    return output / "masks" / f"{name}.png"
 
 
 def _refuse_nothing(inputs: Sequence[Path], found: Found) -> None:
@@ -177,42 +200,156 @@ def _refuse_nothing(inputs: Sequence[Path], found: Found) -> None:
     raise DataError(f"no pictures in {', '.join(str(path) for path in inputs)}{others}")
 
 
-def _predict_one(
-    segmenter: Segmenter,
-    source: Path,
-    output: Path,
-    name: str,
-    overlays: bool,
-    stop: Stop | None,
-) -> tuple[Done, Picture | None]:
-    """Reads, predicts and writes one picture; returns its facts and its overlay.
+def _settings(segmenter: Segmenter) -> Mapping[str, Any]:
+    """Returns all that a mask depends on beside its picture."""
+    return {
+        "model": segmenter.info["sha256"],
+        "inference": segmenter.options.model_dump(mode="json"),
+        "value_range": segmenter.value_range and as_json(segmenter.value_range),
+        "bands": segmenter.bands,
+        "device": segmenter.device.type,
+        "segdeform": __version__,
+    }
 
-    Raises PartialFailureError for what concerns this picture alone, ResourceError for a full disk,
-    InterruptedByUserError after a stop.
-    """
+
+@contextmanager
+def _held(output: Path, shard: Shard, begin: Any) -> Iterator[None]:
+    """Holds the output folder, alone or with the other shards; `begin` is called by the first."""
+    if shard.count > 1:
+        with shared_lock(output, begin):
+            yield
+    else:
+        with run_lock(output):
+            begin()
+            yield
+
+
+def _clear(job: Job, mine: Sequence[Task], keep: bool) -> None:
+    """Removes what killed runs left half done, and the records of what is to be done anew."""
+    for folder in (job.output, job.output / "masks", job.output / "overlays"):
+        for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+            remove_temporaries(place)
+    tasks = {task.name: task for task in mine}
+    kept = [
+        entry
+        for name, entry in read_done(job.output).items()
+        if name not in tasks or (keep and job.is_done(tasks[name], entry))
+    ]
+    sources = {str(task.source) for task in mine}
+    failures = read_failures(job.output).items()
+    write_anew(job.output, kept, [entry for entry in failures if entry[0] not in sources])
+
+
+def _put_in_order(job: Job, tasks: Sequence[Task]) -> None:
+    """Writes the records as one process would have that is never interrupted."""
+    done, failures = read_done(job.output), read_failures(job.output)
+    names, sources = [task.name for task in tasks], [str(task.source) for task in tasks]
+    ours = set(names), set(sources)
+    entries = [entry for name, entry in done.items() if name not in ours[0]]
+    entries += [done[name] for name in names if name in done]
+    failed = [entry for entry in failures.items() if entry[0] not in ours[1]]
+    failed += [(source, failures[source]) for source in sources if source in failures]
+    write_anew(job.output, entries, failed)
+
+
+def _predict_all(
+    job: Job, todo: Sequence[Task], total: int, progress: Progress | None, stop: Stop | None
+) -> None:
+    """Predicts pictures in order, reading and writing beside it; notes what becomes of each."""
+    settled, failed = total - len(todo), read_failures(job.output)
+
+    def settle(task: Task, future: Future[Done]) -> None:
+        nonlocal settled
+        try:
+            add_done(job.output, future.result())
+            if str(task.source) in failed:  # in an earlier run of several processes
+                add_failure(job.output, task.source, "")
+        except PartialFailureError as failure:
+            _remove(job.output, task.name)
+            add_failure(job.output, task.source, str(failure))
+        settled += 1
+        if progress is not None:
+            progress(settled, total)
+
+    def fail(failure: PartialFailureError) -> Done:
+        raise failure
+
+    # One writes, so that of two outputs that want one path the same gets it every time.
+    with threads(_READERS) as readers, threads(1) as writer:
+        behind: Behind[Task, Done] = Behind(writer, settle)
+        try:
+            for task, reading in read_ahead(readers, todo, lambda task: _read(job, task, _GIANT)):
+                if stop is not None and stop():
+                    raise InterruptedByUserError("interrupted")
+                try:
+                    seen = reading.result()
+                    if seen.image is None:
+                        behind.finish()  # a giant is in memory alone
+                        seen = _read(job, task, None)
+                    labels = _labels(job, task, seen, stop)
+                except PartialFailureError as failure:
+                    behind.submit(task, lambda failure=failure: fail(failure))  # type: ignore[misc]
+                    continue
+                behind.submit(
+                    task,
+                    lambda task=task, seen=seen, labels=labels: _write(job, task, seen, labels),  # type: ignore[misc]
+                )
+                del seen, labels, reading
+        finally:
+            behind.finish()
+
+
+def _read(job: Job, task: Task, limit: int | None) -> Seen:
+    """Reads a picture, unless it has more pixels than `limit`. Raises PartialFailureError."""
+    source, segmenter = task.source, job.segmenter
     try:
-        image = segmenter.read(source)
-        frames = count_frames(source, segmenter.bands)
-        labels = predict_labels(segmenter.model, image, segmenter.options, segmenter.device, stop)
+        height, width = image_size(source)
+        image = None
+        if limit is None or height * width <= limit:
+            image = segmenter.read(source)
+        return Seen(image, count_frames(source, segmenter.bands), input_file(source))
+    except SegdeformError as error:
+        raise _failure(source, error) from error
+    except OSError as error:
+        raise PartialFailureError(f"cannot be read: {error.strerror}") from error
+
+
+def _labels(job: Job, task: Task, seen: Seen, stop: Stop | None) -> NDArray[np.uint8]:  # [H, W]
+    """Raises PartialFailureError for what concerns this picture alone, InterruptedByUserError."""
+    segmenter = job.segmenter
+    assert seen.image is not None
+    try:
+        return predict_labels(
+            segmenter.model, seen.image, segmenter.options, segmenter.device, stop
+        )
     except InterruptedByUserError:
         raise
     except SegdeformError as error:
-        raise _failure(source, error) from error
+        raise _failure(task.source, error) from error
+
+
+def _write(job: Job, task: Task, seen: Seen, labels: NDArray[np.uint8]) -> Done:
+    """Writes a picture's outputs; returns its facts.
+
+    Raises PartialFailureError for what concerns this picture alone, ResourceError for a full disk.
+    """
+    palette, image = job.segmenter.palette, seen.image
+    assert image is not None
+    shares = _shares(labels, job.segmenter.classes)
+    size = (labels.shape[0], labels.shape[1])
+    done = Done(task.source, task.name, size, shares, seen.frames, seen.input, job.settings)
     try:
-        _write(output / "masks" / f"{name}.png", write_index_png, labels, segmenter.palette)
-        tinted = None
-        if overlays:
-            image = shown_colours(image)
-            tinted = overlay(image, labels, segmenter.palette, out=image)
-            _write(output / "overlays" / f"{name}.png", write_image, tinted)
+        write_index_png(mask_path(job.output, task.name), labels, palette)
+        if job.overlays:
+            shown = shown_colours(image)
+            write_image(overlay_path(job.output, done), overlay(shown, labels, palette, out=shown))
     except ResourceError:
         raise
     except SegdeformError as error:
-        raise _failure(source, error) from error
+        raise _failure(task.source, error) from error
     except MemoryError as error:
         raise PartialFailureError("memory ended while the masks were written") from error
-    shares = _shares(labels, segmenter.classes)
-    return Done(source, name, (image.shape[0], image.shape[1]), shares, frames), tinted
+    return done
 
 
 def _failure(source: Path, error: SegdeformError) -> PartialFailureError:
@@ -220,19 +357,12 @@ def _failure(source: Path, error: SegdeformError) -> PartialFailureError:
     return PartialFailureError(" ".join(str(error).split()).removeprefix(f"{source}: "))
 
 
-def _write(path: Path, writer: Callable[..., None], *values: Any) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(path, error) from error
-    writer(path, *values)
-
-
 def _remove(output: Path, name: str) -> None:
     """Removes what an earlier run left for a picture that now fails."""
-    for folder in ("masks", "overlays"):
+    overlays = output / "overlays"
+    for path in (mask_path(output, name), overlays / f"{name}.jpg", overlays / f"{name}.png"):
         with suppress(OSError):
-            (output / folder / f"{name}.png").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def _shares(labels: NDArray[np.uint8], classes: Sequence[str]) -> dict[str, float]:
@@ -243,35 +373,3 @@ def _shares(labels: NDArray[np.uint8], classes: Sequence[str]) -> dict[str, floa
     return {
         name: int(count) / labels.size for name, count in zip(classes, counts, strict=True) if count
     }
-
-
-def _spread(total: int) -> set[int]:
-    """Chooses the pictures of the overview, evenly over the list."""
-    return {round(i) for i in np.linspace(0, total - 1, min(total, _OVERVIEW_PICTURES))}
-
-
-def _write_overview(
-    segmenter: Segmenter, output: Path, sheet: Sequence[tuple[Picture, Done]], total: int
-) -> None:
-    path = output / "overview.png"
-    if not sheet:
-        path.unlink(missing_ok=True)
-        return
-    pictures = overview([picture for picture, _ in sheet], [done.name for _, done in sheet])
-    width = pictures.shape[1]
-    seen = set().union(*(done.shares for _, done in sheet))
-    colors = zip(segmenter.classes, segmenter.palette, strict=True)
-    names = legend([entry for entry in colors if entry[0] in seen], width)
-    title = heading(f"{len(sheet)} of {total} pictures" if len(sheet) < total else "", width)
-    _write(path, write_image, np.vstack([title, pictures, names]))
-
-
-def _write_summary(summary: Summary, segmenter: Segmenter, *, finished: bool) -> None:
-    header = {
-        "format": FORMAT,
-        "finished": finished,
-        "model_sha256": segmenter.info["sha256"],
-        "classes": list(segmenter.classes),
-        "inference": segmenter.options.model_dump(mode="json"),
-    }
-    write_json(summary.output / SUMMARY, header | summary.to_json())

@@ -161,10 +161,10 @@ def test_predict_eval_and_explain_read_the_bands(
     assert main(["predict", str(run), str(picture), "--output", str(out)]) == 0
     mask = Image.open(out / "masks" / f"{picture.stem}.png")
     np.testing.assert_array_equal(np.asarray(mask), expected)
-    overlay = np.asarray(Image.open(out / "overlays" / f"{picture.stem}.png"))
+    overlay = np.asarray(Image.open(out / "overlays" / f"{picture.stem}.jpg")).astype(int)
     black = np.array(segmenter.palette)[expected].sum(2) == 0  # classes that leave the picture
     assert overlay.shape == (*expected.shape, 3)
-    np.testing.assert_array_equal(overlay[black], pixels[..., :3][black])
+    assert abs(overlay[black] - pixels[..., :3][black]).mean() < 8  # a JPEG
     assert main(["eval", str(run), "--data", str(data), "--output", str(tmp_path / "scores")]) == 0
     protocol = json.loads((tmp_path / "scores" / "metrics.json").read_text())["protocol"]
     assert (protocol["bands"], protocol["value_range"]) == (list(BANDS), [0, 4080])

@@ -56,7 +56,7 @@ def test_a_range_makes_the_same_network_and_the_same_masks(
         out = tmp_path / name
         asked = ["predict", str(run), str(data / "val" / "images"), "--output", str(out)]
         assert main(asked) == 0
-        return [np.asarray(Image.open(path)).tolist() for path in sorted(out.glob("*/*.png"))]
+        return [np.asarray(Image.open(path)).tolist() for path in sorted(out.glob("*/*.*g"))]
 
     plain, deep_data = tmp_path / "dataFalse", tmp_path / "dataTrue"
     expected = written(runs[False], plain, "plain")

@@ -1,0 +1,68 @@
+"""Reading and writing beside the network: a few pictures ahead, a few behind, in order.
+
+Threads do, since decoders and encoders leave Python's lock. Both sides are bounded, so that memory
+does not grow with the number of pictures; giant pictures are worked on one at a time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_AHEAD = 3  # pictures being read before they are needed
+_BEHIND = 4  # pictures being written while the next are computed
+
+
+@contextmanager
+def threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Lends threads; what has not begun when the body ends is dropped, what has is waited for."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def read_ahead(
+    pool: ThreadPoolExecutor, items: Iterable[Item], read: Callable[[Item], Result]
+) -> Iterator[tuple[Item, Future[Result]]]:
+    """Yields items in order, each with what `read` makes of it, begun a few items before."""
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    for item in items:
+        waiting.append((item, pool.submit(read, item)))
+        if len(waiting) > _AHEAD:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
+
+
+class Behind(Generic[Item, Result]):
+    """Work that is done later than it is handed in, and settled in order."""
+
+    def __init__(self, pool: ThreadPoolExecutor, settle: Callable[[Item, Future[Result]], None]):
+        """`settle(item, future)` is called in the caller's thread, once the future is done."""
+        self._pool, self._settle = pool, settle
+        self._waiting: deque[tuple[Item, Future[Result]]] = deque()
+
+    def submit(self, item: Item, work: Callable[[], Result]) -> None:
+        """Hands in work; waits for the oldest where too much is under way."""
+        self._waiting.append((item, self._pool.submit(work)))
+        self._settle_while(lambda: len(self._waiting) > _BEHIND)
+        while self._waiting and self._waiting[0][1].done():
+            self._settle(*self._waiting.popleft())
+
+    def finish(self) -> None:
+        """Waits for everything."""
+        self._settle_while(lambda: bool(self._waiting))
+
+    def _settle_while(self, condition: Callable[[], bool]) -> None:
+        while condition():
+            item, future = self._waiting.popleft()
+            future.exception()  # waits
+            self._settle(item, future)

@@ -1,0 +1,303 @@
+"""Nothing is lost and nothing done twice: kills, changes, several processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segdeform.errors import ResourceError, RunLockedError, UsageError
+from segdeform.files.lock import run_lock, shared_lock
+from segdeform.prediction import predict as module
+from segdeform.prediction.predict import Shard, predict
+from segdeform.prediction.records import Done, add_done, read_done, read_failures
+from tests.prediction.test_predict import Reddest, save_picture, segmenter, tree
+
+__all__ = ["segmenter"]  # a fixture
+
+
+@pytest.fixture
+def counted(segmenter: Any) -> tuple[Any, list[tuple[int, int]]]:
+    """A segmenter, and the sizes of the pictures that its network has seen."""
+    seen: list[tuple[int, int]] = []
+
+    class Counting(Reddest):
+        def forward(self, images: Any) -> Any:
+            seen.append(tuple(images.shape[2:]))
+            return super().forward(images)
+
+    segmenter.model = Counting()
+    return segmenter, seen
+
+
+def folder_of(path: Path, count: int) -> Path:
+    for k in range(count):
+        save_picture(path / f"{k:02d}.png", k, (12, 20 + k))
+    return path
+
+
+@contextmanager
+def open_beside(output: Path) -> Iterator[None]:
+    """Holds an output folder as another shard would."""
+    with shared_lock(output, lambda: None):
+        yield
+
+
+def names(lines: Path) -> list[str]:
+    return [json.loads(line)["name"] for line in lines.read_text().splitlines()]
+
+
+def test_what_is_done_is_not_done_again(counted: Any, tmp_path: Path) -> None:
+    segmenter, seen = counted
+    pictures, out = folder_of(tmp_path / "in", 4), tmp_path / "out"
+    predict(segmenter, [pictures], out)
+    before = tree(out)
+    steps: list[tuple[int, int]] = []
+    again = predict(
+        segmenter, [pictures], out, progress=lambda done, total: steps.append((done, total))
+    )
+    assert len(seen) == 4 and (len(again.done), again.kept) == (4, 4)
+    assert tree(out) == before and steps == []
+    save_picture(pictures / "02.png", 99, (12, 77))  # another picture of the name
+    os.utime(pictures / "01.png", ns=(1, 1))  # the same picture, copied anew
+    (out / "masks" / "03.png").unlink()
+    save_picture(pictures / "04.png", 4, (12, 50))
+    assert predict(segmenter, [pictures], out).kept == 2
+    assert [width for _, width in seen[4:]] == [77, 23, 50]
+    assert names(out / "predictions.jsonl") == ["00", "01", "02", "03", "04"]
+
+
+@pytest.mark.parametrize("change", ["model", "options", "overlays", "overwrite", "range"])
+def test_what_would_be_otherwise_is_done_again(counted: Any, tmp_path: Path, change: str) -> None:
+    segmenter, seen = counted
+    pictures, out = folder_of(tmp_path / "in", 2), tmp_path / "out"
+    predict(segmenter, [pictures], out, overlays=False)
+    if change == "model":
+        segmenter.info = {"sha256": "other"}
+    if change == "options":
+        segmenter = segmenter.with_options(flip=True)
+    if change == "range":
+        segmenter.value_range = (0.0, 100.0)
+    more = {"overlays": change == "overlays", "overwrite": change == "overwrite"}
+    assert predict(segmenter, [pictures], out, **more).kept == 0
+    assert len(seen) == (6 if change == "options" else 4)
+    assert predict(segmenter, [pictures], out, overlays=False).kept == 2
+    assert names(out / "predictions.jsonl") == ["00", "01"]
+
+
+def test_failures_are_noted_as_they_happen_and_tried_again(counted: Any, tmp_path: Path) -> None:
+    segmenter, _ = counted
+    pictures, out = folder_of(tmp_path / "in", 3), tmp_path / "out"
+    whole = (pictures / "01.png").read_bytes()
+    (pictures / "01.png").write_bytes(whole[:100])
+    predict(segmenter, [pictures], out)
+    assert list(read_failures(out)) == [str(pictures / "01.png")]
+    assert names(out / "predictions.jsonl") == ["00", "02"]
+    (pictures / "01.png").write_bytes(whole)
+    summary = predict(segmenter, [pictures], out)
+    assert (len(summary.done), summary.kept, summary.failed) == (3, 2, [])
+    assert not (out / "failures.jsonl").read_text()
+    save_picture(tmp_path / "other" / "x.png")
+    (tmp_path / "other" / "y.png").write_bytes(b"")
+    predict(segmenter, [tmp_path / "other"], out)
+    predict(segmenter, [pictures], out)  # what became of other pictures stays told
+    assert len(read_done(out)) == 4 and list(read_failures(out)) == [str(tmp_path / "other/y.png")]
+
+
+def test_a_line_that_was_cut_short_is_not_believed(counted: Any, tmp_path: Path) -> None:
+    segmenter, seen = counted
+    pictures, out = folder_of(tmp_path / "in", 3), tmp_path / "out"
+    predict(segmenter, [pictures], out)
+    path = out / "predictions.jsonl"
+    path.write_text(path.read_text()[:-40] + '\n{"name": 5}\n[1]\nnonsense\n{"na')
+    extra = Done(Path("p"), "p", (1, 1), {})
+    add_done(out, extra)
+    assert list(read_done(out)) == ["00", "01", "p"]
+    assert predict(segmenter, [pictures], out).kept == 2
+    assert len(seen) == 4 and names(path)[-1] == "02"
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shards_do_each_picture_once(counted: Any, tmp_path: Path, count: int) -> None:
+    segmenter, seen = counted
+    pictures, out = folder_of(tmp_path / "in", 7), tmp_path / "out"
+    (pictures / "05.png").write_bytes(b"broken")
+    left = []
+    for number in reversed(range(count)):
+        left.append(predict(segmenter, [pictures], out, shard=Shard(number, count)).left)
+        finished = json.loads((out / "summary.json").read_text())["finished"]
+        assert finished is (number == 0) is (out / "overview.png").exists()
+    assert sorted(left, reverse=True) == left and left[-1] == 0
+    assert sorted(width for _, width in seen) == [20, 21, 22, 23, 24, 26]
+    predict(segmenter, [pictures], tmp_path / "whole")
+    assert tree(out) == {
+        name: digest
+        if name != "summary.json"
+        else tree(out)[name]  # which tells masks there before
+        for name, digest in tree(tmp_path / "whole").items()
+    }
+    save_picture(pictures / "05.png", 5, (12, 25))
+    for number in range(count):
+        with open_beside(out):  # so that no process is the first
+            predict(segmenter, [pictures], out, shard=Shard(number, count))
+    assert not read_failures(out) and len(read_done(out)) == 7
+
+
+def test_shards_may_share_a_folder_that_nobody_else_may_have(counted: Any, tmp_path: Path) -> None:
+    segmenter, _ = counted
+    pictures, out = folder_of(tmp_path / "in", 4), tmp_path / "out"
+    with run_lock(out), pytest.raises(RunLockedError, match="in use by process"):
+        predict(segmenter, [pictures], out)
+    beside: list[int] = []
+
+    class Beside(Reddest):
+        def forward(self, images: Any) -> Any:
+            if not beside:
+                beside.append(1)
+                other = Shard(1, 2)
+                kept = [out / "masks" / ".segdeform-0123456789abcdef.tmp.png"]
+                kept[0].parent.mkdir(parents=True, exist_ok=True)
+                kept[0].touch()  # a file that a process writes just now
+                segmenter.model = Reddest()
+                assert predict(segmenter, [pictures], out, shard=other).left == 2
+                assert kept[0].exists()
+                kept[0].unlink()
+                with pytest.raises(RunLockedError):
+                    predict(segmenter, [pictures], out)
+            return super().forward(images)
+
+    segmenter.model = Beside()
+    assert predict(segmenter, [pictures], out, shard=Shard(0, 2)).left == 0
+    assert not (out / ".lock").exists()
+
+
+def test_a_disk_that_is_full_keeps_what_is_done(
+    counted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter, seen = counted
+    pictures, out = folder_of(tmp_path / "in", 6), tmp_path / "out"
+    write = module.write_index_png
+    left = 2
+
+    def fills_up(*arguments: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ResourceError("no space left")
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_index_png", fills_up)
+        with pytest.raises(ResourceError, match="no space left"):
+            predict(segmenter, [pictures], out)
+    assert names(out / "predictions.jsonl") == ["00", "01"]
+    assert json.loads((out / "summary.json").read_text())["finished"] is False
+    computed = len(seen)
+    assert predict(segmenter, [pictures], out).kept == 2
+    assert len(seen) == computed + 4
+
+
+def test_leftovers_of_a_killed_run_are_removed(counted: Any, tmp_path: Path) -> None:
+    segmenter, _ = counted
+    pictures, out = folder_of(tmp_path / "in" / "deep", 2).parent, tmp_path / "out"
+    predict(segmenter, [pictures], out)
+    before = tree(out)
+    for place in (out, out / "masks" / "deep", out / "overlays" / "deep"):
+        (place / ".segdeform-00112233445566ff.tmp.png").write_bytes(b"half")
+    (out / "masks" / "deep" / "mine.tmp").write_bytes(b"somebody's")
+    predict(segmenter, [pictures], out)
+    assert tree(out) == before | {"masks/deep/mine.tmp": hashlib.sha256(b"somebody's").hexdigest()}
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+import numpy as np, torch
+from segdeform.config.schema import EvalConfig
+from segdeform.prediction.predict import predict
+from segdeform.segmenter import Segmenter
+from tests.prediction.test_predict import PALETTE, Reddest
+
+torch.set_num_threads(1)
+segmenter = Segmenter(
+    Reddest(), ("green", "red", "blue"), PALETTE, EvalConfig(), torch.device("cpu"), {"sha256": "k"}
+)
+print("ready", flush=True)
+predict(segmenter, [Path(sys.argv[1])], Path(sys.argv[2]))
+"""
+
+
+def killed_runs(pictures: Path, out: Path, kills: int) -> None:
+    """Starts a prediction again and again, and kills it after a random time, until it ends."""
+    chance = random.Random(kills)
+    for attempt in range(kills + 1):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(pictures), str(out)], stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.readline()  # torch is imported
+        if attempt < kills:
+            time.sleep(chance.uniform(0, 0.25))
+            process.send_signal(signal.SIGKILL)
+        code = process.wait(120)
+        assert code in (0, -signal.SIGKILL)
+    assert code == 0
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_lose_nothing(segmenter: Any, tmp_path: Path, kills: int) -> None:
+    pictures = tmp_path / "in"
+    for k in range(60):
+        save_picture(pictures / f"{k % 7}" / f"{k:02d}.png", k, (40, 60))
+    for k in (3, 33):
+        (pictures / f"{k % 7}" / f"{k:02d}.png").write_bytes(b"broken")
+    killed_runs(pictures, tmp_path / "killed", kills)
+    segmenter.info = {"sha256": "k"}
+    summary = predict(segmenter, [pictures], tmp_path / "whole")
+    assert (len(summary.done), len(summary.failed)) == (58, 2)
+    killed, whole = tree(tmp_path / "killed"), tree(tmp_path / "whole")
+    assert killed.keys() == whole.keys()
+    assert {name for name in whole if killed[name] != whole[name]} <= {"summary.json"}
+    assert len(names(tmp_path / "killed" / "predictions.jsonl")) == 58
+    value = json.loads((tmp_path / "killed" / "summary.json").read_text())
+    assert value["finished"] is True and len(value["done"]) == 58 and len(value["failed"]) == 2
+
+
+def test_a_shard_is_one_of_its_count() -> None:
+    from segdeform.cli.predict import _shard
+
+    assert _shard("2/8") == (1, 8)
+    for wrong in ("0/2", "3/2", "1", "a/b", "-1/2", "1/2/3"):
+        with pytest.raises(UsageError, match="expected I/N"):
+            _shard(wrong)
+
+
+def test_giant_pictures_are_read_alone(
+    counted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter, seen = counted
+    pictures = folder_of(tmp_path / "in", 6)
+    expected = predict(segmenter, [pictures], tmp_path / "small").to_json()["done"]
+    monkeypatch.setattr(module, "_GIANT", 12 * 22)
+    found = predict(segmenter, [pictures], tmp_path / "giant").to_json()["done"]
+    assert found == expected
+    for name in ("00", "05"):
+        masks = [
+            np.asarray(Image.open(tmp_path / f / "masks" / f"{name}.png"))
+            for f in ("small", "giant")
+        ]
+        np.testing.assert_array_equal(*masks)
+    assert len(seen) == 12
