@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from segdeform.config.schema import (
     ModelConfig,
 )
 from segdeform.data.depth import ValueRange, ranges
-from segdeform.errors import ConfigError, DataError, ModelError
+from segdeform.errors import ConfigError, ModelError, nearest
 from segdeform.files.atomic import write_json
 from segdeform.files.manifest import read_json, replacing_folder
 from segdeform.files.tensors import check_fit, read_tensors, write_tensors
@@ -51,7 +52,7 @@ Channel = Annotated[int, Field(ge=0, le=255)]
 Band = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Side = Annotated[int, Field(ge=1)]
-Image = NDArray[np.uint8] | str | Path
+Picture = NDArray[Any] | Image | str | Path
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +110,8 @@ class ModelDescription(BaseModel):
 class Segmenter:
     """Labels pictures with a network in evaluation mode.
 
-    `options` says how a picture becomes labels (tiles, scales, flip); replace it to try others.
+    `options` says how a picture becomes labels (tiles, scales, flip); it is frozen, and
+    `with_options` returns the same network with others.
     `info` tells what the folder says of the network, JSON values only. `value_range` are the values
     that were black and white in training, where its pictures had more than 8 bits; `bands` are the
     bands of files that are its channels, where these are not RGB.
@@ -143,49 +145,51 @@ class Segmenter:
         """Returns the same network with other inference options, keys of the section `eval`.
 
         What is not given stays as it is: `segmenter.with_options(tile=512, flip=True)`.
-        """
-        return replace(self, options=EvalConfig(**(self.options.model_dump() | given)))
-
-    def logits(self, image: Image) -> Tensor:
-        """Computes class scores [K, H, W], float32, on the device, for a picture or its path.
-
-        See `segdeform.inference.logits` for what they are with several scales or flips.
 
         Raises:
-            DataError: the file is no readable picture, or the array not uint8 [H, W, C].
+            ConfigError: names the option that is unknown or has a wrong value.
+        """
+        for key in given.keys() - EvalConfig.model_fields.keys():
+            raise ConfigError(f"unknown option '{key}'.{nearest(key, EvalConfig.model_fields)}")
+        try:
+            return replace(self, options=EvalConfig(**(self.options.model_dump() | given)))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(f"{first['loc'][0]} = {first['input']!r}: {first['msg']}") from error
+
+    def logits(self, image: Picture) -> Tensor:
+        """Computes class scores [K, H, W], float32, on the device, of a picture.
+
+        It is given as to `predict`; see `segdeform.inference.logits` for what they are with several
+        scales or flips.
+
+        Raises:
+            DataError: the file is no readable picture, or the array is of another kind.
         """
         from segdeform.inference import logits
 
         pixels = torch.tensor(self._pixels(image)).permute(2, 0, 1)  # [C, H, W]
         return logits(self.model, pixels.to(self.device, torch.float32) / 255, self.options)
 
-    def predict(self, image: Image) -> NDArray[np.uint8]:
-        """Computes the class index of every pixel, uint8 [H, W], for a picture or its path.
+    def predict(self, image: Picture) -> NDArray[np.uint8]:
+        """Computes the class index of every pixel, uint8 [H, W], of a picture.
+
+        It is a path, a PIL image, or an array of uint8 or uint16: [H, W, C], for RGB also [H, W]
+        grey and [H, W, 4], whose alpha is dropped; see `data.arrays.pixels_of`.
 
         Raises:
-            DataError: the file is no readable picture, or the array not uint8 [H, W, C].
+            DataError: the file is no readable picture, or the array is of another kind.
         """
         from segdeform.inference import predict_labels
 
         return predict_labels(self.model, self._pixels(image), self.options, self.device)
 
-    def _pixels(self, image: Image) -> NDArray[np.uint8]:  # [H, W, C]
+    def _pixels(self, image: Picture) -> NDArray[np.uint8]:  # [H, W, C]
+        from segdeform.data.arrays import pixels_of
+
         if isinstance(image, str | Path):
             return self.read(Path(image))
-        if not isinstance(image, np.ndarray):
-            raise DataError(f"a picture is an array or a path; this is {type(image).__name__}")
-        channels = self.channels
-        if (
-            image.dtype != np.uint8
-            or image.ndim != 3
-            or image.shape[2:] != (channels,)
-            or not image.size
-        ):
-            found = f"{image.dtype} {list(image.shape)}"
-            raise DataError(
-                f"a picture's array is uint8 [H, W, {channels}], not empty; this is {found}"
-            )
-        return np.ascontiguousarray(image)  # torch takes no negative strides, as of a flipped one
+        return pixels_of(image, self.value_range, self.channels)
 
 
 def save_model(folder: Path, model: DeepLab, description: ModelDescription) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import segdeform
 from segdeform.config.schema import DeformConfig, EvalConfig, ModelConfig
-from segdeform.errors import DataError, ModelError, SegdeformError, UsageError
+from segdeform.errors import ConfigError, DataError, ModelError, SegdeformError, UsageError
 from segdeform.files.manifest import MANIFEST, replacing_folder, write_manifest
 from segdeform.files.tensors import write_tensors
 from segdeform.models import build_model
@@ -218,21 +218,79 @@ def test_pictures_are_given_as_arrays_or_paths(original: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "image",
+    ("image", "said"),
     [
-        np.zeros((4, 4), np.uint8),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((3, 4, 4), np.uint8),
-        np.zeros((4, 4, 3), np.float32),
-        np.zeros((0, 4, 3), np.uint8),
-        [[0, 0, 0]],
+        (np.zeros((3, 4, 5), np.uint8), "channels come last, give array.transpose(1, 2, 0)"),
+        (np.zeros((4, 4, 2), np.uint8), "is [H, W], [H, W, 3] or [H, W, 4], not empty; this is [4"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "give one picture at a time"),
+        (np.zeros((4, 4, 3), np.float32), "float32: of 0 to 1, give (255 * array).round().astype("),
+        (np.zeros((4, 4), bool), "bool: give 255 * array.astype(numpy.uint8)"),
+        (np.zeros((4, 4), np.int64), "int64: give array.astype(numpy.uint8), or set segmenter.val"),
+        (np.zeros((0, 4, 3), np.uint8), "not empty; this is [0, 4, 3]"),
+        (torch.zeros(3, 4, 4), "this is Tensor: give tensor.permute(1, 2, 0).cpu().numpy()"),
+        ([[0, 0, 0]], "a picture is a path, an array or a PIL image; this is list"),
+        (Image.new("F", (4, 5)), "float32: of 0 to 1"),
     ],
 )
-def test_other_arrays_are_refused(original: Path, image: Any) -> None:
+def test_other_arrays_are_refused_with_what_to_do(original: Path, image: Any, said: str) -> None:
     segmenter = load(original, "cpu")
     for method in (segmenter.predict, segmenter.logits):
-        with pytest.raises(DataError, match=r"\[H, W, 3\]|list"):
+        with pytest.raises(DataError) as caught:
             method(image)
+        assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I"])
+@pytest.mark.parametrize("turn", [1, 6])
+def test_pil_pictures_and_arrays_are_read_as_their_files(
+    original: Path, tmp_path: Path, mode: str, turn: int
+) -> None:
+    """Whatever Pillow has opened, or made; its file is the truth."""
+    rng = np.random.default_rng(3)
+    if mode in ("I;16", "I"):
+        values = rng.integers(0, 65536, (30, 44), np.uint16)
+        made = Image.fromarray(values if mode == "I;16" else values.astype(np.int32))
+    else:
+        made = Image.fromarray(rng.integers(0, 256, (30, 44, 3), np.uint8)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    suffix = {"CMYK": ".jpg", "YCbCr": ".tif", "I": ".tif"}.get(mode, ".png")
+    made.save(tmp_path / f"a{suffix}", exif=exif)
+    segmenter = load(original, "cpu")
+    expected = segmenter.read(tmp_path / f"a{suffix}")
+    assert expected.shape == ((30, 44, 3) if turn == 1 else (44, 30, 3))
+    with Image.open(tmp_path / f"a{suffix}") as opened:
+        np.testing.assert_array_equal(segmenter._pixels(opened), expected)
+    if turn == 1 and suffix != ".jpg":
+        np.testing.assert_array_equal(segmenter._pixels(made), expected)
+
+
+def test_grey_deep_and_transparent_arrays(original: Path) -> None:
+    segmenter = load(original, "cpu")
+    grey = np.random.default_rng(4).integers(0, 256, (30, 44), np.uint8)
+    expected = np.stack([grey] * 3, 2)
+    for given in (
+        grey,
+        grey[..., None],
+        np.dstack([expected, 255 - grey]),
+        grey.astype(np.uint16) * 257,
+        expected.astype(np.uint16) * 257,
+    ):
+        np.testing.assert_array_equal(segmenter._pixels(given), expected)
+    segmenter.value_range = (-1.0, 4.1)  # 0.02 a step
+    floats = grey.astype(np.float32) * 0.02 - 1
+    np.testing.assert_array_equal(segmenter._pixels(floats), expected)
+    assert np.array_equal(segmenter.predict(floats), segmenter.predict(expected))
+
+
+def test_options_are_replaced_and_wrong_ones_named(original: Path) -> None:
+    segmenter = load(original, "cpu")
+    other = segmenter.with_options(tile=32, flip=True)
+    assert (other.options.tile, other.options.flip, segmenter.options.tile) == (32, True, 0)
+    with pytest.raises(ConfigError, match=r"unknown option 'tyle'. Did you mean 'tile'"):
+        segmenter.with_options(tyle=3)
+    with pytest.raises(ConfigError, match="overlap = 2: "):
+        segmenter.with_options(overlap=2)
 
 
 @pytest.mark.parametrize("name", FILES)
