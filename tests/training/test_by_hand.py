@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from segdeform.config.schema import Config, DataConfig, TrainConfig
+from segdeform.config.schema import IMAGENET_MEAN, Config, DataConfig, TrainConfig
 from segdeform.data import load_dataset
 from segdeform.data.sampler import epoch_order
 from segdeform.data.transforms import TrainTransform
@@ -45,6 +45,7 @@ DATA = {
     "rotate": 25.0,
     "color": 0.7,
 }
+NUMBERS = {"mean": (0.2, 0.45, 0.7), "std": (0.15, 0.3, 0.4)}  # of the channels
 BASE = {
     "steps": 3,
     "batch_size": 2,
@@ -97,7 +98,11 @@ def _config(case: str, **sections: Any) -> Config:
     model: dict[str, Any] = {"backbone": "mobilenet_v2", "weights": "none", "head_channels": 16}
     model["aspp_rates"] = (1, 1, 2)  # what fits the crop
     model["auxiliary_head"] = train_keys.pop("auxiliary_head", False)
-    values = {"data": {"name": "folder", **DATA}, "model": model, "deform": {"layers": 2}}
+    values = {
+        "data": {"name": "folder", **DATA, **NUMBERS},
+        "model": model,
+        "deform": {"layers": 2},
+    }
     return Config.model_validate({**values, "train": train_keys, **sections})
 
 
@@ -130,6 +135,7 @@ def _batches(config: Config, root: Path) -> Iterator[tuple[Tensor, Tensor]]:
         flip=data.flip,
         rotate=data.rotate,
         color=data.color,
+        mean=data.mean or IMAGENET_MEAN,
     )
     for step in range(settings.steps):
         images, labels = [], []
@@ -216,7 +222,7 @@ def _three_steps_by_hand(config: Config, root: Path) -> dict[str, Any]:
     """Trains; returns network, average, momenta and what is logged of each step."""
     settings = config.train
     torch.manual_seed(settings.seed)
-    model = build_model(config.model, config.deform, CLASSES)
+    model = build_model(config.model, config.deform, CLASSES, **NUMBERS)
     if settings.freeze_bn:
         freeze_batch_norm(model.backbone)
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
@@ -285,18 +291,21 @@ def test_every_key_of_training_is_tried_at_another_value_than_its_default() -> N
     free = {"steps", "batch_size", "save_every", "eval_every", "log_every"}
     tried = set(BASE).union(*CASES.values()) - {"auxiliary_head"}
     assert tried | free == set(TrainConfig.model_fields)
-    assert set(DATA) == set(DataConfig.model_fields) - {"name", "train_split", "val_split"}
+    settled = {"name", "train_split", "val_split", "channels", "normalize"}  # by the data set
+    assert {*DATA, *NUMBERS} == set(DataConfig.model_fields) - settled
     configs = [_config(case) for case in CASES]
-    for section, keys in (("train", tried), ("data", set(DATA))):
+    for section, keys in (("train", tried), ("data", {*DATA, *NUMBERS})):
         for key in keys:
             default = getattr(getattr(Config(), section), key)
             values = {getattr(getattr(config, section), key) for config in configs}
             assert values - {default}, f"{section}.{key}"
 
 
-@pytest.mark.parametrize("key", DATA)
+@pytest.mark.parametrize("key", [*DATA, "mean"])
 def test_every_key_of_the_data_changes_the_crops(pictures: Path, key: str) -> None:
-    plain = {**DATA, key: getattr(Config().data, key)}
+    plain = {**DATA, **NUMBERS, key: getattr(Config().data, key)}
+    if key == "mean":
+        del plain["std"]
     ours = _batches(_config("plain"), pictures)
     others = _batches(_config("plain", data={"name": "folder", **plain}), pictures)
     pairs = zip(ours, others, strict=True)
