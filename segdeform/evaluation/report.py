@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import east_asian_width
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,9 @@ _BINS = 20  # of the pictures' mIoU
 _CONFUSIONS = 10  # listed in words
 _SMALLEST_SHARE = 0.005  # of a row, below which a cell stays empty: 150 classes have 22,500
 _NUMBERS_UP_TO = 24  # classes, up to which the cells hold numbers
-_LABEL_WIDTH = 7.8  # pixels that a letter of a class's name takes at most, at 13 pixels' height
-_LONGEST_LABEL = 22  # letters
+_LETTER, _WIDE_LETTER = 8.2, 13.0  # pixels that a letter takes at most, at 13 pixels' height
+_WIDE_LETTERS = frozenset("WMwm@%")
+_LONGEST_LABEL = 176.0  # pixels, likewise
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def render_report(
         total=total,
         level=f"{LEVEL:.0%}",
         colours=[f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette],
-        names=[_short(name) for name in evaluation.classes],
+        labels=_labels(evaluation.classes),
         matrix=_matrix_drawing(evaluation.matrix, evaluation.classes),
         confusions=_confusions(evaluation.matrix),
         histogram=_histogram(evaluation.picture_scores.miou),
@@ -83,7 +85,7 @@ def _matrix_drawing(matrix: NDArray[np.int64], classes: Sequence[str]) -> Matrix
     count = len(matrix)
     side = next(side for most, side in ((12, 46), (24, 34), (60, 17), (255, 11)) if count <= most)
     font = min(13, side - 2)
-    longest = max(len(_short(name)) for name in classes)
+    longest = max(_width(label) for label in _labels(classes))
     totals = matrix.sum(axis=1)
     cells = []
     for row, column in zip(*np.nonzero(matrix), strict=True):
@@ -93,7 +95,7 @@ def _matrix_drawing(matrix: NDArray[np.int64], classes: Sequence[str]) -> Matrix
     return MatrixDrawing(
         cells=tuple(cells),
         side=side,
-        margin=round(longest * _LABEL_WIDTH * font / 13) + 14,
+        margin=math.ceil(longest * font / 13) + 14,
         font=font,
         numbers=count <= _NUMBERS_UP_TO,
     )
@@ -123,9 +125,24 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _short(name: str) -> str:
-    cut = f"{name[: _LONGEST_LABEL - 1]}\N{HORIZONTAL ELLIPSIS}"
-    return name if len(name) <= _LONGEST_LABEL else cut
+def _labels(classes: Sequence[str]) -> list[str]:
+    """Returns what stands beside the matrix; a long name is cut, and numbered for the legend."""
+    return [
+        name if _width(name) <= _LONGEST_LABEL else _cut(f"{index} {name}")
+        for index, name in enumerate(classes)
+    ]
+
+
+def _cut(name: str) -> str:
+    while _width(f"{name}\N{HORIZONTAL ELLIPSIS}") > _LONGEST_LABEL:
+        name = name[:-1]
+    return f"{name}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _width(text: str) -> float:
+    """Returns the pixels that a text takes at most, at 13 pixels' height, in any usual font."""
+    wide = sum(letter in _WIDE_LETTERS or east_asian_width(letter) in "WF" for letter in text)
+    return wide * _WIDE_LETTER + (len(text) - wide) * _LETTER
 
 
 def _score(value: float | None, digits: int = 3) -> str:

@@ -211,6 +211,7 @@ BROWSER = next(
 PROBE = """<!doctype html><body><pre id="out"></pre>
 <iframe id="390" width="390" height="800" src="report.html"></iframe>
 <iframe id="1200" width="1200" height="800" src="report.html"></iframe>
+<iframe id="long" width="1200" height="800" src="long.html"></iframe>
 <script>onload = () => { const found = {};
 for (const frame of document.querySelectorAll('iframe')) {
   const page = frame.contentDocument, root = page.documentElement;
@@ -219,15 +220,42 @@ for (const frame of document.querySelectorAll('iframe')) {
     images: [...page.images].map(image => image.naturalWidth),
     bars: bars.map(bar => bar.offsetWidth / bar.parentElement.offsetWidth),
     columns: getComputedStyle(page.querySelector('.four')).gridTemplateColumns.split(' ').length,
+    texts: [...page.querySelectorAll('.wide svg text')].map(text => {
+      const box = text.getBoundingClientRect();
+      const whole = text.ownerSVGElement.getBoundingClientRect();
+      return Math.min(box.left - whole.left, box.top - whole.top, whole.right - box.right,
+        whole.bottom - box.bottom) }),
     cells: [...page.querySelectorAll('svg rect.hit')].map(rect => rect.getBBox().width) };
 }
 document.getElementById('out').textContent = JSON.stringify(found); };</script>"""
+
+
+LONG = ("Reinforced concrete, exposed aggregate, wet", "W" * 40, "\u9577\u3044\u540d\u524d" * 6)
+
+
+def render_long(dataset: Dataset) -> str:
+    scored = segmenter()
+    scored.classes = LONG
+    evaluation = evaluate(scored, dataclasses.replace(dataset, classes=LONG))
+    examples = choose_examples(evaluation, scored, dataclasses.replace(dataset, classes=LONG))
+    return render_report(evaluation, scored.palette, examples)
+
+
+def test_long_names_are_cut_beside_the_matrix_and_whole_elsewhere(dataset: Dataset) -> None:
+    page = render_long(dataset)
+    labels = re.findall(r"<text [^>]*>([^<]*)<title>([^<]*)</title></text>", page)
+    assert [name for _, name in labels] == [name for name in LONG for _ in range(2)]
+    for label, name in labels:
+        assert label.endswith("\u2026") and name.startswith(label[2:-1])
+        assert label[:2] == f"{LONG.index(name)} " and 8 < len(label) < 25
+    assert "Cut short above: 0 <bdi>Reinforced concrete, exposed aggregate, wet</bdi>, 1 " in page
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium on the PATH")
 def test_in_a_real_browser(report: str, dataset: Dataset, tmp_path: Path) -> None:
     scores = evaluate(segmenter(), dataset).scores
     (tmp_path / "report.html").write_text(report, encoding="utf-8", errors="backslashreplace")
+    (tmp_path / "long.html").write_text(render_long(dataset), encoding="utf-8")
     (tmp_path / "probe.html").write_text(PROBE, encoding="utf-8")
     dom = browse(tmp_path, "--dump-dom", tmp_path / "probe.html")
     text = re.search(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)
@@ -240,6 +268,8 @@ def test_in_a_real_browser(report: str, dataset: Dataset, tmp_path: Path) -> Non
         assert len(seen["images"]) == 8 and min(seen["images"]) > 0
         assert seen["bars"] == pytest.approx(scores.iou[:2], abs=0.01)  # the third class is absent
         assert min(seen["cells"]) > 5
+    for seen in found.values():  # nothing beside the matrix is cut off
+        assert len(seen["texts"]) >= 7 and min(seen["texts"]) >= 0
     assert (found["390"]["columns"], found["1200"]["columns"]) == (2, 4)
 
 
