@@ -14,9 +14,7 @@ from segdeform.evaluation.evaluate import Evaluation
 _ALL_SHOWN = 8  # classes, up to which a line has the IoU of each; beyond, those that are lowest
 _LOWEST = 5
 _NAMED = 5  # classes that were never predicted
-ADVICE = (
-    "train longer (train.steps), or weigh it more (train.class_weights; auto goes by its share)"
-)
+ADVICE = "try more steps (train.steps) or weights for rare classes (train.class_weights=auto)"
 
 
 def score_line(evaluation: Evaluation) -> str:
@@ -48,13 +46,14 @@ def never_predicted(evaluation: Evaluation) -> tuple[int, ...]:
 
 
 def warnings(evaluation: Evaluation) -> Iterator[str]:
-    """Yields a line for each class that was never predicted, with what to try."""
+    """Yields a line where classes were never predicted, with what to try."""
     lost = never_predicted(evaluation)
+    if not lost:
+        return
     truth = evaluation.matrix.sum(axis=1)
-    for k in lost[:_NAMED]:
-        yield (
-            f"class {evaluation.classes[k]} ({truth[k] / truth.sum():.2%} of the scored pixels) "
-            f"was never predicted: {ADVICE}"
-        )
+    named = [f"{evaluation.classes[k]} ({truth[k] / truth.sum():.2%})" for k in lost[:_NAMED]]
     if len(lost) > _NAMED:
-        yield f"{len(lost) - _NAMED} more classes were never predicted"
+        named.append(f"{len(lost) - _NAMED} more")
+    classes = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+    were = f"class {classes} was" if len(lost) == 1 else f"classes {classes} were"
+    yield f"{were} never predicted (shares are of the scored pixels): {ADVICE}"
