@@ -108,6 +108,7 @@ def test_a_dot_begins_at_the_file_that_says_it(street: Path) -> None:
 def test_the_second_column_begins_at_masks(street: Path) -> None:
     here = street.parent
     put_mask(street / "other" / "d_m.png", [1])
+    put_mask(street / "d_m.png", [0])  # in `path`, which comes after
     (here / "train.txt").write_text("photos/d.jpg\td_m.png\n")
     for masks, label in (("drawn", 2), ("other", 1), (street / "other", 1)):
         (here / "data.yaml").write_text(

@@ -73,6 +73,15 @@ def test_what_few_groups_hold_goes_to_train_first(groups: int) -> None:
         assert lines == ["class 1 (b) is not in val, test: only 1 x holds it"]
 
 
+def test_a_small_split_takes_more_than_its_share_to_have_every_class() -> None:
+    pixels = np.zeros((10, 4), np.int64)
+    pixels[:, 0] = 100
+    for index in (1, 2, 3):
+        pixels[2 * index : 2 * index + 2, index] = 7
+    made = deal([f"p{k}" for k in range(10)], [1] * 10, pixels, (0.9, 0.1), 0)
+    assert not made.lacking and sum(made.parts) == 3
+
+
 def test_every_split_gets_something_or_it_is_refused() -> None:
     ones = np.ones((3, 1), np.int64)
     assert sorted(deal(["a", "b", "c"], [50, 1, 1], ones, (0.8, 0.1, 0.1), 0).parts) == [0, 1, 2]
