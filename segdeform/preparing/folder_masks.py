@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from segdeform.callbacks import Steps
+from segdeform.callbacks import Progress, Steps
 from segdeform.checking.remembered import FactCache, cache_path
 from segdeform.checking.scan import PairFacts, read_pairs
 from segdeform.data.dataset import IGNORE, Dataset, Sample, colour_map
@@ -28,6 +27,7 @@ from segdeform.preparing.folder_names import (
 )
 from segdeform.preparing.folder_order import Order
 from segdeform.preparing.folder_pairs import Pairing, pair_files, read_pairs_file
+from segdeform.preparing.side_by_side import each
 
 MASKS = "masks"  # below the output: the masks that are written
 
@@ -159,6 +159,9 @@ def _fault(sample: Sample, pair: PairFacts) -> tuple[Path, str]:
     """Says what keeps a pair from being used whatever its mask means; "" where nothing does."""
     picture, mask = pair
     path = sample.mask or sample.image
+    for name, file in ((sample.name, sample.image), (path.name, path)):
+        if not _can_be_listed(name):
+            return file, f"{file}: its name cannot stand in a list of files; rename it"
     if picture.problem:
         return sample.image, picture.text
     if mask is None or mask.problem in ("unreadable", "unsafe", "turned-mask"):
@@ -171,6 +174,11 @@ def _fault(sample: Sample, pair: PairFacts) -> tuple[Path, str]:
     return path, ""
 
 
+def _can_be_listed(name: str) -> bool:
+    """Whether a name keeps its letters in a line of a list: no tabs, no spaces at its ends."""
+    return name.isprintable() and name == name.strip()
+
+
 def _refuse_most(good: int, bad: Sequence[tuple[Path, str]]) -> None:
     if good <= len(bad):
         raise DataError(
@@ -180,7 +188,7 @@ def _refuse_most(good: int, bad: Sequence[tuple[Path, str]]) -> None:
 
 
 def _looks(
-    paths: Sequence[Path], facts: Sequence[PairFacts], workers: int, progress: object
+    paths: Sequence[Path], facts: Sequence[PairFacts], workers: int, progress: Progress
 ) -> list[Look | SegdeformError]:
     """Counts what each mask holds; an error in the place of one that is no mask."""
 
@@ -192,13 +200,7 @@ def _looks(
         except (DataError, UnsafeInputError) as error:
             return error
 
-    with ThreadPoolExecutor(workers) as pool:
-        found = []
-        for done, result in enumerate(pool.map(look, range(len(paths))), start=1):
-            found.append(result)
-            if callable(progress):
-                progress(done, len(paths))
-    return found
+    return list(each(look, range(len(paths)), workers, progress))
 
 
 def _beside(samples: Iterable[Sample], order: Order) -> list[Path]:
@@ -219,7 +221,7 @@ def _class_pixels(look: Look, meaning: Meaning) -> npt.NDArray[np.int64]:
 
 
 def _write_masks(
-    samples: Sequence[Sample], meaning: Meaning, folder: Path, workers: int, progress: object
+    samples: Sequence[Sample], meaning: Meaning, folder: Path, workers: int, progress: Progress
 ) -> list[Sample]:
     """Writes index masks of the classes, FOLDER/NAME.png, and returns the pairs with them."""
     palette = meaning.palette or colour_map(len(meaning.names))
@@ -232,10 +234,4 @@ def _write_masks(
         write_index_png(path, labels, palette)
         return replace(sample, mask=path)
 
-    with ThreadPoolExecutor(workers) as pool:
-        found = []
-        for done, sample in enumerate(pool.map(write, samples), start=1):
-            found.append(sample)
-            if callable(progress):
-                progress(done, len(samples))
-    return found
+    return list(each(write, samples, workers, progress))

@@ -162,6 +162,17 @@ def test_pairs_that_cannot_be_used_are_left_out_and_listed(tmp_path: Path) -> No
     assert prepared.record["pairs"] == 15 and not prepared.report.errors
 
 
+def test_names_that_no_line_of_a_list_can_hold(tmp_path: Path) -> None:
+    odd = ["tab\tbed", "two\nlines", " space", "caf\udce9"]
+    fine = ["a b", "stra\u00dfe, \u4e2d", "#x: [1]", "~x", "x.y", "'q'"]
+    images, masks = raw_folders(tmp_path, [*NAMES, *odd, *fine])
+    prepared = prepare_folder(Order(tmp_path / "out", images, masks))
+    left = prepared.record["left_out"]["pairs that cannot be used"]
+    assert len(left) == 3 + 1 and all("rename it" in entry["reason"] for entry in left)
+    found = [name for split in names(tmp_path / "out").values() for name in split]
+    assert sorted(found) == sorted([*NAMES, *fine])
+
+
 def test_where_most_pairs_are_wrong_something_else_is(tmp_path: Path) -> None:
     images, masks = raw_folders(tmp_path, NAMES)
     for name in NAMES[:10]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -30,13 +28,11 @@ from segdeform.preparing.polygons.drawing import draw
 from segdeform.preparing.polygons.geometry import stroke
 from segdeform.preparing.polygons.matching import match_pictures
 from segdeform.preparing.polygons.recognising import read_annotations
+from segdeform.preparing.side_by_side import each
 
 BACKGROUND = "background"
 _NO_WIDTH = " (--line-width 3 draws them 3 pixels wide)"
 _SLACK = 1.5  # pixels that a corner may lie out of a picture without telling anything
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ def draw_annotations(
     samples = [_sample(path, images, masks) for path in order]
     work = partial(_draw_one, jobs=jobs, sizes=sizes, table=table, read=read)
     lost: Counter[str] = Counter()
-    for done, counts in enumerate(_each(work, samples, workers), 1):
+    for done, counts in enumerate(each(work, samples, workers), 1):
         lost += counts
         progress(done, len(samples))
     return Drawn(
@@ -196,7 +192,7 @@ def _checked_sizes(
     Raises DataError where an annotation is of another size than its picture.
     """
     sizes, turned, wrong = {}, [], []
-    for path, (size, stored) in zip(order, _each(_size, order, workers), strict=True):
+    for path, (size, stored) in zip(order, each(_size, order, workers), strict=True):
         sizes[path] = size
         told = jobs[path].size
         if told is None or told == size:
@@ -280,17 +276,6 @@ def _draw_one(
     assert sample.mask is not None
     write_index_png(sample.mask, labels, table.palette)
     return lost
-
-
-def _each(
-    work: Callable[[_Item], _Result], items: Sequence[_Item], workers: int
-) -> Iterable[_Result]:
-    """Yields what `work` returns, in order; nothing more is begun after the first failure."""
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            yield from pool.map(work, items)
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _no_picture(read: Annotations, images: Path) -> DataError:
