@@ -76,6 +76,17 @@ def test_coco_becomes_a_data_set(command: Command, images: Path, tmp_path: Path)
     assert labels["a"][7, 3] == 0
 
 
+def test_a_picture_that_cannot_be_read_is_left_out_and_listed(
+    command: Command, images: Path, tmp_path: Path
+) -> None:
+    file, root = tmp_path / "instances.json", tmp_path / "ready"
+    file.write_text(json.dumps(_coco("abcdefg")))
+    (images / "c.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    done = command("prepare", "folder", "--images", images, "--masks", file, "--output", root)
+    assert done.code == 8 and "c.png" in done.err and done.err.count("\n") == 1
+    assert sorted(_labels(root)) == list("abdefg")
+
+
 def test_labelme_files_beside_png_pictures_are_annotations(
     command: Command, images: Path, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ Colour = tuple[int, int, int]
 
 FARTHEST = 1e9  # pixels: no coordinate is farther away than that
 _LONGEST_NAME = 200  # letters
+_SHOWN = 80  # letters of a text of a file in a message
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ class Annotations:
         default_factory=Counter
     )  # kind of shape without area -> how many
     notes: list[str] = field(default_factory=list)  # whole sentences for the user
+
+
+def shown(name: object) -> str:
+    """Returns the beginning of a text of a file as one line can hold it."""
+    return "".join(c if c.isprintable() else "?" for c in str(name)[:_SHOWN])
 
 
 def clean_label(text: str, where: str) -> str:

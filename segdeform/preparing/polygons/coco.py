@@ -34,6 +34,7 @@ from segdeform.preparing.polygons.annotation import (
     Shape,
     checked_points,
     clean_label,
+    shown,
 )
 from segdeform.preparing.polygons.strict_json import Model, parse_json
 
@@ -97,7 +98,7 @@ def read_coco(content: bytes, path: Path) -> Annotations:
         read.pictures.append(
             AnnotatedPicture(
                 names=(picture.file_name,),
-                item=f"image {picture.id} ({picture.file_name})",
+                item=f"image {shown(picture.id)} ({shown(picture.file_name)})",
                 source=path,
                 shapes=tuple(shapes[picture.id]),
                 size=None if None in size else size,  # type: ignore[arg-type]
@@ -111,10 +112,10 @@ def _shapes(found: _File, names: dict[int, str], read: Annotations) -> dict[int 
     if len(shapes) != len(found.images):
         raise DataError(f"{read.source}: two images have the same id")
     for index, annotation in enumerate(found.annotations):
-        item = f"annotation {index if annotation.id is None else annotation.id}"
+        item = f"annotation {index if annotation.id is None else shown(annotation.id)}"
         if annotation.image_id not in shapes:
             raise DataError(
-                f"{read.source}: {item}: there is no image {annotation.image_id!r} in the file"
+                f"{read.source}: {item}: there is no image {shown(annotation.image_id)} in the file"
             )
         if annotation.category_id not in names:
             raise DataError(

@@ -35,6 +35,7 @@ from segdeform.preparing.polygons.annotation import (
     Shape,
     checked_points,
     clean_label,
+    shown,
 )
 from segdeform.preparing.polygons.geometry import ellipse, rectangle, turned
 
@@ -42,7 +43,9 @@ _FLAT = {"points": "points", "cuboid": "cuboids", "skeleton": "skeletons"}
 _READ = frozenset({"polygon", "box", "ellipse", "mask", "polyline"})
 # Kinds of labels that are drawn as areas; "" is what CVAT before 2.3 writes.
 _AREA_LABELS = frozenset({"", "any", "polygon", "rectangle", "ellipse", "mask"})
+_LABEL_KEYS = frozenset({"name", "color", "type", "parent"})
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+_FAR = 1_000_000_000  # no number is larger
 _MOST_DEPTH = 64
 _MOST_TEXT = 4096  # letters of a name or a colour
 
@@ -131,7 +134,7 @@ class _Reader:
 
     def _add_picture(self, image: Mapping[str, str]) -> None:
         name = image.get("name", "")
-        where = f"image {image.get('id', '?')} ({name[:80]})"
+        where = f"image {shown(image.get('id', '?'))} ({shown(name)})"
         if not name:
             raise DataError(f"{self.path}: {where}: has no name")
         ordered = sorted(self._shapes, key=lambda pair: pair[0])  # keeps the order of equal ones
@@ -161,9 +164,11 @@ class _Reader:
         if kind not in _READ:
             return
         image = self._image or {}
-        item = f"image {image.get('id', '?')} ({image.get('name', '')[:80]}), {kind} "
-        item += str(len(self._shapes) + 1)
-        order = self._whole(given.get("z_order", "0"), f"{item}: z_order", low=-FAR)
+        number = len(self._shapes) + 1
+        item = (
+            f"image {shown(image.get('id', '?'))} ({shown(image.get('name', ''))}), {kind} {number}"
+        )
+        order = self._whole(given.get("z_order", "0"), f"{item}: z_order", low=-_FAR)
         label = clean_label(given.get("label", ""), f"{self.path}: {item}: label")
         if kind == "mask":
             shape = Shape(label, item, runs=self._runs(given, item))
@@ -208,7 +213,9 @@ class _Reader:
         odd = key == "points" and len(numbers) % 2
         if odd or (count is not None and len(numbers) != count):
             numbers = np.array([np.nan])
-        if not np.isfinite(numbers).all() or (np.abs(numbers) > FAR).any():
+        if key == "rle" and (numbers != np.floor(numbers)).any():
+            numbers = np.array([np.nan])
+        if not np.isfinite(numbers).all() or (np.abs(numbers) > _FAR).any():
             raise DataError(f"{self.path}: {item}: {key} is not what it should be: {text[:60]!a}")
         return numbers
 
@@ -218,13 +225,9 @@ class _Reader:
             value = float(text)
         except ValueError:
             value = float("nan")
-        if not (low <= value <= FAR and value == int(value)):
+        if not (low <= value <= _FAR and value == int(value)):
             raise DataError(f"{self.path}: {where}: {text[:40]!a} is no such number")
         return int(value)
-
-
-FAR = 1_000_000_000
-_LABEL_KEYS = frozenset({"name", "color", "type", "parent"})
 
 
 def _colour(text: str) -> Colour:

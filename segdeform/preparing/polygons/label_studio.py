@@ -27,7 +27,6 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, JsonValue, TypeAdapter
 
 from segdeform.data.image_io import MAX_PIXELS, PICTURE_SUFFIXES
@@ -36,11 +35,12 @@ from segdeform.preparing.polygons.annotation import (
     AnnotatedPicture,
     Annotations,
     Points,
-    Runs,
     Shape,
     checked_points,
     clean_label,
+    shown,
 )
+from segdeform.preparing.polygons.brush import decode_brush
 from segdeform.preparing.polygons.geometry import ellipse, rectangle, turned
 from segdeform.preparing.polygons.strict_json import Model, parse_json, parse_part
 
@@ -103,7 +103,7 @@ def read_label_studio(content: bytes, path: Path) -> Annotations:
     read = Annotations("Label Studio", path)
     several = 0
     for task in _tasks(rows, path):
-        where = f"{path}: task {task.id}"
+        where = f"{path}: task {shown(task.id)}"
         done = [a for a in task.annotations or task.completions or () if not a.was_cancelled]
         several += len(done) > 1
         chosen = _chosen(done)
@@ -111,7 +111,7 @@ def read_label_studio(content: bytes, path: Path) -> Annotations:
         read.pictures.append(
             AnnotatedPicture(
                 names=tuple(_names(_address(task.data, where))),
-                item=f"task {task.id}",
+                item=f"task {shown(task.id)}",
                 source=path,
                 shapes=shapes,
                 size=size,
@@ -147,7 +147,7 @@ def _tasks(rows: Sequence[Mapping[str, JsonValue]], path: Path) -> Iterator[_Tas
         stamps = {key: row.get(key) for key in ("updated_at", "created_at")}
         task["annotations"].append({**stamps, "result": regions})
     for task in short.values():
-        yield parse_part(_Task, task, f"{path}: task {task['id']}")
+        yield parse_part(_Task, task, f"{path}: task {shown(task['id'])}")
 
 
 def _kind(part: Mapping[str, JsonValue]) -> str:
@@ -219,7 +219,7 @@ def _has_area(value: Mapping[str, JsonValue]) -> bool:
 def _shape(value: _Value, size: tuple[int, int], item: str, where: str) -> Shape:
     names = value.names()
     if len(names) > 1:
-        raise ValueError(f"has {len(names)} labels ({', '.join(names)[:80]}); a pixel has one")
+        raise ValueError(f"has {len(names)} labels ({shown(', '.join(names))}); a pixel has one")
     label = clean_label(names[0], f"{where}: label")
     if value.rle is not None:
         return Shape(label, item, runs=decode_brush(value.rle, size))
@@ -243,67 +243,6 @@ def _ring(value: _Value, size: tuple[int, int]) -> Points:
     return turned(ring, value.rotation, x, y)
 
 
-def decode_brush(rle: Sequence[int], size: tuple[int, int]) -> Runs:
-    """Decodes a brush: packed RGBA, of which the opacity is kept. Raises ValueError.
-
-    The bits are those of thi.ng's rle-pack: how many bytes there are (32), their width less one
-    (5), four lengths less one (4 each); then, until all bytes are there, whether one value follows
-    or as many as it says (1), which of the lengths its count has (2), the count less one, values.
-    """
-    height, width = size
-    try:
-        bits = _Bits(bytes(rle))
-        if bits.take(32) != 4 * height * width:
-            raise ValueError(f"a brush that is not of {height}x{width} pixels (HxW)")
-        word = bits.take(5) + 1
-        counts = [bits.take(4) + 1 for _ in range(4)]
-        spans = list(_opaque(bits, word, counts, 4 * height * width))
-    except IndexError as error:
-        raise ValueError("a brush that ends before its last pixel") from error
-    ends = np.array(spans, np.int64).reshape(-1)
-    return Runs(0, 0, height, width, _lengths(ends, height * width), whole=True)
-
-
-def _opaque(bits: _Bits, word: int, counts: Sequence[int], total: int) -> Iterator[tuple[int, int]]:
-    """Yields spans (first, end) of pixels whose fourth byte is not 0, of RGBA bytes in a row."""
-    done = 0
-    while done < total:
-        repeated = bits.take(1)
-        end = min(done + 1 + bits.take(counts[bits.take(2)]), total)
-        if repeated:
-            # Byte 4p + 3 is the opacity of pixel p.
-            first, last = done // 4, end // 4
-            if bits.take(word) and first < last:
-                yield first, last
-        else:
-            for place in range(done, end):
-                if bits.take(word) and place % 4 == 3:
-                    yield place // 4, place // 4 + 1
-        done = end
-
-
-def _lengths(spans: npt.NDArray[np.int64], total: int) -> npt.NDArray[np.int64]:
-    """Makes run lengths, off first, of spans in a row: first, end, first, end, ..."""
-    return np.diff(np.concatenate(([0], spans, [total])))
-
-
-class _Bits:
-    """Reads numbers of some bits from bytes, the highest bit first."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content + bytes(8)
-        self._place, self._end = 0, 8 * len(content)
-
-    def take(self, count: int) -> int:
-        """Returns the next `count` bits, 32 at most. Raises IndexError behind the last one."""
-        first = self._place
-        self._place += count
-        if self._place > self._end:
-            raise IndexError
-        word = int.from_bytes(self._content[first >> 3 : (first >> 3) + 5], "big")
-        return word >> (40 - (first & 7) - count) & ((1 << count) - 1)
-
-
 def _address(data: Mapping[str, JsonValue], where: str) -> str:
     """Returns the address of a task's picture, the one text that looks like it."""
     texts = {key: value for key, value in data.items() if isinstance(value, str)}
@@ -315,8 +254,8 @@ def _address(data: Mapping[str, JsonValue], where: str) -> str:
     if not found and "image" in texts:
         return texts["image"]
     raise DataError(
-        f"{where}: its data name {len(found) or 'no'} pictures ({', '.join(data)[:80]}); a task of "
-        "one picture is read"
+        f"{where}: its data name {len(found) or 'no'} pictures ({shown(', '.join(data))}); a task "
+        "of one picture is read"
     )
 
 

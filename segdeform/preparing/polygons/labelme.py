@@ -40,6 +40,7 @@ from segdeform.preparing.polygons.annotation import (
     Shape,
     checked_points,
     clean_label,
+    shown,
 )
 from segdeform.preparing.polygons.geometry import ellipse, rectangle
 from segdeform.preparing.polygons.strict_json import Model, parse_json
@@ -72,7 +73,7 @@ def read_labelme(content: bytes, path: Path, inside: PurePosixPath, read: Annota
     found = parse_json(_File, content, path)
     shapes = []
     for index, given in enumerate(found.shapes):
-        item = f"shapes[{index}] ({given.label[:40]!a})"
+        item = f"shapes[{index}] ('{shown(given.label)}')"
         try:
             shape = _shape(given, item, f"{path}: {item}")
         except ValueError as error:
@@ -85,7 +86,7 @@ def read_labelme(content: bytes, path: Path, inside: PurePosixPath, read: Annota
     read.pictures.append(
         AnnotatedPicture(
             names=_names(found.imagePath, inside),
-            item=f"imagePath {found.imagePath}",
+            item=f"imagePath {shown(found.imagePath)}",
             source=path,
             shapes=tuple(shapes),
             size=None if None in size else size,  # type: ignore[arg-type]

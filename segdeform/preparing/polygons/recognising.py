@@ -19,6 +19,7 @@ KNOWN = (
     "COCO (one JSON), LabelMe (JSON files), CVAT for images 1.1 (XML), Label Studio (JSON), "
     "YOLO segmentation (text files)"
 )
+_IMAGES, _ANNOTATIONS = re.compile(rb'"images"\s*:'), re.compile(rb'"annotations"\s*:')
 _KEY = re.compile(rb'"([A-Za-z_]{1,40})"\s*:')
 _END = 1 << 16  # bytes at either end of a file that are looked at to tell whether it is one
 
@@ -54,7 +55,7 @@ def read_annotations(path: Path) -> Annotations:
 
 def _read_file(path: Path) -> Annotations:
     content = read_bytes(path)
-    first = content.lstrip()[:1]
+    first = content[:_END].lstrip()[:1]
     if first == b"<":
         return read_cvat(content, path)
     if first == b"[":
@@ -63,8 +64,7 @@ def _read_file(path: Path) -> Annotations:
         read = Annotations("LabelMe", path)
         read_labelme(content, path, PurePosixPath(path.name), read)
         return read
-    keys = {match.group(1) for match in _KEY.finditer(content)} if first == b"{" else set()
-    if {b"images", b"annotations"} <= keys:
+    if first == b"{" and _IMAGES.search(content) and _ANNOTATIONS.search(content):
         return read_coco(content, path)
     if content.startswith(b"PK\x03\x04"):
         raise DataError(f"{path}: is an archive; unpack it, and give the file or folder in it")

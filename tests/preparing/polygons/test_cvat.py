@@ -212,6 +212,7 @@ def test_files_that_mean_harm_or_are_of_another_kind_are_one_line(
         ('<ellipse label="x" cx="0" cy="0" rx="inf" ry="1"/>', "rx is not"),
         ('<box label="x" z_order="top" xtl="0" ytl="0" xbr="4" ybr="4"/>', "z_order.*'top'"),
         ('<mask label="x" rle="9" left="0" top="0" width="3" height="2"/>', "do not sum up"),
+        ('<mask label="x" rle="2.5,3.5" left="0" top="0" width="3" height="2"/>', "rle is not"),
         ('<mask label="x" rle="-3,9" left="0" top="0" width="3" height="2"/>', "negative"),
         ('<mask label="x" rle="9" left="0" top="0" width="999999" height="999999"/>', "more than"),
         ('<mask label="x" rle="0,5100" left="0" top="0" width="100" height="51"/>', "51x100 for a"),

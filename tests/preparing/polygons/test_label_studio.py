@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from segdeform.errors import SegdeformError
+from segdeform.preparing.polygons.brush import decode_brush
 from segdeform.preparing.polygons.geometry import ellipse, rectangle, turned
-from segdeform.preparing.polygons.label_studio import decode_brush
 from segdeform.preparing.polygons.rasterising import Drawn, draw_annotations
 from tests.preparing.polygons.foreign import load_file
 from tests.preparing.polygons.scenes import filled, labels_of, write_pictures

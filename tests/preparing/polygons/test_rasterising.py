@@ -122,6 +122,14 @@ def test_names_in_another_normal_form_of_unicode_are_the_same(tmp_path: Path) ->
     assert len(_draw(tmp_path, _coco("stra\u00dfe a\u0308.jpg")).samples) == 1
 
 
+def test_names_of_any_letters_and_length_leave_one_line(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "images", {"a.jpg": (20, 30)})
+    for name in ("x\ny\x1b[31m/a.jpg", "long" * 5000 + "/a.jpg"):
+        with pytest.raises(SegdeformError, match=r"image 1 .* 21x30") as caught:
+            _draw(tmp_path, _coco(name, size=(21, 30)))
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 600
+
+
 def test_two_pictures_that_would_share_a_mask_are_refused(tmp_path: Path) -> None:
     write_pictures(tmp_path / "images", {"a.jpg": (20, 30), "a.png": (20, 30)})
     with pytest.raises(SegdeformError, match="has the same name"):
@@ -261,6 +269,23 @@ def test_damage_of_any_kind_is_one_line_or_harmless(
                 assert "file.json: " in str(error)
                 refused += 1
     assert refused > 600
+
+
+def test_labels_that_mean_void_are_not_scored_unless_asked_for(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "images", {"a.jpg": (20, 30)})
+    content = _coco()
+    content["categories"].append({"id": 2, "name": "Ignore"})
+    ring = [20, 0, 24, 0, 24, 3, 20, 3]
+    part = {"id": 2, "image_id": 1, "category_id": 2, "segmentation": [ring]}
+    content["annotations"].append(part)
+    drawn = _draw(tmp_path, content)
+    assert drawn.classes == ("background", "crack")
+    assert "'Ignore' is not scored (255)" in drawn.messages
+    assert (labels_of(tmp_path / "masks", "a") == 255).sum() == 12
+    asked = _draw(tmp_path, content, classes=["crack", "Ignore"], partial_labels=True)
+    assert asked.classes == ("crack", "Ignore")
+    mask = labels_of(tmp_path / "masks", "a")
+    assert (mask == 1).sum() == 12 and (mask == 0).sum() == 90 and mask.max() == 255
 
 
 def test_masks_are_written_in_parallel_and_counted(tmp_path: Path) -> None:
