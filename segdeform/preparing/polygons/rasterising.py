@@ -83,9 +83,8 @@ def draw_annotations(
     samples = [_sample(path, images, masks) for path in order]
     work = partial(_draw_one, jobs=jobs, sizes=sizes, table=table, read=read)
     lost: Counter[str] = Counter()
-    for done, counts in enumerate(each(work, samples, workers), 1):
+    for counts in each(work, samples, workers, progress):
         lost += counts
-        progress(done, len(samples))
     return Drawn(
         samples=tuple(samples),
         classes=table.names,
