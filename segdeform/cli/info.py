@@ -39,8 +39,8 @@ def print_facts(facts: dict[str, Any]) -> None:
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     model, deform = facts["model"], facts["deform"]
     layers = facts["deformable_layers"]
-    groups = f"{deform['variant']}, {deform['offset_groups']} offset groups"
-    deformable = f"{len(layers)} layers, {groups}: {', '.join(layers)}"
+    groups = f"{deform['variant']}, {_count(deform['offset_groups'], 'offset group')}"
+    deformable = f"{_count(len(layers), 'layer')}, {groups}: {', '.join(layers)}"
     return [
         ("folder", facts["path"]),
         ("network", f"{model['backbone']}, {model['head']} head of {model['head_channels']}"),
@@ -50,7 +50,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("classes", f"{len(facts['classes'])}: {', '.join(facts['classes'])}"),
         ("pictures", _pictures(facts)),
         ("parameters", f"{facts['parameters']:,}"),
-        ("inference", _pairs(facts["eval"])),
+        ("inference", _inference(facts["eval"])),
         ("training", _pairs(facts["training"])),
         ("written by", f"segdeform {facts['segdeform_version']}"),
         ("files", "all verified"),
@@ -70,6 +70,23 @@ def _pictures(facts: dict[str, Any]) -> str:
     pairs = value_range if isinstance(value_range[0], list) else [value_range]
     black_and_white = ", ".join(f"{low:g} to {high:g}" for low, high in pairs)
     return "; ".join([read, *numbers, f"values {black_and_white}"])
+
+
+def _inference(options: dict[str, Any]) -> str:
+    """Words how a picture becomes labels."""
+    blend = f"overlap {options['overlap']:g}, blend {options['blend']}"
+    if options["tile"]:
+        seen = f"in windows of {options['tile']} pixels, {blend}"
+    else:
+        side = options["automatic_tile"] or "512"  # of models that do not tell their crop
+        seen = f"whole; too large for that, in windows of {side} pixels, {blend}"
+    scales = ", ".join(f"{scale:g}" for scale in options["scales"])
+    many = f"scales {scales}" if len(options["scales"]) > 1 else f"scale {scales}"
+    return f"{seen}; {many}; {'both ways round' if options['flip'] else 'no flip'}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -288,15 +288,26 @@ def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     except SegdeformError:
         raise
     except Image.DecompressionBombError as error:
-        raise UnsafeInputError(f"{path}: {_one_line(error)}") from error
+        raise UnsafeInputError(
+            f"{path}: says that it is larger than is safe to decode ({_one_line(error)})"
+        ) from error
     except MemoryError as error:
         raise ResourceError(f"{path}: not enough memory to decode it") from error
     except OSError as error:
         if error.errno in EXHAUSTED:
             raise ResourceError(f"{path}: {error.strerror}") from error
-        raise DataError(f"{path}: cannot be read: {error.strerror or _one_line(error)}") from error
+        if error.strerror:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise _damaged(path, error) from error  # Pillow's own words come without one
     except _DAMAGE as error:
-        raise DataError(f"{path}: damaged: {_one_line(error)}") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path}: damaged or cut short: restore the file, or save it anew (decoder: "
+        f"{_one_line(error)})"
+    )
 
 
 def _identify(path: Path, file: Any) -> ImageFile.ImageFile:

@@ -59,7 +59,7 @@ def test_every_problem_is_listed_by_name(tmp_path: Path) -> None:
     for line, expected in zip(
         lines,
         [
-            "01.jpg: cannot be read: image file is truncated",
+            "01.jpg: damaged or cut short: restore the file, or save it anew (decoder: image fi",
             "02.png: is 9x8",
             "03.png: label 7 at row 0, column 0",
             "04.png: cannot be read: No such file",

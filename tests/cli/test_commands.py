@@ -215,6 +215,10 @@ def test_info_shows_what_the_folder_holds(command: Command, run: Path) -> None:
     assert facts["deformable_layers"] == ["features.17.conv.1.0"]
     assert "features.17.conv.1.0" in table.out
     assert "mobilenet_v2" in table.out and f"{parameters:,}" in table.out
+    words = " ".join(table.out.replace("│", " ").split())
+    assert "1 layer, v2, 1 offset group:" in words
+    assert "whole; too large for that, in windows of 64 pixels, overlap 0.25" in words
+    assert "tile 0" not in words and "scale 1; no flip" in words
     checkpoint = command("info", run / "checkpoints" / "step-00000002")
     assert checkpoint.code == 0 and "steps 2" in checkpoint.out
 
