@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -43,6 +44,7 @@ from segdeform.evaluation.counts import (
 from segdeform.evaluation.split import refuse_other_classes
 from segdeform.files.atomic import json_number
 from segdeform.inference import WHOLE_BYTES, WHOLE_LIMIT, predict_labels
+from segdeform.machine.pipeline import Behind, read_ahead, threads
 from segdeform.machine.processes import ALONE, Processes
 from segdeform.segmenter import Segmenter
 from segdeform.version import __version__
@@ -156,18 +158,29 @@ def evaluate(
     started, date = time.perf_counter(), datetime.now(UTC)
     tally = Tally(len(dataset.classes), boundary_width)
 
-    def score(index: int) -> None:
-        sample = dataset.samples[index]
-        image, truth = read_pair(dataset, index)
-        labels = predict_sample(segmenter, sample, image, stop)
+    def counted(sample: Sample, counting: Future[None]) -> None:
         try:
-            tally.add(index, truth, labels)
+            counting.result()
         except DataError as error:
             raise DataError(f"{sample.image}: {error}") from error
-        if keep is not None:
-            keep(sample, labels)
 
-    share_pictures(len(dataset), score, peers, progress, stop)
+    # The next picture is read, and the one before counted, while the network is at work.
+    with threads(1) as reader, threads(1) as counter:
+        behind = Behind(counter, counted, depth=1)
+        own = range(peers.rank, len(dataset), peers.size)
+        pairs = read_ahead(reader, own, partial(read_pair, dataset), depth=1)
+
+        def score(index: int) -> None:
+            sample, reading = dataset.samples[index], next(pairs)[1]
+            image, truth = reading.result()
+            labels = predict_sample(segmenter, sample, image, stop)
+            behind.submit(sample, partial(tally.add, index, truth, labels))
+            if keep is not None:
+                keep(sample, labels)
+
+        share_pictures(len(dataset), score, peers, progress, stop)
+        with peers.in_step():
+            behind.finish()
     counts = tally.gather(peers)
     return Evaluation(
         classes=dataset.classes,

@@ -37,9 +37,9 @@ from segdeform.errors import (
 from segdeform.files.atomic import remove_temporaries
 from segdeform.files.lock import run_lock, shared_lock
 from segdeform.inference import predict_labels
+from segdeform.machine.pipeline import Behind, read_ahead, threads
 from segdeform.prediction.inputs import Found, find_images
 from segdeform.prediction.outputs import Picture, overlay, overlay_path, write_overview
-from segdeform.prediction.pipeline import Behind, read_ahead, threads
 from segdeform.prediction.place import (
     OUTPUTS,
     earlier_sources,
@@ -65,6 +65,7 @@ from segdeform.version import __version__
 
 _GIANT = 2**24  # pixels, from which on a picture is not read while another is in work
 _READERS = 2
+_AHEAD, _BEHIND = 3, 4  # pictures read before they are needed, written while others are computed
 _ROWS = 256  # rows counted at a time
 
 
@@ -276,9 +277,11 @@ def _predict_all(
 
     # One writes, so that of two outputs that want one path the same gets it every time.
     with threads(_READERS) as readers, threads(1) as writer:
-        behind: Behind[Task, Done] = Behind(writer, settle)
+        behind: Behind[Task, Done] = Behind(writer, settle, _BEHIND)
         try:
-            for task, reading in read_ahead(readers, todo, lambda task: _read(job, task, _GIANT)):
+            for task, reading in read_ahead(
+                readers, todo, lambda task: _read(job, task, _GIANT), _AHEAD
+            ):
                 if stop is not None and stop():
                     raise InterruptedByUserError("interrupted")
                 try:

@@ -15,9 +15,6 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AHEAD = 3  # pictures being read before they are needed
-_BEHIND = 4  # pictures being written while the next are computed
-
 
 @contextmanager
 def threads(count: int) -> Iterator[ThreadPoolExecutor]:
@@ -30,13 +27,13 @@ def threads(count: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def read_ahead(
-    pool: ThreadPoolExecutor, items: Iterable[Item], read: Callable[[Item], Result]
+    pool: ThreadPoolExecutor, items: Iterable[Item], read: Callable[[Item], Result], depth: int
 ) -> Iterator[tuple[Item, Future[Result]]]:
-    """Yields items in order, each with what `read` makes of it, begun a few items before."""
+    """Yields items in order, each with what `read` makes of it, begun `depth` items before."""
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     for item in items:
         waiting.append((item, pool.submit(read, item)))
-        if len(waiting) > _AHEAD:
+        if len(waiting) > depth:
             yield waiting.popleft()
     while waiting:
         yield waiting.popleft()
@@ -45,15 +42,20 @@ def read_ahead(
 class Behind(Generic[Item, Result]):
     """Work that is done later than it is handed in, and settled in order."""
 
-    def __init__(self, pool: ThreadPoolExecutor, settle: Callable[[Item, Future[Result]], None]):
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        settle: Callable[[Item, Future[Result]], None],
+        depth: int,  # how many may be under way
+    ) -> None:
         """`settle(item, future)` is called in the caller's thread, once the future is done."""
-        self._pool, self._settle = pool, settle
+        self._pool, self._settle, self._depth = pool, settle, depth
         self._waiting: deque[tuple[Item, Future[Result]]] = deque()
 
     def submit(self, item: Item, work: Callable[[], Result]) -> None:
         """Hands in work; waits for the oldest where too much is under way."""
         self._waiting.append((item, self._pool.submit(work)))
-        self._settle_while(lambda: len(self._waiting) > _BEHIND)
+        self._settle_while(lambda: len(self._waiting) > self._depth)
         while self._waiting and self._waiting[0][1].done():
             self._settle(*self._waiting.popleft())
 
