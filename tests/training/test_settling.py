@@ -146,6 +146,10 @@ def test_a_run_of_explicit_values_goes_on_under_a_config_that_became_auto(
     run = tmp_path / "run"
     with pytest.raises(StoppedError):
         _train(config, roads, run, ReporterThat(1, send(signal.SIGTERM)))
+    lines = (run / "config.yaml").read_text().splitlines()
+    older = [line for line in lines if not line.startswith("  scale: [0.5, 2.0]")]
+    assert len(older) == len(lines) - 1  # as of a version that did not know the key
+    (run / "config.yaml").write_text("\n".join(older))
     _train(draft, roads, run, resume=True)
     found = load_config(run / "config.yaml")
     assert (found.train, found.data.crop, found.data.scale) == (
@@ -220,11 +224,11 @@ def test_the_time_is_told_after_the_first_steps_and_costs_no_bit(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _short_trials(monkeypatch)
-    config, reporter = tiny_config(steps=6, ema_decay=0.9), ReporterThat()
-    config = config.model_copy(update={"train": config.train.model_copy(update={"eval_every": 2})})
+    config, reporter = tiny_config(steps=6), ReporterThat()
+    config = config.model_copy(update={"train": config.train.model_copy(update={"eval_every": 5})})
     told = _train(config, shapes, tmp_path / "told", reporter)
     (line,) = (text for text in reporter.messages if text.startswith("about "))
-    # 3 of 6 steps are done; after the 4th one there is an evaluation, and at the end.
+    # 3 of 6 steps are done; after the 5th one there is an evaluation, and at the end.
     assert ": 3 steps of " in line and ", 2 evaluations of " in line and "--minutes" not in line
     monkeypatch.setattr(trial.Forecast, "hear", lambda *given: None)
     assert _train(config, shapes, tmp_path / "untold") == told
