@@ -87,7 +87,7 @@ def _black_and_white(
     if not clear:
         raise DataError(
             f"{first}: {what}, which blurs labels, and no threshold can mend them: only {share}; "
-            "export the masks again as PNG"
+            "export the masks again as PNG (or are pictures and masks exchanged?)"
         )
     if threshold is None:
         raise DataError(
@@ -128,7 +128,8 @@ def _coloured(
         raise DataError(
             f"{first}: {seen.kinds['colour']} colour masks hold {_number(seen, colours)} colours, "
             f"too many to be classes: smoothed edges, or a JPEG before; the commonest: "
-            f"{_shown(seen.top or colours)}; export them again without smoothing"
+            f"{_shown(seen.top or colours)}; export them again without smoothing (or are pictures "
+            "and masks exchanged?)"
         )
     if not tables:
         return _own_colours(seen, colours, named)
@@ -155,7 +156,7 @@ def _own_colours(
     seen: Seen, colours: Mapping[Colour, tuple[int, int]], named: LabelNames | None
 ) -> Meaning:
     ordered = sorted(colours)
-    line = ",".join(f"{_hex(colour)}:NAME" for colour in ordered)
+    line = ",".join(f"{_hex(colour)}:NAME{index + 1}" for index, colour in enumerate(ordered))
     if named is not None:
         raise DataError(
             f"{seen.first['colour']}: {named.source} does not say which class has which of "
@@ -321,8 +322,8 @@ def _line(seen: Seen, names: Sequence[str]) -> str:
     shown = used[:32]
     parts = []
     for index, value in enumerate(shown):
-        name = names[index] if index < len(names) else ("background" if value == 0 else "NAME")
-        parts.append(f"{value}:{name}")
+        own = "background" if value == 0 else f"NAME{index + 1}"
+        parts.append(f"{value}:{names[index] if index < len(names) else own}")
     more = ",..." if len(used) > len(shown) else ""
     return f"say what they mean, e.g. --values {','.join(parts)}{more} ('ignore' is not scored)"
 

@@ -236,8 +236,8 @@ def _update(work: Path, root: Path) -> bool:
         (work / path).replace(goal)
     kept = {path.as_posix() for path in new}
     for name in record.get("files", []):
-        plain = isinstance(name, str) and ".." not in Path(name).parts
-        if plain and name not in kept and not Path(name).is_absolute():
+        inside = isinstance(name, str) and (root / name).parent.resolve().is_relative_to(root)
+        if inside and name not in kept and ".." not in Path(name).parts:
             (root / name).unlink(missing_ok=True)
             _remove_empty((root / name).parent, root)
     return changed

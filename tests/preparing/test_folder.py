@@ -218,6 +218,21 @@ def test_an_output_of_other_sources_is_refused_and_of_other_options_written_anew
     ], "the folds of before are gone, what is not ours is not"
 
 
+@pytest.mark.parametrize("name", ["../mine", "{tmp}/mine", "link/mine", "..", 7])
+def test_a_record_that_was_tampered_with_deletes_nothing_outside(
+    tmp_path: Path, name: object
+) -> None:
+    images, masks = raw_folders(tmp_path / "raw", NAMES)
+    prepare_folder(Order(tmp_path / "out", images, masks))
+    (tmp_path / "mine").write_text("kept")
+    (tmp_path / "out" / "link").symlink_to(tmp_path)
+    record = json.loads((tmp_path / "out" / "prepare.json").read_bytes())
+    record["files"].append(name.format(tmp=tmp_path) if isinstance(name, str) else name)
+    (tmp_path / "out" / "prepare.json").write_text(json.dumps(record))
+    prepare_folder(Order(tmp_path / "out", images, masks, seed=5))
+    assert (tmp_path / "mine").read_text() == "kept"
+
+
 def test_more_masks_are_taken_in_by_the_same_call(tmp_path: Path) -> None:
     images, masks = raw_folders(tmp_path, NAMES, without=NAMES[:5])
     order = Order(tmp_path / "out", images, masks, mode="copy")

@@ -109,11 +109,11 @@ def test_the_shares_are_those_of_the_masks(tmp_path: Path) -> None:
 
 
 REFUSED = [
-    ((0, 128, 255), {}, r"--values 0:background,128:NAME,255:NAME"),
-    ((7, 11), {}, r"7 \(.*% in 6\), 11 .*--values 7:NAME,11:NAME"),
+    ((0, 128, 255), {}, r"--values 0:background,128:NAME2,255:NAME3"),
+    ((7, 11), {}, r"7 \(.*% in 6\), 11 .*--values 7:NAME1,11:NAME2"),
     ((0, 128, 255), {"classes": "a,b,c"}, r"--values 0:a,128:b,255:c"),
     ((0, 255), {"classes": "a,b,c"}, r"names 3 classes .*--values 0:a,255:b"),
-    ((0, 1, 2, 3), {"classes": "a,b,c"}, r"--values 0:a,1:b,2:c,3:NAME"),
+    ((0, 1, 2, 3), {"classes": "a,b,c"}, r"--values 0:a,1:b,2:c,3:NAME4"),
     ((0, 1, 2), {"values": "0:a,1:b"}, r"does not name: 2 \("),
     ((0,), {}, "hold only 0: are these the right masks"),
     ((0, 1), {"values": "000000:a,ffffff:b"}, "numbers, not colours"),
@@ -156,7 +156,7 @@ def test_few_colours_become_classes_and_are_told(tmp_path: Path, mode: str) -> N
     names = ["colour_000000", "colour_0000ff", "colour_804080", "colour_ff0000"]
     assert record["classes"] == names
     assert "ff0000 (" in record["guessed"][0] and "in 6 masks" in record["guessed"][0]
-    assert "--values 000000:NAME,0000ff:NAME,804080:NAME,ff0000:NAME" in record["guessed"][0]
+    assert "--values 000000:NAME1,0000ff:NAME2,804080:NAME3,ff0000:NAME4" in record["guessed"][0]
     assert_labels(root, [0, 3, 1, 2], 4)
     masks = sorted((root / "out" / "masks").iterdir())
     assert len(masks) == COUNT and Image.open(masks[0]).mode == "P"
