@@ -13,33 +13,34 @@ what is left and ends with the files of an unbroken one; several processes can s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from segdeform.callbacks import Progress, Stop
-from segdeform.data.channels import shown_colours
-from segdeform.data.depth import as_json
-from segdeform.data.image_io import count_frames, image_size, write_image, write_index_png
 from segdeform.errors import (
     DataError,
     InterruptedByUserError,
     PartialFailureError,
-    ResourceError,
-    SegdeformError,
 )
 from segdeform.files.atomic import remove_temporaries
 from segdeform.files.lock import run_lock, shared_lock
-from segdeform.inference import predict_labels
 from segdeform.machine.pipeline import Behind, read_ahead, threads
 from segdeform.prediction.inputs import Found, find_images
-from segdeform.prediction.outputs import Picture, overlay, overlay_path, write_overview
+from segdeform.prediction.outputs import write_overview
+from segdeform.prediction.picture import (
+    Job,
+    Task,
+    label_picture,
+    read_picture,
+    remove_outputs,
+    settings_of,
+    write_outputs,
+)
 from segdeform.prediction.place import (
     OUTPUTS,
     earlier_sources,
@@ -48,11 +49,8 @@ from segdeform.prediction.place import (
 )
 from segdeform.prediction.records import (
     Done,
-    InputFile,
     add_done,
     add_failure,
-    input_file,
-    is_same_file,
     read_done,
     read_failures,
     settings_digest,
@@ -61,12 +59,10 @@ from segdeform.prediction.records import (
 )
 from segdeform.prediction.summary import Summary, sum_up, write_summary
 from segdeform.segmenter import Segmenter
-from segdeform.version import __version__
 
 _GIANT = 2**24  # pixels, from which on a picture is not read while another is in work
 _READERS = 2
 _AHEAD, _BEHIND = 3, 4  # pictures read before they are needed, written while others are computed
-_ROWS = 256  # rows counted at a time
 
 
 @dataclass(frozen=True)
@@ -78,40 +74,6 @@ class Shard:
 
 
 ALL = Shard()
-
-
-class Task(NamedTuple):
-    """One picture to predict."""
-
-    source: Path
-    name: str  # of its outputs
-
-
-class Seen(NamedTuple):
-    """What was read of a picture."""
-
-    image: Picture | None  # [H, W, C]; None: too large to be read beside others
-    frames: int
-    input: InputFile
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all pictures of a call have in common."""
-
-    segmenter: Segmenter
-    output: Path
-    overlays: bool
-    settings: str  # digest of the model and how it is used
-
-    def is_done(self, task: Task, entry: Done | None) -> bool:
-        """Tells whether a picture's outputs are there, of this very file by these settings."""
-        if entry is None or entry.input is None or entry.settings != self.settings:
-            return False
-        if entry.source != task.source or not is_same_file(task.source, entry.input):
-            return False
-        there = mask_path(self.output, task.name).exists()
-        return there and (not self.overlays or overlay_path(self.output, entry).exists())
 
 
 def predict(
@@ -150,7 +112,7 @@ def predict(
     _refuse_nothing(inputs, found)
     refuse_others_masks(output, earlier, found.pictures)
     tasks = [Task(*picture) for picture in found.pictures]
-    job = Job(segmenter, output, overlays, settings_digest(_settings(segmenter)))
+    job = Job(segmenter, output, overlays, settings_digest(settings_of(segmenter)))
     outputs = ["masks", "overlays"][: 1 + overlays]
 
     mine = tasks[shard.number :: shard.count]
@@ -187,11 +149,6 @@ def predict(
     return summary
 
 
-def mask_path(output: Path, name: str) -> Path:
-    """Returns where a mask lies."""
-    return output / "masks" / f"{name}.png"
-
-
 def _refuse_nothing(inputs: Sequence[Path], found: Found) -> None:
     if found.pictures:
         return
@@ -199,18 +156,6 @@ def _refuse_nothing(inputs: Sequence[Path], found: Found) -> None:
     if found.own:
         others += f"; {found.own[0]} holds an earlier prediction, whose masks are not pictures"
     raise DataError(f"no pictures in {', '.join(str(path) for path in inputs)}{others}")
-
-
-def _settings(segmenter: Segmenter) -> Mapping[str, Any]:
-    """Returns all that a mask depends on beside its picture."""
-    return {
-        "model": segmenter.info["sha256"],
-        "inference": segmenter.options.model_dump(mode="json"),
-        "value_range": segmenter.value_range and as_json(segmenter.value_range),
-        "bands": segmenter.bands,
-        "device": segmenter.device.type,
-        "segdeform": __version__,
-    }
 
 
 @contextmanager
@@ -266,113 +211,34 @@ def _predict_all(
             if str(task.source) in failed:  # in an earlier run of several processes
                 add_failure(job.output, task.source, "")
         except PartialFailureError as failure:
-            _remove(job.output, task.name)
+            remove_outputs(job.output, task.name)
             add_failure(job.output, task.source, str(failure))
         settled += 1
         if progress is not None:
             progress(settled, total)
 
-    def fail(failure: PartialFailureError) -> Done:
-        raise failure
-
     # One writes, so that of two outputs that want one path the same gets it every time.
     with threads(_READERS) as readers, threads(1) as writer:
         behind: Behind[Task, Done] = Behind(writer, settle, _BEHIND)
+        small = partial(read_picture, job, limit=_GIANT)
         try:
-            for task, reading in read_ahead(
-                readers, todo, lambda task: _read(job, task, _GIANT), _AHEAD
-            ):
+            for task, reading in read_ahead(readers, todo, small, _AHEAD):
                 if stop is not None and stop():
                     raise InterruptedByUserError("interrupted")
                 try:
                     seen = reading.result()
                     if seen.image is None:
                         behind.finish()  # a giant is in memory alone
-                        seen = _read(job, task, None)
-                    labels = _labels(job, task, seen, stop)
+                        seen = read_picture(job, task)
+                    labels = label_picture(job, task, seen, stop)
                 except PartialFailureError as failure:
-                    behind.submit(task, lambda failure=failure: fail(failure))  # type: ignore[misc]
+                    behind.submit(task, partial(_fail, failure))
                     continue
-                behind.submit(
-                    task,
-                    lambda task=task, seen=seen, labels=labels: _write(job, task, seen, labels),  # type: ignore[misc]
-                )
+                behind.submit(task, partial(write_outputs, job, task, seen, labels))
                 del seen, labels, reading
         finally:
             behind.finish()
 
 
-def _read(job: Job, task: Task, limit: int | None) -> Seen:
-    """Reads a picture, unless it has more pixels than `limit`. Raises PartialFailureError."""
-    source, segmenter = task.source, job.segmenter
-    try:
-        height, width = image_size(source)
-        image = None
-        if limit is None or height * width <= limit:
-            image = segmenter.read(source)
-        return Seen(image, count_frames(source, segmenter.bands), input_file(source))
-    except SegdeformError as error:
-        raise _failure(source, error) from error
-    except OSError as error:
-        raise PartialFailureError(f"cannot be read: {error.strerror}") from error
-
-
-def _labels(job: Job, task: Task, seen: Seen, stop: Stop | None) -> NDArray[np.uint8]:  # [H, W]
-    """Raises PartialFailureError for what concerns this picture alone, InterruptedByUserError."""
-    segmenter = job.segmenter
-    assert seen.image is not None
-    try:
-        return predict_labels(
-            segmenter.model, seen.image, segmenter.options, segmenter.device, stop
-        )
-    except InterruptedByUserError:
-        raise
-    except SegdeformError as error:
-        raise _failure(task.source, error) from error
-
-
-def _write(job: Job, task: Task, seen: Seen, labels: NDArray[np.uint8]) -> Done:
-    """Writes a picture's outputs; returns its facts.
-
-    Raises PartialFailureError for what concerns this picture alone, ResourceError for a full disk.
-    """
-    palette, image = job.segmenter.palette, seen.image
-    assert image is not None
-    shares = _shares(labels, job.segmenter.classes)
-    size = (labels.shape[0], labels.shape[1])
-    done = Done(task.source, task.name, size, shares, seen.frames, seen.input, job.settings)
-    try:
-        write_index_png(mask_path(job.output, task.name), labels, palette)
-        if job.overlays:
-            shown = shown_colours(image)
-            write_image(overlay_path(job.output, done), overlay(shown, labels, palette, out=shown))
-    except ResourceError:
-        raise
-    except SegdeformError as error:
-        raise _failure(task.source, error) from error
-    except MemoryError as error:
-        raise PartialFailureError("memory ended while the masks were written") from error
-    return done
-
-
-def _failure(source: Path, error: SegdeformError) -> PartialFailureError:
-    """Makes one line of an error, without the picture's path, which stands beside it."""
-    return PartialFailureError(" ".join(str(error).split()).removeprefix(f"{source}: "))
-
-
-def _remove(output: Path, name: str) -> None:
-    """Removes what an earlier run left for a picture that now fails."""
-    overlays = output / "overlays"
-    for path in (mask_path(output, name), overlays / f"{name}.jpg", overlays / f"{name}.png"):
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-def _shares(labels: NDArray[np.uint8], classes: Sequence[str]) -> dict[str, float]:
-    """Counts the share of each class that occurs, a few rows at a time to bound the memory."""
-    counts = np.zeros(len(classes), np.int64)
-    for top in range(0, len(labels), _ROWS):
-        counts += np.bincount(labels[top : top + _ROWS].ravel(), minlength=len(classes))
-    return {
-        name: int(count) / labels.size for name, count in zip(classes, counts, strict=True) if count
-    }
+def _fail(failure: PartialFailureError) -> Done:
+    raise failure

@@ -21,6 +21,7 @@ from PIL import Image
 
 from segdeform.errors import ResourceError, RunLockedError, UsageError
 from segdeform.files.lock import run_lock, shared_lock
+from segdeform.prediction import picture
 from segdeform.prediction import predict as module
 from segdeform.prediction.predict import Shard, predict
 from segdeform.prediction.records import Done, add_done, read_done, read_failures
@@ -189,7 +190,7 @@ def test_a_disk_that_is_full_keeps_what_is_done(
 ) -> None:
     segmenter, seen = counted
     pictures, out = folder_of(tmp_path / "in", 6), tmp_path / "out"
-    write = module.write_index_png
+    write = picture.write_index_png
     left = 2
 
     def fills_up(*arguments: Any) -> None:
@@ -200,7 +201,7 @@ def test_a_disk_that_is_full_keeps_what_is_done(
         write(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_index_png", fills_up)
+        patch.setattr(picture, "write_index_png", fills_up)
         with pytest.raises(ResourceError, match="no space left"):
             predict(segmenter, [pictures], out)
     assert names(out / "predictions.jsonl") == ["00", "01"]
