@@ -34,7 +34,7 @@ _EVALUATING = 0.1  # share of the time that these may take
 _LOOKING = 0.3  # time to predict a pixel / time to train on it
 _LOST = 60.0  # seconds of training that an interruption may cost
 _MARGIN = 0.96  # share of a time budget that is planned for
-_ENDING = 3.0  # seconds to open the log and to end the program
+_ELSE = 8.0  # seconds to import torch, to start the loader, to open the log and to end
 
 
 class Choice(NamedTuple):
@@ -107,11 +107,11 @@ def choose_steps(
     views = _views(seen.train, config().data.crop)
     pace = None if budget is None else budget[1]
     settle("train.save_every", _save_every(pace))
-    evaluations = None if "train.eval_every" not in draft.auto else _EVALUATIONS
     if budget is None:
         settle("train.steps", _steps(config(), seen, views))
     else:
-        settle("train.steps", _steps_in_time(config(), *budget, views, evaluations))
+        asked = "train.eval_every" not in draft.auto
+        settle("train.steps", _steps_in_time(config(), *budget, views, asked))
     steps = config().train.steps
     settle("train.eval_every", _eval_every(config(), seen, pace))
     settle("train.warmup_steps", (min(50, steps // 20), "a twentieth of the steps, at most 50"))
@@ -198,9 +198,11 @@ def _batch_size(config: Config, seen: Seen, crop_bytes: int) -> tuple[int, str]:
     while share * seen.processes < wanted:
         share += 1
     why = "the usual number" if pictures >= _BATCH else f"there are {pictures} pictures"
-    if seen.memory is not None and share * crop_bytes > seen.memory:
-        share = max(1, int(seen.memory // crop_bytes))
-        why = f"a crop takes about {crop_bytes / 2**30:.1f} of {seen.memory / 2**30:.1f} GiB free"
+    if seen.memory is not None:
+        if share * crop_bytes > seen.memory:
+            share, why = max(1, int(seen.memory // crop_bytes)), "what fits"
+        taken, free = crop_bytes / 2**30, seen.memory / 2**30
+        why += f"; a crop takes about {taken:.1f} of the {free:.1f} GiB that may be used"
     if seen.processes > 1:
         why += f"; {share} for each of {seen.processes} processes"
     return share * seen.processes, why
@@ -237,14 +239,17 @@ def _pictures(count: int) -> str:
 
 
 def _steps_in_time(
-    config: Config, seconds: float, pace: Pace, views: float, evaluations: int | None
+    config: Config, seconds: float, pace: Pace, views: float, asked: bool
 ) -> tuple[int, str]:
-    """Fills the time that is left with steps, unless so many would learn nothing more."""
-    left = _MARGIN * seconds - pace.before - _ENDING - pace.evaluation - 2 * pace.saving
+    """Fills the time that is left with steps, unless so many would learn nothing more.
+
+    `asked`: evaluations on the way are as the config says, else as many as are worth their time.
+    """
+    left = _MARGIN * seconds - pace.before - _ELSE - pace.evaluation - 2 * pace.saving
     each = pace.step + pace.saving / config.train.save_every
-    if evaluations is None and config.train.eval_every:
+    if asked and config.train.eval_every:
         each += pace.evaluation / config.train.eval_every
-    elif evaluations is not None:
+    elif not asked:
         left -= _evaluations(left, pace) * pace.evaluation
     steps = int(left / each)
     if steps < _LEAST:
@@ -287,6 +292,6 @@ def _eval_every(config: Config, seen: Seen, pace: Pace | None) -> tuple[int, str
 
 def _save_every(pace: Pace | None) -> tuple[int, str]:
     if pace is None:
-        return TrainConfig().save_every // 4, "what is lost where a training is killed"
+        return TrainConfig().save_every // 4, "steps are lost at most where a training is killed"
     every = int(np.clip(_LOST / max(pace.step, 1e-9), 10, 1000))
     return every, f"about {duration(every * pace.step)} are lost where a training is killed"

@@ -196,12 +196,12 @@ def test_a_time_budget_sets_the_steps_and_nothing_else(
 ) -> None:
     tried: list[Plan] = []
     _short_trials(monkeypatch)
-    # 0.96 * 60 - 4 - 3 - 5 - 2 = 43.6 s; another evaluation of 5 s would be more than a tenth
-    monkeypatch.setattr(settling, "try_out", _paced(Pace(4.0, 5.0, 1.0, 4.0), tried))
+    # 0.96 * 60 - 4 - 8 - 5 - 2 = 38.6 s; another evaluation of 5 s would be more than a tenth
+    monkeypatch.setattr(settling, "try_out", _paced(Pace(3.5, 5.0, 1.0, 4.0), tried))
     reporter, run = ReporterThat(), tmp_path / "run"
     weights = _train(draft, roads, run, reporter, minutes=1.0)
     config = load_config(run / "config.yaml")
-    assert config.train.steps == int(43.6 / (4 + 1 / 15)) == 10
+    assert config.train.steps == int(38.6 / (3.5 + 1 / 17)) == 10
     assert tried[0].config.data.crop == (48, 64) and tried[0].config.train.warmup_steps > 1000
     assert any(text.startswith("  train.steps=10: 1 minute") for text in reporter.messages)
     assert _train(config, roads, tmp_path / "again") == weights  # the trial left no trace
@@ -257,7 +257,7 @@ def _trains_in_step(text: str, data: Path, run: Path) -> list[str]:
 
     def try_out(plan: Plan, began: float, patience: float) -> Pace:
         real(plan, began, patience)
-        return Pace(4.0, 5.0, 1.0, 4.0) if first else Pace(9.0, 5.0, 1.0, 4.0)
+        return Pace(3.5, 5.0, 1.0, 4.0) if first else Pace(9.0, 5.0, 1.0, 4.0)
 
     settling.try_out = try_out
     own = run if first else run.with_name("nowhere")
