@@ -189,7 +189,7 @@ class Segmenter:
 
         if isinstance(image, str | Path):
             return self.read(Path(image))
-        return pixels_of(image, self.value_range, self.channels)
+        return pixels_of(image, self.value_range, self.channels, self.bands)
 
 
 def save_model(folder: Path, model: DeepLab, description: ModelDescription) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from segdeform.data.channels import to_rgb, turned
+from segdeform.data.channels import Bands, in_bands, refuse_bands, to_rgb, turned
 from segdeform.data.depth import ValueRange, is_one, ranges, to_8_bits
 from segdeform.data.image_io import UInt8, orientation
 from segdeform.errors import DataError
@@ -17,19 +17,25 @@ _WHITE = 65535  # of 16 bits
 _WIDE = ("I", "F")  # what modes of more than 8 bits begin with
 
 
-def pixels_of(picture: object, value_range: ValueRange | None, channels: int) -> UInt8:
+def pixels_of(
+    picture: object,
+    value_range: ValueRange | None,
+    channels: int,
+    bands: Bands | None = None,
+) -> UInt8:
     """Makes an array or a PIL picture what `read_image` makes of its file, uint8 [H, W, C].
 
     Arrays are uint8 or uint16: [H, W] and [H, W, 1] are grey, of [H, W, 4] the alpha is dropped,
-    where the network's pictures are RGB; else [H, W, C]. PIL pictures of any mode are turned
-    upright by their EXIF orientation. `value_range` says which values of more than 8 bits are
+    where the network's pictures are RGB; else [H, W, C], the channels as they are. PIL pictures of
+    any mode are turned upright by their EXIF orientation, and `bands` are taken of them as of a
+    file. `value_range` says which values of more than 8 bits are
     black and white; without it, 0 and 65535.
 
     Raises:
         DataError: it is of another kind; says what to do.
     """
     if isinstance(picture, Image.Image):
-        return _of_pil(picture, value_range, channels)
+        return _of_pil(picture, value_range, channels, bands)
     if isinstance(picture, np.ndarray):
         return _of_array(picture, value_range, channels)
     hint = ": give tensor.permute(1, 2, 0).cpu().numpy()" if hasattr(picture, "permute") else ""
@@ -38,7 +44,9 @@ def pixels_of(picture: object, value_range: ValueRange | None, channels: int) ->
     )
 
 
-def _of_pil(picture: Image.Image, value_range: ValueRange | None, channels: int) -> UInt8:
+def _of_pil(
+    picture: Image.Image, value_range: ValueRange | None, channels: int, bands: Bands | None
+) -> UInt8:
     if not (picture.width and picture.height):
         raise DataError(f"a picture of {picture.width}x{picture.height} pixels is empty")
     picture.load()
@@ -48,10 +56,17 @@ def _of_pil(picture: Image.Image, value_range: ValueRange | None, channels: int)
         if picture.mode == "I" and 0 <= values.min() <= values.max() <= _WHITE:
             values = values.astype(np.uint16)
         values = values.astype(values.dtype.newbyteorder("="))
+        values = values if bands is None else _picked(values, bands)
         return _of_array(turned(values, turn), value_range, channels)
-    if channels == 3:
+    if bands is None:
         return np.ascontiguousarray(turned(np.asarray(to_rgb(picture)), turn))
-    return _of_array(turned(np.asarray(picture), turn), value_range, channels)
+    return np.ascontiguousarray(turned(_picked(np.asarray(in_bands(picture)), bands), turn))
+
+
+def _picked(values: npt.NDArray[Any], bands: Bands) -> npt.NDArray[Any]:  # [H, W, C]
+    planes = values if values.ndim == 3 else values[..., None]
+    refuse_bands("the picture", bands, planes.shape[2])
+    return planes[..., list(bands)]
 
 
 def _of_array(array: npt.NDArray[Any], value_range: ValueRange | None, channels: int) -> UInt8:

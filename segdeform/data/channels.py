@@ -53,13 +53,13 @@ def band_samples(image: ImageFile.ImageFile, path: Path, bands: Bands) -> Sample
     samples = stored_samples(image, path, every_band=True)
     if samples is None:
         image.load()
-        samples = Samples(np.asarray(_in_bands(image)), 255)
+        samples = Samples(np.asarray(in_bands(image)), 255)
     values = samples.values if samples.values.ndim == 3 else samples.values[..., None]
     refuse_bands(path, bands, values.shape[2], frames)
     return Samples(values[..., list(bands)], samples.white)
 
 
-def _in_bands(image: Image.Image) -> Image.Image:
+def in_bands(image: Image.Image) -> Image.Image:
     """Returns a picture of 8 bits in grey or RGB, with its alpha if it has one."""
     if image.mode in ("L", "LA", "RGB", "RGBA"):
         return image
@@ -70,7 +70,7 @@ def _in_bands(image: Image.Image) -> Image.Image:
     return to_rgb(image)
 
 
-def refuse_bands(path: Path, bands: Bands, count: int, frames: int = 1) -> None:
+def refuse_bands(path: Path | str, bands: Bands, count: int, frames: int = 1) -> None:
     """Raises BandsError where a file of `count` bands has not those that are asked for."""
     if max(bands) < count:
         return

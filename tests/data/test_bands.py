@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from segdeform.config.schema import DataConfig
 from segdeform.data import list_dataset, load_dataset, read_pair
+from segdeform.data.arrays import pixels_of
 from segdeform.data.cache import cache_folder, with_cache
 from segdeform.data.channels import BandsError, shown_colours
 from segdeform.data.image_io import count_frames, read_image
@@ -334,3 +335,23 @@ def test_batches_of_bands_are_the_crops_filled_with_the_mean(tmp_path: Path) -> 
         batches, train_loader(dataset, data, workers=2, **options), strict=True
     ):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_bands_of_a_pil_picture_are_those_of_its_file(tmp_path: Path, turn: int) -> None:
+    path = tmp_path / "a.png"
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    kinds = {(6, 9, 4): ((3, 0), (2, 1, 0)), (6, 9, 3): ((2, 1, 0),), (6, 9): ((0,),)}
+    for shape, picks in kinds.items():
+        Image.fromarray(random(*shape)).save(path, exif=exif)
+        for bands in picks:
+            with Image.open(path) as picture:
+                pixels = pixels_of(picture, None, len(bands), bands)
+                with pytest.raises(BandsError, match=r"the picture: has \d bands?, and"):
+                    pixels_of(picture, None, 5, (0, 1, 2, 3, 4))
+            np.testing.assert_array_equal(pixels, read_image(path, bands=bands))
+    Image.fromarray(random(6, 9, dtype=np.uint16)).save(path)
+    with Image.open(path) as picture:
+        pixels = pixels_of(picture, (100, 40000), 2, (0, 0))
+    np.testing.assert_array_equal(pixels, read_image(path, (100, 40000), (0, 0)))
