@@ -98,12 +98,19 @@ def find_data_yaml(root: Path) -> Path | None:
         raise unreadable[0]
     if not described:  # one that lacks its names, or misspells them, is to be refused, not ignored
         described = [
-            path for path, found in files.items() if path.name in _OURS or KEYS & found.keys()
+            path
+            for path, found in files.items()
+            if path.name in _OURS or (KEYS & found.keys() and not _is_config(found))
         ]
     if len(described) > 1:
         names = ", ".join(path.name for path in described)
         raise DataError(f"{root}: holds several data YAMLs ({names}); give the path of one")
     return described[0] if described else None
+
+
+def _is_config(content: Mapping[Any, Any]) -> bool:
+    """Tells a training's config, whose `train` is a section, from a data YAML."""
+    return isinstance(content.get("train"), Mapping) or not {"model", "deform"}.isdisjoint(content)
 
 
 def read_data_yaml(path: Path) -> Mapping[Any, Any]:

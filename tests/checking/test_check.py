@@ -135,6 +135,18 @@ def test_a_mistyped_split_names_the_nearest_and_all(
     assert "no split 'val'; there are: train (and the unknown key validation_2); write val:" in out
 
 
+def test_a_config_in_the_data_set_is_no_data_yaml(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = sets_of(tmp_path, "train", "val")
+    (root / "mine.yaml").write_text("data: {crop: [64, 64]}\ntrain: {steps: 9}\n")
+    (root / "other.yaml").write_text("model: {weights: none}\ntrain: {lr: 1}\n")
+    assert main(["check", str(root)]) == 0
+    (root / "more.yaml").write_text("train: train/images\n")  # what lacks its names is told
+    assert main(["check", str(root)]) == 4
+    assert "more.yaml: a data YAML needs names" in capsys.readouterr().err
+
+
 def test_folders_of_raw_pictures_are_shown_the_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
