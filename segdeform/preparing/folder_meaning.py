@@ -15,11 +15,19 @@ from segdeform.data.dataset import IGNORE, MAX_CLASSES
 from segdeform.errors import DataError, UsageError
 from segdeform.preparing.folder_look import Seen
 from segdeform.preparing.folder_names import LabelNames, renamed
+from segdeform.preparing.folder_words import (
+    SHOWN,
+    hex_of,
+    line_to_give,
+    told_colours,
+    told_label,
+    told_labels,
+    told_values,
+)
 
 _FEW_COLOURS = 64  # a person can tell apart
 _BIMODAL = 0.95  # the share of pixels nearly black or white that makes a mask black and white
 _MANY_GREYS = 8  # between black and white: a mask of fewer may be of classes
-_SHOWN = 8
 _EDGE = 40  # greys from white that still are nearly white
 
 
@@ -122,14 +130,15 @@ def _coloured(
     first = seen.first["colour"]
     if said is not None and said.colours is None:
         raise UsageError(
-            f"{first}: the masks are coloured: give --values RRGGBB:NAME,... ; {_shown(colours)}"
+            f"{first}: the masks are coloured: give --values RRGGBB:NAME,... ; "
+            f"{told_colours(colours)}"
         )
     if not tables and (seen.top or len(colours) > _FEW_COLOURS):
         raise DataError(
             f"{first}: {seen.kinds['colour']} colour masks hold {_number(seen, colours)} colours, "
             f"too many to be classes: smoothed edges, or a JPEG before; the commonest: "
-            f"{_shown(seen.top or colours)}; export them again without smoothing (or are pictures "
-            "and masks exchanged?)"
+            f"{told_colours(seen.top or colours)}; export them again without smoothing (or are "
+            "pictures and masks exchanged?)"
         )
     if not tables:
         return _own_colours(seen, colours, named)
@@ -139,14 +148,14 @@ def _coloured(
     if unknown or seen.top:
         raise DataError(
             f"{first}: the colour masks hold {_number(seen, unknown)} colours that "
-            f"{table.source} does not name: {_shown(unknown or seen.top)}; name them, or export "
-            "the masks again without smoothed edges"
+            f"{table.source} does not name: {told_colours(unknown or seen.top)}; name them, or "
+            "export the masks again without smoothed edges"
         )
     if named is not None and named is not table:
         table = renamed(table, named.names)
-    meant = {colour: _name(table.names, label) for colour, label in known.items()}
+    meant = {colour: told_label(table.names, label) for colour, label in known.items()}
     told = (
-        f"colours are those of {table.source}: {_shown(colours, meant)}",
+        f"colours are those of {table.source}: {told_colours(colours, meant)}",
         f"{seen.masks} masks are written as index masks",
     )
     return Meaning(table.names, {}, known, table.palette, rewrite=True, told=told)
@@ -156,16 +165,16 @@ def _own_colours(
     seen: Seen, colours: Mapping[Colour, tuple[int, int]], named: LabelNames | None
 ) -> Meaning:
     ordered = sorted(colours)
-    line = ",".join(f"{_hex(colour)}:NAME{index + 1}" for index, colour in enumerate(ordered))
+    line = ",".join(f"{hex_of(colour)}:NAME{index + 1}" for index, colour in enumerate(ordered))
     if named is not None:
         raise DataError(
             f"{seen.first['colour']}: {named.source} does not say which class has which of "
-            f"{len(ordered)} colours: {_shown(colours)}; give --values {line}"
+            f"{len(ordered)} colours: {told_colours(colours)}; give --values {line}"
         )
-    names = tuple(f"colour_{_hex(colour)}" for colour in ordered)
+    names = tuple(f"colour_{hex_of(colour)}" for colour in ordered)
     told = (
         f"{seen.kinds['colour']} colour masks of {len(ordered)} colours, each taken for a class: "
-        f"{_shown(colours)}; name them: --values {line}",
+        f"{told_colours(colours)}; name them: --values {line}",
         f"{seen.masks} masks are written as index masks",
     )
     table = {colour: index for index, colour in enumerate(ordered)}
@@ -183,7 +192,7 @@ def _of_values(
     if said is not None:
         if said.values is None:
             raise UsageError("--values: the masks hold numbers, not colours: "
-                             f"{_shown_values(seen)}")  # fmt: skip
+                             f"{told_values(seen)}")  # fmt: skip
         return _mapped(seen, said)
     tables = [labels for labels in (named, *found) if labels and labels.values is not None]
     if tables:
@@ -199,7 +208,7 @@ def _of_values(
     if coloured and (values := _of_palettes(seen, coloured[0])):
         table = renamed(coloured[0], named.names) if named else coloured[0]
         told = f"the masks' palettes have the colours of {table.source}: "
-        told += _pairs(values, table.names)
+        told += told_labels(values, table.names)
         plain = all(value == label for value, label in values.items())
         known = None if plain else values
         return Meaning(table.names, known, palette=table.palette, told=(told,))
@@ -245,9 +254,9 @@ def _mapped(seen: Seen, table: LabelNames) -> Meaning:
     if unknown:
         raise DataError(
             f"{next(iter(seen.first.values()))}: the masks hold values that {table.source} does "
-            f"not name: {_shown_values(seen, unknown)}; {_line(seen, table.names)}"
+            f"not name: {told_values(seen, unknown)}; {line_to_give(seen, table.names)}"
         )
-    told = f"values are those of {table.source}: {_pairs(values, table.names)}"
+    told = f"values are those of {table.source}: {told_labels(values, table.names)}"
     plain = all(value == label for value, label in values.items())
     return Meaning(table.names, None if plain else values, palette=table.palette, told=(told,))
 
@@ -256,7 +265,7 @@ def _of_names(seen: Seen, names: LabelNames) -> Meaning:
     """Fits names without values to the values: from 0 on, black and white, or from 1 on."""
     if names.order is not None and set(seen.values) - {IGNORE} <= set(range(len(names.order))):
         by_row = dict(enumerate(names.order))
-        told = f"values count the rows of {names.source}: {_pairs(by_row, names.names)}"
+        told = f"values count the rows of {names.source}: {told_labels(by_row, names.names)}"
         plain = all(value == label for value, label in by_row.items())
         known = None if plain else by_row
         return Meaning(names.names, known, palette=names.palette, told=(told,))
@@ -266,25 +275,27 @@ def _of_names(seen: Seen, names: LabelNames) -> Meaning:
     void = {names.void: IGNORE} if names.void is not None else {}
     if count == 2 and set(seen.values) == {0, IGNORE}:
         values = {0: 0, IGNORE: 1}
-        told = f"all masks hold only 0 and 255: {_pairs(values, names.names)}"
+        told = f"all masks hold only 0 and 255: {told_labels(values, names.names)}"
         return Meaning(names.names, values, palette=names.palette, told=(told,))
-    if used <= set(range(count)) and (len(used) > 1 or count == 1):
-        told = f"{count} classes from {names.source}, numbered as named; {_shown_values(seen)}"
+    if used <= set(range(count)) and len(used) > 1:
+        told = f"{count} classes from {names.source}, numbered as named; {told_values(seen)}"
         numbered = dict(enumerate(range(count))) | void if void else None
         return Meaning(names.names, numbered, palette=names.palette, told=(told,))
     two = sorted(used)
     if count == 2 and len(two) == 2 and two[0] == 0 and IGNORE not in seen.values:
         values = {0: 0, two[1]: 1}
-        told = f"all masks hold only 0 and {two[1]}: {_pairs(values, names.names)}"
+        told = f"all masks hold only 0 and {two[1]}: {told_labels(values, names.names)}"
         return Meaning(names.names, values, palette=names.palette, told=(told,))
     often = 2 * seen.values.get(count, (0, 0))[1] > seen.masks
     if 0 not in used and max(used, default=0) == count and often:
         values = {value: value - 1 for value in range(1, count + 1)} | void
-        told = f"values from 1 to {count} and never 0: {_pairs(values, names.names)}"
+        told = f"values from 1 to {count} and never 0: {told_labels(values, names.names)}"
         return Meaning(names.names, values, palette=names.palette, told=(told,))
+    # One name is that of what was looked for.
+    meant = ("background", *names.names) if count == 1 else names.names
     raise DataError(
         f"{next(iter(seen.first.values()))}: {names.source} names {count} classes and does not say "
-        f"which values they have; the masks hold {_shown_values(seen)}; {_line(seen, names.names)}"
+        f"which values they have; the masks hold {told_values(seen)}; {line_to_give(seen, meant)}"
     )
 
 
@@ -296,72 +307,21 @@ def _unnamed(seen: Seen) -> Meaning:
         names = ("background", "foreground")
         values = {0: 0, used[1]: 1}
         told = (
-            f"all masks hold only 0 and {used[1]}: {_pairs(values, names)}; name them: --classes "
-            "NAME,NAME"
+            f"all masks hold only 0 and {used[1]}: {told_labels(values, names)}; name them: "
+            "--classes NAME,NAME"
         )
         return Meaning(names, values, told=(told,))
     count = classes[-1] + 1
     if 2 * len(classes) < count or count > MAX_CLASSES or len(classes) < 2:
         raise DataError(
-            f"{next(iter(seen.first.values()))}: the masks hold {_shown_values(seen)}, which do "
-            f"not count classes from 0; {_line(seen, ())}"
+            f"{next(iter(seen.first.values()))}: the masks hold {told_values(seen)}, which do "
+            f"not count classes from 0; {line_to_give(seen, ())}"
         )
     numbered = tuple(f"class_{index}" for index in range(count))
     lacking = sorted(set(range(count)) - set(classes))
-    told = f"the masks hold {_shown_values(seen)}: classes 0 to {count - 1}"
+    told = f"the masks hold {told_values(seen)}: classes 0 to {count - 1}"
     if lacking:
-        told += f", of which no mask has {', '.join(map(str, lacking[:_SHOWN]))}"
+        told += f", of which no mask has {', '.join(map(str, lacking[:SHOWN]))}"
     if IGNORE in seen.values:
         told += "; 255 is not scored"
     return Meaning(numbered, None, told=(f"{told}; name them: --classes NAME,NAME,...",))
-
-
-def _line(seen: Seen, names: Sequence[str]) -> str:
-    """Words the option that says what is meant, to be copied and completed."""
-    used = sorted(seen.values)
-    shown = used[:32]
-    parts = []
-    for index, value in enumerate(shown):
-        own = "background" if value == 0 else f"NAME{index + 1}"
-        parts.append(f"{value}:{names[index] if index < len(names) else own}")
-    more = ",..." if len(used) > len(shown) else ""
-    return f"say what they mean, e.g. --values {','.join(parts)}{more} ('ignore' is not scored)"
-
-
-def _pairs(values: Mapping[int, int], names: Sequence[str]) -> str:
-    shown = list(values.items())[:_SHOWN]
-    text = ", ".join(f"{value} is {_name(names, label)}" for value, label in shown)
-    return text + (f" and {len(values) - len(shown)} more" if len(values) > len(shown) else "")
-
-
-def _name(names: Sequence[str], label: int) -> str:
-    return "not scored" if label == IGNORE else names[label]
-
-
-def _shown_values(seen: Seen, only: Sequence[int] | None = None) -> str:
-    total = sum(pixels for pixels, _ in seen.values.values())
-    values = sorted(seen.values) if only is None else only
-    parts = [
-        f"{value} ({seen.values[value][0] / max(1, total):.2%} in {seen.values[value][1]})"
-        for value in values[:_SHOWN]
-    ]
-    more = f" and {len(values) - _SHOWN} more values" if len(values) > _SHOWN else ""
-    return f"{', '.join(parts)}{more}"
-
-
-def _shown(
-    colours: Mapping[Colour, tuple[int, int]], names: Mapping[Colour, str] | None = None
-) -> str:
-    total = sum(pixels for pixels, _ in colours.values())
-    ordered = sorted(colours.items(), key=lambda entry: (-entry[1][0], entry[0]))
-    parts = [
-        f"{_hex(colour)}{' ' + names[colour] if names else ''} "
-        f"({pixels / max(1, total):.2%} in {masks} masks)"
-        for colour, (pixels, masks) in ordered[:_SHOWN]
-    ]
-    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
-    return f"{', '.join(parts)}{more}"
-
-
-def _hex(colour: Colour) -> str:
-    return bytes(colour).hex()

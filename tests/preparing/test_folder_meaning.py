@@ -113,6 +113,8 @@ REFUSED = [
     ((7, 11), {}, r"7 \(.*% in 6\), 11 .*--values 7:NAME1,11:NAME2"),
     ((0, 128, 255), {"classes": "a,b,c"}, r"--values 0:a,128:b,255:c"),
     ((0, 255), {"classes": "a,b,c"}, r"names 3 classes .*--values 0:a,255:b"),
+    ((0, 255), {"classes": "crack"}, r"--values 0:background,255:crack"),
+    ((0, 1), {"classes": "crack"}, r"--values 0:background,1:crack"),
     ((0, 1, 2, 3), {"classes": "a,b,c"}, r"--values 0:a,1:b,2:c,3:NAME4"),
     ((0, 1, 2), {"values": "0:a,1:b"}, r"does not name: 2 \("),
     ((0,), {}, "hold only 0: are these the right masks"),
