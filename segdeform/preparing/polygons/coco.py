@@ -3,7 +3,7 @@
     {"images": [{"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}],
      "annotations": [{"image_id": 1, "category_id": 2, "segmentation": [[10, 10, 90, 10, 50, 80]]},
                      {"image_id": 1, "category_id": 2, "iscrowd": 1,
-                      "segmentation": {"size": [480, 640], "counts": "PPYo0..."}}],
+                      "segmentation": {"size": [480, 640], "counts": [4800, 960, 301440]}}],
      "categories": [{"id": 2, "name": "crack"}]}
 
 - Classes are the categories by id; two of one name are one class. A category that is used nowhere

@@ -3,8 +3,8 @@
     [{"id": 7, "data": {"image": "/data/upload/3/0a1b2c3d-a.jpg"}, "annotations": [{"result": [
        {"type": "polygonlabels", "original_width": 640, "original_height": 480,
         "value": {"points": [[1.5, 2], [14, 2], [8, 17]], "polygonlabels": ["crack"]}},
-       {"type": "brushlabels", "original_width": 640, "original_height": 480,
-        "value": {"format": "rle", "rle": [0, 18, 192, 0], "brushlabels": ["hole"]}}]}]}]
+       {"type": "ellipselabels", "original_width": 640, "original_height": 480,
+        "value": {"x": 50, "y": 50, "radiusX": 9, "radiusY": 6, "ellipselabels": ["hole"]}}]}]}]
 
 - Read are polygons, rectangles, ellipses and brushes, from labels of their own kind or from a
   common <Labels>. Coordinates are per cent of the picture. Key points and other kinds have no area

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
 from segdeform.errors import SegdeformError
 from segdeform.preparing.polygons.coco import decode
 from segdeform.preparing.polygons.rasterising import Drawn, draw_annotations
+from tests.conftest import external_data
 from tests.preparing.polygons.scenes import distances, labels_of, star, write_pictures
 
 SIZES = {"a.jpg": (41, 53), "deep/b.png": (60, 37), "c.jpg": (20, 30), "unnamed.jpg": (9, 9)}
@@ -278,3 +280,28 @@ def test_the_panoptic_format_is_refused_by_its_name(tmp_path: Path) -> None:
     scene["annotations"] = [{"image_id": 10, "segments_info": [], "file_name": "a.png"}]
     with pytest.raises(SegdeformError, match="panoptic"):
         _draw(tmp_path, scene)
+
+
+def test_real_masks_packed_by_pycocotools_come_back_as_they_were(tmp_path: Path) -> None:
+    home = external_data("data/camvid/val")
+    names = sorted(path.stem for path in (home / "masks").glob("*.png"))[::40]
+    images, annotations = [], []
+    for index, name in enumerate(names):
+        mask = np.asarray(Image.open(home / "masks" / f"{name}.png"))
+        height, width = mask.shape
+        picture = {"id": index, "file_name": f"elsewhere/{name}.png"}
+        images.append({**picture, "height": height, "width": width})
+        for value in np.unique(mask[mask < 11]):
+            packed = coco.encode(np.asfortranarray(mask == value).astype(np.uint8))
+            segmentation = {"size": [height, width], "counts": packed["counts"].decode()}
+            part = {"id": len(annotations), "image_id": index, "category_id": int(value) + 1}
+            annotations.append({**part, "segmentation": segmentation})
+    categories = [{"id": value + 1, "name": f"class {value}"} for value in range(11)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    path = _write(tmp_path, content)
+    drawn = draw_annotations(path, home / "images", tmp_path / "masks", partial_labels=True)
+    assert len(drawn.samples) == len(names) and len(drawn.classes) == 11
+    for name in names:
+        mask = np.asarray(Image.open(home / "masks" / f"{name}.png"))
+        expected = np.where(mask < 11, mask, 255)
+        np.testing.assert_array_equal(labels_of(tmp_path / "masks", name), expected)

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from segdeform.errors import SegdeformError
-from segdeform.preparing.polygons import rasterising
+from segdeform.preparing.polygons import coco as coco_file
+from segdeform.preparing.polygons import cvat, label_studio, labelme, rasterising, yolo
 from segdeform.preparing.polygons.rasterising import Drawn, draw_annotations
 from segdeform.preparing.polygons.recognising import holds_annotations
 from tests.preparing.polygons.scenes import labels_of, write_pictures, write_turned
@@ -134,6 +136,21 @@ def test_two_pictures_that_would_share_a_mask_are_refused(tmp_path: Path) -> Non
     write_pictures(tmp_path / "images", {"a.jpg": (20, 30), "a.png": (20, 30)})
     with pytest.raises(SegdeformError, match="has the same name"):
         _draw(tmp_path, _coco())
+
+
+@pytest.mark.parametrize("module", [coco_file, labelme, cvat, label_studio, yolo])
+def test_the_examples_in_the_documentation_are_read(module: ModuleType, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "images", {"a.jpg": (480, 640)})
+    lines = (module.__doc__ or "").splitlines()
+    example = "\n".join(line for line in lines if line.startswith("    "))
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    _write(folder / "a.txt", example)
+    source = folder if module is yolo else folder / "a.txt"
+    drawn = draw_annotations(source, tmp_path / "images", tmp_path / "masks")
+    assert [sample.name for sample in drawn.samples] == ["a"] and "left out" not in str(drawn)
+    values = np.unique(labels_of(tmp_path / "masks", "a"))
+    assert set(range(len(drawn.classes))) <= {*values.tolist()}
 
 
 def test_the_content_tells_the_format_whatever_the_name(tmp_path: Path) -> None:
