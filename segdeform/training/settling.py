@@ -69,7 +69,7 @@ def _told_by(run: Path) -> list[Mapping[str, Any]]:
     for path in (run / "config.yaml", *(f / "state.json" for f in checkpoint_folders(run))):
         try:
             told.append(read_yaml(path) if path.suffix == ".yaml" else read_json(path)["config"])
-        except (ConfigError, ModelError, KeyError):
+        except (ConfigError, ModelError, KeyError, TypeError):
             continue
     try:
         described = read_json(run / "model" / "model.json")
