@@ -126,6 +126,7 @@ def test_each_failure_has_its_code_and_one_line(
         (json.dumps(empty), (), 4, "image 0 (a.png) is of 41x50"),
         ('{"images": 3, "annotations": []}', (), 4, "images"),
         (bomb, (), 6, "document type"),
+        ("PK\x03\x04", (), 4, "unpack it"),
         ("hello", (), 2, "neither a folder nor annotations"),
         (good, ("--classes", "background,crack"), 4, "'spall'"),
         (good, ("--values", "0:a,1:b"), 2, "--values is for masks"),

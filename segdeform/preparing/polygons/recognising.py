@@ -21,16 +21,19 @@ KNOWN = (
 )
 _IMAGES, _ANNOTATIONS = re.compile(rb'"images"\s*:'), re.compile(rb'"annotations"\s*:')
 _KEY = re.compile(rb'"([A-Za-z_]{1,40})"\s*:')
+_ZIP = b"PK\x03\x04"
 _END = 1 << 16  # bytes at either end of a file that are looked at to tell whether it is one
 
 
 def holds_annotations(path: Path) -> bool:
     """Tells whether a file or a folder holds annotations, and not masks or lists of them.
 
-    Cheap: of a folder, at most the ends of its JSON, XML and text files are looked at.
+    An archive counts, too: it is told to be unpacked where it is read. Cheap: of a folder, at most
+    the ends of its JSON, XML and text files are looked at.
     """
     if path.is_file():
-        return _ends(path).lstrip(b"\xef\xbb\xbf\xff\xfe\x00 \t\r\n")[:1] in (b"{", b"[", b"<")
+        text = _ends(path).lstrip(b"\xef\xbb\xbf\xff\xfe\x00 \t\r\n")
+        return text[:1] in (b"{", b"[", b"<") or text.startswith(_ZIP)
     return path.is_dir() and bool(_labelme_files(path) or _single(path) or looks_like_yolo(path))
 
 
@@ -66,7 +69,7 @@ def _read_file(path: Path) -> Annotations:
         return read
     if first == b"{" and _IMAGES.search(content) and _ANNOTATIONS.search(content):
         return read_coco(content, path)
-    if content.startswith(b"PK\x03\x04"):
+    if content.startswith(_ZIP):
         raise DataError(f"{path}: is an archive; unpack it, and give the file or folder in it")
     raise DataError(f"{path}: holds no annotations of a known format: {KNOWN}")
 

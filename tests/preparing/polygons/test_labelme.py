@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +189,15 @@ def test_files_beside_the_pictures_are_read(tmp_path: Path) -> None:
 
 
 def _bomb() -> str:
-    image = Image.new("1", (30_000, 30_000))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    """Returns the beginning of a PNG of 900 megapixels: nobody shall ask for more of it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0))
+    content = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(9)))
+    return base64.b64encode(content).decode()
 
 
 @pytest.mark.parametrize(
