@@ -21,10 +21,9 @@ Size = tuple[int, int]  # (H, W), pixels
 # A class counts as rare below this share of the labelled pixels, or below half an equal share.
 _RARE = 0.05
 _HEAVIEST = 10.0  # weight of a class: its few pixels must not decide a step alone
-_BALANCE = 0.4  # power of median share / share
 _LARGEST_CROP = {"cpu": 320, "cuda": 512}  # pixels
 _BATCH = 8  # crops
-_LR = {"adamw": 5e-3, "sgd": 0.02}  # for that many
+_LR = {"adamw": 3e-3, "sgd": 0.02}  # for that many
 _PASSES = 40  # over all that the pictures show, where there is no time budget
 _FEWEST, _MOST = 400, 20_000  # steps, where there is no time budget
 _PATIENCE = 4  # a time budget is filled with no more than this many times as much
@@ -171,10 +170,11 @@ def _scale(config: Config, seen: Seen) -> tuple[list[float], str]:
 
 
 def _class_weights(config: Config, seen: Seen) -> tuple[list[float] | None, str]:
-    """Weighs classes by a power of median share / share, where one is rare.
+    """Weighs classes by the square root of median share / share, where one is rare.
 
-    Eigen and Fergus 2015, section 6.3.1, weigh by the ratio itself. What lifts the IoU of a class
-    most is less: with all of it, common pixels are taken for it many times over.
+    Eigen and Fergus 2015, section 6.3.1, weigh by the ratio itself, with which common pixels are
+    taken for rare ones many times over. With the 0.4th power thin cracks of 1.6% were still not
+    predicted at all after 130 steps.
     """
     shares = np.array(seen.pixels) / max(1, sum(seen.pixels))
     present = shares > 0
@@ -185,10 +185,8 @@ def _class_weights(config: Config, seen: Seen) -> tuple[list[float] | None, str]
     if shares[rare] >= max(_RARE, 0.5 / len(shares)):
         return None, f"the rarest class, {share}: enough without weights"
     median = float(np.median(shares[present]))
-    weights = [
-        round(min(_HEAVIEST, (median / part) ** _BALANCE), 3) if part else 1.0 for part in shares
-    ]
-    return weights, f"{share}; each class by (median share / share) ^ {_BALANCE}"
+    weights = [round(min(_HEAVIEST, (median / part) ** 0.5), 3) if part else 1.0 for part in shares]
+    return weights, f"{share}; each class by the root of median share / share"
 
 
 def _batch_size(config: Config, seen: Seen, crop_bytes: int) -> tuple[int, str]:
