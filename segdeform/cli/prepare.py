@@ -13,7 +13,7 @@ from segdeform.cli.progress import progress_bars
 from segdeform.errors import PartialFailureError, UsageError
 
 if TYPE_CHECKING:
-    from segdeform.preparing.folder import Prepared
+    from segdeform.preparing.folder.prepare import Prepared
 
 _NAMES_SHOWN = 3
 _SOURCES = ("images", "masks", "pairs")
@@ -263,8 +263,8 @@ def _mode(copy: bool, link: bool) -> str:
 def _prepare_folder(given: dict[str, Any], json_output: bool) -> None:
     """Makes a data set of raw folders and prints what was found."""
     from segdeform.checking.scan import default_workers
-    from segdeform.preparing.folder import prepare_folder
-    from segdeform.preparing.folder_order import Order
+    from segdeform.preparing.folder.order import Order
+    from segdeform.preparing.folder.prepare import prepare_folder
 
     given["workers"] = given["workers"] or default_workers()
     order = Order(**given)

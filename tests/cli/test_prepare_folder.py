@@ -14,7 +14,7 @@ from segdeform.data.voc import CLASSES
 from tests.cli.conftest import Command
 from tests.cli.test_prepare import TINY
 from tests.conftest import external_data
-from tests.preparing.raw_folders import put_mask, raw_folders
+from tests.preparing.folder.raw_folders import put_mask, raw_folders
 
 _COLD = ("--set", "train.warmup_steps=0")
 NAMES = [f"p{letter}" for letter in "abcdefghij"]

@@ -12,7 +12,7 @@ from segdeform.data import data_yaml, list_dataset, load_dataset, read_pair
 from segdeform.data.data_yaml import check_keys
 from segdeform.data.dataset import MissingSplitError
 from segdeform.errors import DataError, SegdeformError
-from tests.preparing.raw_folders import put_mask, put_picture
+from tests.preparing.folder.raw_folders import put_mask, put_picture
 
 
 def pair(root: Path, image: str, mask: str, label: int = 1) -> None:

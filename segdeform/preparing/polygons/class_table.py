@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from segdeform.data.dataset import IGNORE, MAX_CLASSES, colour_map
 from segdeform.errors import DataError, nearest
-from segdeform.preparing.folder_names import is_void
+from segdeform.preparing.folder.names import is_void
 from segdeform.preparing.polygons.annotation import (
     AnnotatedPicture,
     Annotations,

@@ -14,9 +14,9 @@ from PIL import Image
 from segdeform.data import load_dataset, read_pair
 from segdeform.data.dataset import IGNORE
 from segdeform.errors import DataError, SegdeformError, UsageError
-from segdeform.preparing.folder import Prepared, prepare_folder
-from segdeform.preparing.folder_order import Order
-from tests.preparing.raw_folders import put_picture
+from segdeform.preparing.folder.order import Order
+from segdeform.preparing.folder.prepare import Prepared, prepare_folder
+from tests.preparing.folder.raw_folders import put_picture
 
 SIZE = (7, 11)  # H, W
 COUNT = 6  # pairs

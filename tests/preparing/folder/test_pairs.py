@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from segdeform.errors import DataError, UsageError
-from segdeform.preparing.folder_pairs import Pairing, pair_files, read_pairs_file
+from segdeform.preparing.folder.pairs import Pairing, pair_files, read_pairs_file
 
 
 def touch(folder: Path, *names: str) -> Path:

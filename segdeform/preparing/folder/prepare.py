@@ -16,16 +16,16 @@ from segdeform.callbacks import Steps
 from segdeform.checking import Report, check, list_splits
 from segdeform.data.unread import unread_below
 from segdeform.errors import InterruptedByUserError, SegdeformError, UsageError
-from segdeform.preparing.folder_groups import (
+from segdeform.preparing.folder.groups import (
     Groups,
     groups_by_pattern,
     groups_of_frames,
     with_copies_together,
 )
-from segdeform.preparing.folder_masks import Labelled, MaskSource, find_masks, read_masks
-from segdeform.preparing.folder_order import Order
-from segdeform.preparing.folder_split import Deal, deal, told_lacking
-from segdeform.preparing.folder_write import (
+from segdeform.preparing.folder.masks import Labelled, MaskSource, find_masks, read_masks
+from segdeform.preparing.folder.order import Order
+from segdeform.preparing.folder.split import Deal, deal, told_lacking
+from segdeform.preparing.folder.write import (
     RECORD,
     publish,
     refuse_output,

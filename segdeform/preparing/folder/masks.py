@@ -16,17 +16,17 @@ from segdeform.checking.scan import PairFacts, read_pairs
 from segdeform.data.dataset import IGNORE, Dataset, Sample, colour_map
 from segdeform.data.image_io import write_index_png
 from segdeform.errors import DataError, SegdeformError, UnsafeInputError, UsageError
-from segdeform.preparing.folder_drawn import are_annotations, draw_masks
-from segdeform.preparing.folder_look import Look, Seen, among_colours, labels_of, look_at, together
-from segdeform.preparing.folder_meaning import Meaning, understand
-from segdeform.preparing.folder_names import (
+from segdeform.preparing.folder.drawn import are_annotations, draw_masks
+from segdeform.preparing.folder.look import Look, Seen, among_colours, labels_of, look_at, together
+from segdeform.preparing.folder.meaning import Meaning, understand
+from segdeform.preparing.folder.names import (
     LabelNames,
     find_names,
     given_names,
     given_values,
 )
-from segdeform.preparing.folder_order import Order
-from segdeform.preparing.folder_pairs import Pairing, pair_files, read_pairs_file
+from segdeform.preparing.folder.order import Order
+from segdeform.preparing.folder.pairs import Pairing, pair_files, read_pairs_file
 from segdeform.preparing.side_by_side import each
 
 MASKS = "masks"  # below the output: the masks that are written

@@ -15,10 +15,10 @@ from PIL import Image
 from segdeform.checking import check, list_splits
 from segdeform.data import list_dataset, load_dataset, read_pair
 from segdeform.errors import DataError, SegdeformError, UsageError
-from segdeform.preparing.folder import prepare_folder
-from segdeform.preparing.folder_order import Order
+from segdeform.preparing.folder.order import Order
+from segdeform.preparing.folder.prepare import prepare_folder
 from tests.conftest import external_data
-from tests.preparing.raw_folders import put_mask, put_picture, raw_folders
+from tests.preparing.folder.raw_folders import put_mask, put_picture, raw_folders
 
 NAMES = [f"road{letter}{number}" for letter in "abcdef" for number in ("x", "y", "z")]
 

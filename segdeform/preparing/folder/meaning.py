@@ -13,9 +13,9 @@ from typing import Any
 from segdeform.data.class_list import Colour
 from segdeform.data.dataset import IGNORE, MAX_CLASSES
 from segdeform.errors import DataError, UsageError
-from segdeform.preparing.folder_look import Seen
-from segdeform.preparing.folder_names import LabelNames, renamed
-from segdeform.preparing.folder_words import (
+from segdeform.preparing.folder.look import Seen
+from segdeform.preparing.folder.names import LabelNames, renamed
+from segdeform.preparing.folder.words import (
     SHOWN,
     hex_of,
     line_to_give,

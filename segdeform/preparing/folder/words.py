@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from segdeform.data.class_list import Colour
 from segdeform.data.dataset import IGNORE
-from segdeform.preparing.folder_look import Seen
+from segdeform.preparing.folder.look import Seen
 
 SHOWN = 8  # values or colours named one by one
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from segdeform.data.dataset import Sample
 from segdeform.errors import UsageError
-from segdeform.preparing.folder_groups import Groups, groups_by_pattern, groups_of_frames
-from segdeform.preparing.folder_split import deal, told_lacking
+from segdeform.preparing.folder.groups import Groups, groups_by_pattern, groups_of_frames
+from segdeform.preparing.folder.split import deal, told_lacking
 
 
 def counts(groups: int, classes: int, seed: int) -> NDArray[np.int64]:

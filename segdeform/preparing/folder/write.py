@@ -26,8 +26,8 @@ from segdeform.data.dataset import Sample
 from segdeform.errors import UsageError
 from segdeform.files.atomic import sync, write_error, write_json, write_text
 from segdeform.files.manifest import sha256
-from segdeform.preparing.folder_masks import MASKS, Labelled
-from segdeform.preparing.folder_order import Order
+from segdeform.preparing.folder.masks import MASKS, Labelled
+from segdeform.preparing.folder.order import Order
 
 RECORD = "prepare.json"
 YAML = "data.yaml"

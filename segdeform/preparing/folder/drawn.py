@@ -9,9 +9,9 @@ from segdeform.callbacks import Steps
 from segdeform.data.image_io import MASK_SUFFIXES
 from segdeform.data.layout import files_by_name
 from segdeform.errors import UsageError
-from segdeform.preparing.folder_names import LabelNames, given_names
-from segdeform.preparing.folder_order import Order
-from segdeform.preparing.folder_pairs import Pairing
+from segdeform.preparing.folder.names import LabelNames, given_names
+from segdeform.preparing.folder.order import Order
+from segdeform.preparing.folder.pairs import Pairing
 from segdeform.preparing.polygons.rasterising import draw_annotations
 from segdeform.preparing.polygons.recognising import KNOWN, holds_annotations
 

@@ -1,0 +1,1 @@
+"""Raw pictures and masks become a data set: `prepare folder`."""
