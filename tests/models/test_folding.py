@@ -22,6 +22,7 @@ from tests.models.test_deform_networks import randomize
 
 
 def network(**model: Any) -> DeepLab:
+    torch.manual_seed(3)
     settings = {"backbone": "resnet18", "weights": "none", "head_channels": 16, **model}
     net = build_model(ModelConfig.model_validate(settings), DeformConfig(layers=2), 5)
     randomize(net)
