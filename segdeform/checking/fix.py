@@ -80,7 +80,7 @@ def repair(
     folder = folder.resolve()  # "." has no name
     _refuse_folder(folder, datasets)
     plans = [_with_cause(dataset, report) for dataset in datasets]
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = _room(folder)
     left_out = [
         (str(problem.file), problem.text)
         for dataset in datasets
@@ -118,10 +118,17 @@ def _written(folder: Path) -> list[tuple[str, str]]:
     return [(split, f"images/{split}") for split in _SPLITS if (folder / "images" / split).is_dir()]
 
 
+def _room(folder: Path) -> Path:
+    """Returns where FOLDER is made, before it appears whole."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
 def _refuse_folder(folder: Path, datasets: Sequence[Dataset]) -> None:
     root = datasets[0].root if datasets[0].root.is_dir() else datasets[0].root.parent
     if folder.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{folder}: lies in the data set {root}; choose a folder outside of it")
+    if root.resolve().is_relative_to(_room(folder)):
+        raise UsageError(f"{root}: lies where {folder} is made; choose another folder")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder}: holds other files; choose a new folder")
     for dataset in datasets:

@@ -5,6 +5,7 @@ Nothing here imports torch: the commands do so when they run, so that `--help` a
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import Annotated
+from unicodedata import category
 
 import typer
 
@@ -28,11 +30,20 @@ from segdeform.cli.predict import predict
 from segdeform.cli.prepare import prepare
 from segdeform.cli.score import score
 from segdeform.cli.train import train
-from segdeform.errors import EXHAUSTED, InterruptedByUserError, ResourceError, SegdeformError
+from segdeform.errors import (
+    EXHAUSTED,
+    InterruptedByUserError,
+    ResourceError,
+    SegdeformError,
+    UsageError,
+)
 from segdeform.machine import interrupts
 from segdeform.machine.memory import memory_that_ended
 from segdeform.version import __version__
 
+# What a system says of paths that a user named, wherever it is met.
+_REFUSED = frozenset({errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EROFS})
+_BREAKING = ("Cc", "Zl", "Zp")  # of Unicode's categories: control characters, ends of lines
 _READER_GONE = 141  # what a shell reports for a program that ended by SIGPIPE
 
 app = typer.Typer(
@@ -100,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SegdeformError as error:
         if debug:
             traceback.print_exc()
-        _tell(f"segdeform: {error}")
+        _tell(f"segdeform: {_on_one_line(str(error))}")
         return error.exit_code
     except (KeyboardInterrupt, Exception) as error:
         # Broken off inside an import of other people's, it can come out as any error.
@@ -111,6 +122,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return InterruptedByUserError.exit_code
         error.add_note("This is a bug in segdeform: please report it with the lines above.")
         raise
+
+
+def _on_one_line(text: str) -> str:
+    """Shows what would break a line or steer the terminal as Python writes it: names hold it."""
+    return "".join(
+        letter if category(letter) not in _BREAKING else repr(letter)[1:-1] for letter in text
+    )
 
 
 def _tell(line: str) -> None:
@@ -138,6 +156,8 @@ def _run(words: list[str], outlets: dict[int, int]) -> int:
     except (MemoryError, OSError, RuntimeError) as error:
         if resource := _resource_that_ended(error):
             raise ResourceError(resource) from error
+        if isinstance(error, OSError) and error.filename and error.errno in _REFUSED:
+            raise UsageError(f"{error.filename}: {error.strerror}") from error
         raise
     if code == InterruptedByUserError.exit_code:  # Typer returns it for a KeyboardInterrupt
         raise InterruptedByUserError("interrupted")

@@ -147,6 +147,10 @@ def test_folders_in_use_and_folders_in_the_source_are_refused(tmp_path: Path, ch
     assert check(source, "--fix", tmp_path / "link" / "copy").code == 2
     (tmp_path / "used" / "file").unlink()
     assert sums(tmp_path) == before
+    source.rename(tmp_path / ".copy.partial")  # where a copy would be made
+    before = sums(tmp_path)
+    assert check(tmp_path / ".copy.partial", "--fix", tmp_path / "copy").code == 2
+    assert sums(tmp_path) == before
 
 
 def test_a_copy_can_be_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -260,3 +260,30 @@ def test_a_reader_that_has_gone_is_met_in_silence() -> None:
     )
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "\x1b[31mred", "a\u2028b"])
+def test_names_that_break_lines_leave_a_failure_on_one(command: Command, name: str) -> None:
+    for ended in (command("info", name), command("predict", "model", name, "--output", "out")):
+        assert 2 <= ended.code <= 12
+        assert len(ended.err.splitlines()) == 1 and "\x1b" not in ended.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("prepare", "folder", "--images", "LONG", "--masks", "LONG", "--output", "out"),
+        ("prepare", "folder", "--images", ".", "--masks", ".", "--output", "LONG"),
+        ("prepare", "shapes", "--output", "LONG"),
+        ("check", "LONG"),
+        ("check", ".", "--fix", "LONG"),
+        ("train", "folder", "--data", "LONG", "--output", "out"),
+        ("score", "LONG", "LONG"),
+        ("compare", "LONG", "LONG"),
+        ("info", "LONG"),
+    ],
+)
+def test_paths_longer_than_a_system_takes(command: Command, arguments: tuple[str, ...]) -> None:
+    ended = command(*(word.replace("LONG", 300 * "x") for word in arguments))
+    assert 2 <= ended.code <= 12
+    assert len(ended.err.splitlines()) == 1, ended.err

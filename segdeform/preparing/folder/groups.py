@@ -44,7 +44,7 @@ def groups_by_pattern(names: Sequence[str], pattern: str) -> Groups:
     """
     try:
         compiled = re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(f"--group-by {pattern}: no regular expression: {error}") from error
     found: dict[tuple[bool, str], list[int]] = {}
     for index, name in enumerate(names):

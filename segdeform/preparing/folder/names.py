@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,8 +50,9 @@ def is_void(name: str) -> bool:
 def given_names(text: str) -> LabelNames:
     """Understands --classes: a file, or names with commas. Raises DataError, UsageError."""
     path = Path(text)
-    if path.is_file():
-        return read_names_file(path)
+    with suppress(OSError):  # many names together are longer than a file's name can be
+        if path.is_file():
+            return read_names_file(path)
     if path.suffix.lower() in (".txt", ".json", ".yaml", ".yml", ".csv") or "/" in text:
         raise UsageError(f"--classes {text}: no such file")
     names = [name.strip() for name in text.split(",")]

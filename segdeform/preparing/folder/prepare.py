@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from segdeform.callbacks import Steps
 from segdeform.checking import Report, check, list_splits
 from segdeform.data.unread import unread_below
 from segdeform.errors import InterruptedByUserError, SegdeformError, UsageError
+from segdeform.files.lock import run_lock
 from segdeform.preparing.folder.groups import (
     Groups,
     groups_by_pattern,
@@ -24,12 +26,13 @@ from segdeform.preparing.folder.groups import (
 )
 from segdeform.preparing.folder.masks import Labelled, MaskSource, find_masks, read_masks
 from segdeform.preparing.folder.order import Order
-from segdeform.preparing.folder.split import Deal, deal, told_lacking
+from segdeform.preparing.folder.split import Deal, deal, refuse_few, told_lacking
 from segdeform.preparing.folder.write import (
     RECORD,
     publish,
     refuse_output,
     split_names,
+    work_room,
     write_set,
 )
 
@@ -58,14 +61,26 @@ def prepare_folder(order: Order, progress: Steps = lambda what, done, total: Non
     Raises:
         UsageError: an output in use, a source that is not there, options that contradict.
         DataError: nothing can be paired, masks whose meaning is not certain, a set with errors.
+        RunLockedError: another process prepares the same output.
         ResourceError, InterruptedByUserError.
     """
     for path in (order.images, order.masks, order.pairs):
         if path is not None and not path.exists():
             raise UsageError(f"{path}: no such file or folder")
-    otherwise = refuse_output(order)
+    refuse_output(order)
     root = order.output.resolve()
-    work = root.with_name(f".{root.name}.partial")
+    room = work_room(root)
+    try:
+        with run_lock(room):  # another call for ROOT would take away what this one writes
+            return _prepared(order, refuse_output(order), root, room / "new", progress)
+    finally:
+        with suppress(OSError):  # one that a killed call left; others may be at work in it
+            room.rmdir()
+
+
+def _prepared(
+    order: Order, otherwise: list[str], root: Path, work: Path, progress: Steps
+) -> Prepared:
     try:
         shutil.rmtree(work, ignore_errors=True)
         source = find_masks(order, work, progress)
@@ -87,7 +102,7 @@ def prepare_folder(order: Order, progress: Steps = lambda what, done, total: Non
 
 def _groups(order: Order, labelled: Labelled, progress: Steps) -> Groups:
     smallest = min(share for share in (order.split, order.test) if share)
-    blocks = max(order.folds, round(1 / smallest))
+    blocks = max(order.folds, round(1 / max(smallest, 1 / len(labelled.samples))))
     if order.group_by is not None:
         groups = groups_by_pattern([sample.name for sample in labelled.samples], order.group_by)
     else:
@@ -108,6 +123,7 @@ def _dealt(
     folds: list[list[int]] = []
     if order.folds:
         kept = [g for g, part in zip(groups.members, made.parts, strict=True) if part < 2]
+        refuse_few(len(kept), order.folds)
         dealt = _deal(labelled, kept, [1 / order.folds] * order.folds, order.seed)
         folds = _members(dealt, kept, order.folds)
         called = [f"fold{number + 1}" for number in range(order.folds)]

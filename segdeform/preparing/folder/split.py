@@ -36,10 +36,7 @@ def deal(
     Raises UsageError where there are fewer groups than splits.
     """
     count, parts = len(keys), len(shares)
-    if count < parts:
-        raise UsageError(
-            f"{count} pictures, or groups that stay together, cannot be dealt to {parts} splits"
-        )
+    refuse_few(count, parts)
     order = sorted(range(count), key=lambda group: _mixed(seed, keys[group]))
     number = np.asarray(sizes, np.float64)
     share = np.asarray(shares, np.float64)
@@ -76,6 +73,14 @@ def deal(
         if holds[:, index].any() and not holds[dealt == part, index].any()
     ]
     return Deal(tuple(int(part) for part in dealt), tuple(lacking))
+
+
+def refuse_few(groups: int, splits: int) -> None:
+    """Raises UsageError where there are fewer groups than splits."""
+    if groups < splits:
+        raise UsageError(
+            f"{groups} pictures, or groups that stay together, cannot be dealt to {splits} splits"
+        )
 
 
 def _rarest_first(holds: npt.NDArray[np.bool_]) -> list[int]:

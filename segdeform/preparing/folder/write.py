@@ -44,8 +44,14 @@ def refuse_output(order: Order) -> list[str]:
     Returns what an earlier call for it was asked otherwise, in words.
     """
     root = order.output.resolve()
-    for source, option in ((order.images, "--images"), (order.masks, "--masks")):
+    room = work_room(root)
+    sources = ((order.images, "--images"), (order.masks, "--masks"), (order.pairs, "--pairs"))
+    for source, option in sources:
         folder = source.resolve() if source else None
+        if folder and folder.is_relative_to(room):
+            raise UsageError(
+                f"{option} {source}: lies where {order.output} is made; choose another --output"
+            )
         if folder and folder.is_dir() and root.is_relative_to(folder):
             raise UsageError(
                 f"{order.output}: lies in {option} {source}, which stays as it is; choose another "
@@ -72,6 +78,11 @@ def refuse_output(order: Order) -> list[str]:
                 "choose another --output, or remove it"
             )
     return [f"{key} was {before.get(key)}, is {now.get(key)}" for key in other]
+
+
+def work_room(root: Path) -> Path:
+    """Returns the folder beside ROOT in which it is made, and locked against others."""
+    return root.parent / f".{root.name}.partial"
 
 
 def read_record(root: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 from segdeform.checking import check, list_splits
 from segdeform.data import list_dataset, load_dataset, read_pair
-from segdeform.errors import DataError, SegdeformError, UsageError
+from segdeform.errors import DataError, RunLockedError, SegdeformError, UsageError
 from segdeform.preparing.folder.order import Order
 from segdeform.preparing.folder.prepare import prepare_folder
 from tests.conftest import external_data
@@ -309,6 +310,7 @@ def test_twelve_bits_of_sixteen_are_found(tmp_path: Path) -> None:
         ({"split": 0.6, "test": 0.4}, "--test"),
         ({"folds": 1}, "--folds"),
         ({"folds": 19}, "19 splits"),
+        ({"folds": 10**30}, "splits"),
         ({"masks": Path("nowhere")}, "nowhere: no such"),
         ({"masks": None}, "--masks DIR"),
         ({"pairs": Path("none.csv")}, r"none\.csv"),
@@ -323,3 +325,38 @@ def test_what_cannot_be_asked(tmp_path: Path, options: dict[str, object], messag
         )
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_share_too_small_for_any_picture_and_names_too_long_for_a_file(tmp_path: Path) -> None:
+    images, masks = raw_folders(tmp_path, NAMES)
+    long = ",".join(letter * 200 for letter in "ab")
+    order = Order(tmp_path / "out", images, masks, split=1e-320, classes=long)
+    assert prepare_folder(order).record["splits"] == {"train": 17, "val": 1}
+    assert list_dataset("folder", tmp_path / "out", "val").classes == ("a" * 200, "b" * 200)
+
+
+def test_sources_where_the_output_is_made_are_refused_and_stay(tmp_path: Path) -> None:
+    images, masks = raw_folders(tmp_path / ".out.partial", NAMES)
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match="lies where"):
+        prepare_folder(Order(tmp_path / "out", images, masks))
+    assert contents(tmp_path) == before
+
+
+def test_two_calls_for_one_output_do_not_meet(tmp_path: Path) -> None:
+    """A second call is refused while the first works; what a killed one left is no hindrance."""
+    images, masks = raw_folders(tmp_path, NAMES)
+    (tmp_path / ".out.partial" / "new" / "masks").mkdir(parents=True)
+    order = Order(tmp_path / "out", images, masks)
+    refused = []
+
+    def second(what: str, done: int, total: int) -> None:
+        if not refused:
+            with pytest.raises(RunLockedError) as caught:
+                prepare_folder(order)
+            refused.append(str(caught.value))
+
+    prepare_folder(order, second)
+    assert len(refused) == 1 and f"process {os.getpid()}" in refused[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"image", "masks", "out"}
+    assert "masks" not in {path.name for path in (tmp_path / "out").iterdir()}

@@ -112,7 +112,14 @@ def test_groups_by_a_pattern() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "message"), [("(", "no regular expression"), ("q", "no name"), ("a", "one group")]
+    ("pattern", "message"),
+    [
+        ("(", "no regular expression"),
+        ("a{99999999999}", "no regular expression"),
+        ("(" * 5000 + ")" * 5000, "no regular expression"),
+        ("q", "no name"),
+        ("a", "one group"),
+    ],
 )
 def test_patterns_that_group_nothing(pattern: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
