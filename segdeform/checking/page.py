@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from segdeform.checking.finding import KINDS, Finding
-from segdeform.checking.report import HEAVIEST, Report
+from segdeform.checking.report import Report
+from segdeform.checking.weights import RULE
 from segdeform.data.channels import shown_colours
 from segdeform.data.dataset import IGNORE, Dataset, read_pair, read_picture
 from segdeform.data.image_io import opened
@@ -63,7 +64,7 @@ def write_page(path: Path, report: Report, datasets: Sequence[Dataset]) -> None:
         groups=groups,
         rows=_class_rows(report, datasets[0]),
         samples=[(dataset.split, shown) for dataset in datasets if (shown := _samples(dataset))],
-        heaviest=HEAVIEST,
+        rule=RULE,
         weights=", ".join(f"{weight:g}" for weight in report.class_weights()),
     )
     write_text(path, page)

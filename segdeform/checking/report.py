@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,11 +10,10 @@ from typing import Any
 
 from segdeform.checking.causes import Cause
 from segdeform.checking.finding import Finding
+from segdeform.checking.weights import balancing_weights
 from segdeform.errors import DataError, SegdeformError, UnsafeInputError
 
 _SHOWN = 10  # errors named in the one line of a refusal
-HEAVIEST = 10  # weight suggested, in those of the commonest class
-_LEAST = 1.02  # c of ENet's class weights 1 / ln(c + share): they lie between 1.4 and 50
 
 
 @dataclass(frozen=True)
@@ -60,19 +58,15 @@ class Report:
         return next(split for split in self.splits if split.name == name)
 
     def class_weights(self) -> list[float]:
-        """Suggests train.class_weights from the shares in the first split: 1 / ln(1.02 + share).
+        """Suggests train.class_weights from the shares in the first split (`balancing_weights`).
 
-        At most ten times the lowest: a class of a few pixels would outweigh all others. 1 for
-        classes that it lacks, which no weight can teach; nothing where it has no labels, or where
-        the values of the masks do not count the classes. Source: Paszke et al. 2016, ENet,
-        section 5.2.
+        Nothing where there are not two classes to weigh, or where the values of the masks do not
+        count the classes.
         """
         shares = self.splits[0].shares()
-        if not any(shares) or self.cause is not None:
+        if sum(share > 0 for share in shares) < 2 or self.cause is not None:
             return []
-        found = {index: 1 / math.log(_LEAST + share) for index, share in enumerate(shares) if share}
-        most = HEAVIEST * min(found.values())
-        return [round(min(found.get(k, 1.0), most), 3) for k in range(len(shares))]
+        return balancing_weights(shares)
 
     def by_kind(self) -> dict[str, list[Finding]]:
         """Returns the findings by kind, in the order of KINDS."""

@@ -103,7 +103,7 @@ def print_report(report: Report) -> None:
     from rich.console import Console
 
     from segdeform.checking import KINDS
-    from segdeform.checking.report import HEAVIEST
+    from segdeform.checking.weights import RULE
 
     console = Console()
     pairs = ", ".join(f"{split.name} {split.pairs}" for split in report.splits)
@@ -122,8 +122,8 @@ def print_report(report: Report) -> None:
     weights = ", ".join(f"{weight:g}" for weight in report.class_weights())
     if weights:
         source = report.splits[0].name
-        rule = f"1 / ln(1.02 + share) in {source}, at most {HEAVIEST} times the lowest"
-        print(f"Suggested weights, for rare classes ({rule}):")
+        print(f"Weights for rare classes, as train.class_weights=auto takes them from {source}")
+        print(f"({RULE}):")
         print(f"train: {{class_weights: [{weights}]}}")
     print(report.summary())
 

@@ -175,7 +175,7 @@ def test_what_concerns_all_splits_is_found_once(
 def test_the_weight_of_a_class_of_few_pixels_is_bounded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By 1 / ln(1.02 + share) alone it would be 46, as much as 32 pixels of the commonest."""
+    """By the root of median share / share alone it would be 17.3."""
     root = sets_of(tmp_path, "train", "val")
     labels = np.zeros((80, 90), np.uint8)
     labels[0, :12] = 1
@@ -183,8 +183,8 @@ def test_the_weight_of_a_class_of_few_pixels_is_bounded(
     Image.fromarray(labels).save(root / "train" / "masks" / "a.png")
     assert main(["check", str(root)]) == 0
     out = capsys.readouterr().out
-    assert "at most 10 times the lowest" in " ".join(out.split())
-    assert "train: {class_weights: [1.424, 14.239]}" in out
+    assert "the root of median share / share, at most 10" in " ".join(out.split())
+    assert "train: {class_weights: [0.708, 10]}" in out
 
 
 def test_data_of_another_kind_are_recognised(
