@@ -151,13 +151,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     except OSError:
         return []
     entries = []
-    for line in content.splitlines(keepends=True):
-        if not line.endswith("\n"):
-            continue  # cut short by a kill
+    for line in content.splitlines():
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
-            continue
+            continue  # a kill cut it short
         if isinstance(entry, dict):
             entries.append(entry)
     return entries

@@ -238,10 +238,10 @@ def _steps_in_time(
     """
     left = _MARGIN * seconds - pace.before - _ELSE - pace.evaluation - 2 * pace.saving
     each = pace.step + pace.saving / config.train.save_every
-    if asked and config.train.eval_every:
-        each += pace.evaluation / config.train.eval_every
-    elif not asked:
+    if not asked:
         left -= _evaluations(left, pace) * pace.evaluation
+    elif config.train.eval_every:
+        each += pace.evaluation / config.train.eval_every
     steps = int(left / each)
     if steps < _LEAST:
         needed = seconds + (_LEAST * each - left) / _MARGIN

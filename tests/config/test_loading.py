@@ -267,3 +267,20 @@ def test_every_config_reads_back_equal(
 ) -> None:
     config = Config.model_validate({"train": train, "model": model, "data": data})
     assert load_config(write(tmp_path, dump_config(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.seed=auto", r"--set train\.seed=auto: train\.seed = \"auto\": input should"),
+        ("train.lr=-1", r"--set train\.lr=-1: train\.lr = -1: input should be greater than 0"),
+    ],
+)
+def test_a_draft_is_refused_before_a_data_set_is_seen(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_draft("folder", [override])
+
+
+def test_what_may_be_right_once_the_rest_is_chosen_is_taken() -> None:
+    draft = load_draft("folder", ["train.warmup_steps=50000", "train.class_weights=[0, 1]"])
+    assert draft.filled().train.class_weights == (0, 1)  # a class may be left out of the loss

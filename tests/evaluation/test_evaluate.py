@@ -212,3 +212,14 @@ def test_errors_name_the_picture(dataset: Dataset) -> None:
     dataset.samples[1].image.write_bytes(b"")
     with pytest.raises(DataError, match=r"1\.png"):
         evaluate(segmenter(), dataset)
+
+
+def test_what_cannot_be_counted_is_told_with_its_picture(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: Any) -> None:
+        raise DataError("cannot be counted")
+
+    monkeypatch.setattr("segdeform.evaluation.evaluate.Tally.add", refuse)
+    with pytest.raises(DataError, match=r"\.png: cannot be counted"):
+        evaluate(segmenter(), dataset)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ from segdeform.errors import DataError, InterruptedByUserError, UsageError
 from segdeform.evaluation.compare import compare
 from segdeform.evaluation.evaluate import Evaluation
 from segdeform.evaluation.folders import score_folders
+from segdeform.evaluation.joined import read_side
 from segdeform.evaluation.result import read_evaluation
+from segdeform.files.manifest import sha256
 
 SIZES = {"a/1": (13, 17), "a/2": (9, 30), "b": (21, 8)}
 
@@ -61,6 +65,8 @@ def test_scores_are_those_of_sklearn(folders: tuple[Path, Path]) -> None:
     protocol = evaluation.protocol
     assert protocol["void_pixels"] == (~counted).sum() and protocol["pictures"] == 3
     assert protocol["prediction_values"] == "class indices"
+    files = "".join(sha256(folders[1] / f"{name}.png") for name in sorted(SIZES))
+    assert protocol["predictions_sha256"] == hashlib.sha256(files.encode()).hexdigest()
 
 
 def test_the_command_writes_all_that_eval_writes(
@@ -82,6 +88,9 @@ def test_the_command_writes_all_that_eval_writes(
     assert page.count("<article>") == 3 and "The picture" not in page
     again = compare(read_evaluation(output), read_evaluation(output))
     assert again.miou.change == 0
+    shutil.copytree(output, tmp_path / "folds" / "0")
+    shutil.copytree(output, tmp_path / "folds" / ".half-written")
+    assert read_side(tmp_path / "folds").pictures == ("a/1", "a/2", "b")
     assert main(["score", truth, said]) == 0
     assert "mIoU" in capsys.readouterr().out
 
@@ -101,16 +110,20 @@ def test_suffixes_of_either_side_are_seen(folders: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize("mapped", [False, True])
 def test_values_of_files_become_classes(folders: tuple[Path, Path], mapped: bool) -> None:
     expected = scored(*folders).matrix
-    values = np.array([7, 40, 2, 0, *[9] * 251, 33], np.uint8)  # of classes 0 to 3, and of void
+    values = np.array([7, 40, 2, 0, *[9] * 251, 3], np.uint8)  # of classes 0 to 3, and of void
     for folder in folders if mapped else folders[:1]:
         for path in folder.rglob("*.png"):
             write(path, values[np.asarray(Image.open(path))])
     classes = folders[0].parent / "other.yaml"
     mapping = "{7: 0, 40: 1, 2: 2, 0: 3}"
-    classes.write_text(f"names: [a, b, c, d]\nlabel_mapping: {mapping}\nvoid_id: 33\n")
+    classes.write_text(f"names: [a, b, c, d]\nlabel_mapping: {mapping}\nvoid_id: 3\n")
     np.testing.assert_array_equal(scored(*folders, classes, mapped).matrix, expected)
     with pytest.raises(DataError, match=r"outside the 4 classes|without a class"):
         scored(*folders, classes, not mapped)
+    if mapped:
+        write(folders[1] / "b.png", np.full(SIZES["b"], 3, np.uint8))
+        with pytest.raises(DataError, match=r"b\.png: holds pixels without a class"):
+            scored(*folders, classes, mapped)
 
 
 def test_what_predict_wrote_is_taken_as_it_lies(folders: tuple[Path, Path]) -> None:
@@ -157,3 +170,21 @@ def test_folders_that_are_not_there_or_empty(folders: tuple[Path, Path], tmp_pat
     with pytest.raises(InterruptedByUserError, match="1 of 3"):
         stops = iter([False, True])
         score_folders(*folders, stop=lambda: next(stops))
+
+
+def test_a_class_list_lies_up_to_two_folders_above(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    truth = tmp_path / "set" / "val" / "masks"
+    truth.parent.mkdir(parents=True)
+    folders[0].rename(truth)
+    (tmp_path / "classes.txt").write_text("one\n")
+    assert scored(truth, folders[1]).classes[0] == "class_0"  # three above is somebody else's
+    (tmp_path / "set" / "classes.txt").write_text("a\nb\nc\nd\n")
+    assert scored(truth, folders[1]).classes == ("a", "b", "c", "d")
+
+
+def test_classes_that_only_predictions_hold_are_counted_too(tmp_path: Path) -> None:
+    write(tmp_path / "truth" / "x.png", np.eye(3, dtype=np.uint8))
+    write(tmp_path / "said" / "x.png", 4 * np.eye(3, dtype=np.uint8))
+    assert len(scored(tmp_path / "truth", tmp_path / "said").classes) == 5

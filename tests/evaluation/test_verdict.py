@@ -51,6 +51,8 @@ def test_of_many_classes_the_lowest_are_shown() -> None:
     title, _, ious = line.partition("  lowest IoU: ")
     assert title.startswith("mIoU 0.")
     assert ious == "c29 0.500, c0 0.517, c28 0.667, c27 0.750, c26 0.800"
+    all_shown = score_line(with_matrix(np.eye(8).tolist(), [f"c{k}" for k in range(8)]))
+    assert "  IoU: c0 1.000, " in all_shown and all_shown.endswith("c7 1.000")
     lost = with_matrix([[9] + [0] * 8] * 9, [f"c{k}" for k in range(9)])
     (line,) = warnings(lost)
     assert line.startswith("classes c1 (11.11%), c2 (11.11%), ")

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from segdeform.errors import RunLockedError, UsageError
+from segdeform.files import lock
 from segdeform.files.atomic import atomic_path
-from segdeform.files.lock import run_lock
+from segdeform.files.lock import run_lock, shared_lock
 
 
 def test_second_one_is_refused_and_told_who(tmp_path: Path) -> None:
@@ -115,3 +116,22 @@ def test_output_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("x")
     with pytest.raises(UsageError, match="another --output"), run_lock(tmp_path / "run"):
         pass
+
+
+def test_nobody_is_let_in_before_the_first_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_PATIENCE", 0.0)
+    begun: list[str] = []
+
+    def begin() -> None:
+        with pytest.raises(RunLockedError), shared_lock(tmp_path, lambda: begun.append("other")):
+            pass
+        begun.append("first")
+
+    with shared_lock(tmp_path, begin):
+        written = (tmp_path / ".lock").read_bytes()
+        (tmp_path / ".lock").write_bytes(b" " + written)
+        with shared_lock(tmp_path, lambda: begun.append("second")):
+            assert (tmp_path / ".lock").read_bytes() == b" " + written  # it names the first one
+    assert begun == ["first"] and not (tmp_path / ".lock").exists()

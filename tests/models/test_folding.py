@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from segdeform.config.schema import DeformConfig, EvalConfig, ModelConfig
+from segdeform.errors import NotFiniteError
 from segdeform.inference import logits, predict_labels
 from segdeform.models import build_model
 from segdeform.models.deeplab import DeepLab
@@ -92,15 +93,39 @@ def test_a_loaded_model_is_folded_unless_it_is_to_be_trained(tmp_path: Path) -> 
     torch.testing.assert_close(folded.logits(image), plain.logits(image), atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("size", [(48, 64), (45, 70), (1, 9), (130, 33)])
-def test_labels_are_those_of_the_scores(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        *[((48, 64), {}), ((45, 70), {}), ((1, 9), {}), ((130, 33), {})],
+        *[((130, 33), {"tile": 40}), ((45, 70), {"scales": (0.5,)}), ((45, 70), {"flip": True})],
+    ],
+)
+def test_labels_are_those_of_the_scores(size: tuple[int, int], options: dict[str, Any]) -> None:
     """The way without the scores of all pixels, against argmax over them."""
     net = network(backbone="mobilenet_v2", head="deeplabv3plus")
     image = np.random.default_rng(2).integers(0, 255, (*size, 3), dtype=np.uint8)
     pixels = torch.tensor(image).permute(2, 0, 1).float() / 255
-    labels = predict_labels(net, image, EvalConfig(), "cpu")
-    scores = logits(net, pixels, EvalConfig())
+    labels = predict_labels(net, image, EvalConfig(**options), "cpu")
+    scores = logits(net, pixels, EvalConfig(**options))
     best, second = scores.sort(0, descending=True).values[:2]
     certain = ((best - second) > 1e-5 * scores.abs().max()).numpy()
     assert certain.mean() > 0.95 and (min(size) < 9 or len(np.unique(labels)) > 1)
     np.testing.assert_array_equal(labels[certain], scores.argmax(0).numpy()[certain])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_scores_that_are_no_numbers_are_refused_without_those_of_all_pixels(value: float) -> None:
+    net = network(backbone="mobilenet_v2")
+    bias = next(m.bias for m in reversed(list(net.modules())) if isinstance(m, nn.Conv2d))
+    assert bias is not None and bias.shape == (5,)
+    bias.data[3] = value
+    with pytest.raises(NotFiniteError, match="NaN or infinity"):
+        predict_labels(net, np.zeros((30, 40, 3), np.uint8), EvalConfig(), "cpu")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_weights_keep_their_layout(layout: torch.memory_format) -> None:
+    pair = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=layout)
+    fold_batch_norm(pair)
+    weight = next(pair.parameters())
+    assert weight.stride() == torch.empty(4, 3, 3, 3).to(memory_format=layout).stride()

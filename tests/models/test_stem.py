@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from segdeform.config.schema import DeformConfig, ModelConfig
@@ -48,7 +49,10 @@ def test_pretrained_weights_are_widened_and_nothing_else(
     torch.manual_seed(0)
     given = BACKBONES[name](16).state_dict()
     torch.save(given, tmp_path / "weights.pth")
-    wide = build_backbone(name, str(tmp_path / "weights.pth"), 16, channels).state_dict()
+    backbone = build_backbone(name, str(tmp_path / "weights.pth"), 16, channels)
+    first = next(layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d))
+    assert first.in_channels == channels
+    wide = backbone.state_dict()
     assert wide.keys() == given.keys()
     for key, value in given.items():
         expected = widened(value, channels) if key == FIRST[name] else value

@@ -122,3 +122,11 @@ def test_earlier_predictions_are_no_pictures(tmp_path: Path) -> None:
 def test_a_missing_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere: no such file or folder"):
         find_images([tmp_path, tmp_path / "nowhere"])
+
+
+def test_names_that_only_a_careful_reader_tells_apart_are_one(tmp_path: Path) -> None:
+    """As disks and people take them: in another case, or an accent put together otherwise."""
+    touch(tmp_path, "A.png", "a.jpg", "e\u0301.png", "\u00e9.jpg")
+    found = find_images([tmp_path], earlier={"a": str(tmp_path.resolve() / "a.jpg")})
+    assert [path.name for path, _ in found.pictures] == ["a.jpg", "e\u0301.png"]
+    assert [path.name for path, _ in found.collisions] == ["A.png", "\u00e9.jpg"]

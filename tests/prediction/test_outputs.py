@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from segdeform.prediction import outputs
-from segdeform.prediction.outputs import legend, overlay, overview, thumbnail
+from segdeform.prediction.outputs import legend, overlay, overview, thumbnail, write_overview
+from segdeform.prediction.records import Done
 
 PALETTE = ((0, 0, 0), (200, 0, 100), (0, 250, 0))
 
@@ -105,3 +109,16 @@ def test_the_legend_wraps_and_shows_every_colour() -> None:
         assert (picture == color).all(2).sum() > 100
     assert legend(entries, 4000).shape[0] < picture.shape[0]
     assert legend([("a very long name " * 20, (1, 2, 3))], 50).shape[1] == 50
+
+
+def test_overlays_too_large_to_be_decoded_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "overlays").mkdir()
+    Image.new("RGB", (30, 20)).save(tmp_path / "overlays" / "a.jpg")
+    done = [Done(Path("a.png"), "a", (20, 30), {"x": 1.0})]
+    write_overview(tmp_path, done, ("x",), ((9, 9, 9),))
+    assert (tmp_path / "overview.png").exists()
+    monkeypatch.setattr(outputs, "_MOST_DECODED", 599)
+    write_overview(tmp_path, done, ("x",), ((9, 9, 9),))
+    assert not (tmp_path / "overview.png").exists()

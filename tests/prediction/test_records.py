@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,14 +18,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from segdeform.errors import ResourceError, RunLockedError, UsageError
+from segdeform.errors import (
+    InterruptedByUserError,
+    ResourceError,
+    RunLockedError,
+    UsageError,
+)
 from segdeform.files.lock import run_lock, shared_lock
-from segdeform.prediction import picture
+from segdeform.prediction import picture, records
 from segdeform.prediction import predict as module
+from segdeform.prediction.picture import settings_of
 from segdeform.prediction.predict import Shard, predict
-from segdeform.prediction.records import Done, add_done, read_done, read_failures
+from segdeform.prediction.records import (
+    Done,
+    add_done,
+    input_file,
+    is_same_file,
+    read_done,
+    read_failures,
+)
 from tests.prediction.test_predict import Reddest, save_picture, segmenter, tree
 
 __all__ = ["segmenter"]  # a fixture
@@ -76,7 +91,10 @@ def test_what_is_done_is_not_done_again(counted: Any, tmp_path: Path) -> None:
     os.utime(pictures / "01.png", ns=(1, 1))  # the same picture, copied anew
     (out / "masks" / "03.png").unlink()
     save_picture(pictures / "04.png", 4, (12, 50))
-    assert predict(segmenter, [pictures], out).kept == 2
+    summary = predict(
+        segmenter, [pictures], out, progress=lambda done, total: steps.append((done, total))
+    )
+    assert summary.kept == 2 and steps == [(3, 5), (4, 5), (5, 5)]
     assert [width for _, width in seen[4:]] == [77, 23, 50]
     assert names(out / "predictions.jsonl") == ["00", "01", "02", "03", "04"]
 
@@ -106,6 +124,8 @@ def test_failures_are_noted_as_they_happen_and_tried_again(counted: Any, tmp_pat
     (pictures / "01.png").write_bytes(whole[:100])
     predict(segmenter, [pictures], out)
     assert list(read_failures(out)) == [str(pictures / "01.png")]
+    sources = json.loads((out / "summary.json").read_text())["sources"]
+    assert list(sources) == ["00", "02"]  # of the masks that are there
     assert names(out / "predictions.jsonl") == ["00", "02"]
     (pictures / "01.png").write_bytes(whole)
     summary = predict(segmenter, [pictures], out)
@@ -138,7 +158,9 @@ def test_shards_do_each_picture_once(counted: Any, tmp_path: Path, count: int) -
     (pictures / "05.png").write_bytes(b"broken")
     left = []
     for number in reversed(range(count)):
-        left.append(predict(segmenter, [pictures], out, shard=Shard(number, count)).left)
+        summary = predict(segmenter, [pictures], out, shard=Shard(number, count))
+        assert summary.kept == 0
+        left.append(summary.left)
         finished = json.loads((out / "summary.json").read_text())["finished"]
         assert finished is (number == 0) is (out / "overview.png").exists()
     assert sorted(left, reverse=True) == left and left[-1] == 0
@@ -302,3 +324,86 @@ def test_giant_pictures_are_read_alone(
         ]
         np.testing.assert_array_equal(*masks)
     assert len(seen) == 12
+
+
+def test_what_failed_and_is_not_tried_again_yet_is_left(counted: Any, tmp_path: Path) -> None:
+    segmenter, _ = counted
+    pictures, out = folder_of(tmp_path / "in", 3), tmp_path / "out"
+    (pictures / "01.png").write_bytes(b"broken")
+    predict(segmenter, [pictures], out)
+    with pytest.raises(InterruptedByUserError):
+        predict(segmenter, [pictures], out, stop=lambda: True)
+    value = json.loads((out / "summary.json").read_text())
+    assert (value["finished"], value["left"], value["failed"]) == (False, 1, [])
+
+
+def test_a_picture_called_by_another_path_is_told_by_it(
+    counted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter, _ = counted
+    pictures, out = folder_of(tmp_path / "in", 2), tmp_path / "out"
+    monkeypatch.chdir(tmp_path)
+    predict(segmenter, [Path("in")], out)
+    summary = predict(segmenter, [pictures], out)
+    assert (summary.kept, summary.left) == (0, 0)
+    assert [done.source for done in summary.done] == [pictures / "00.png", pictures / "01.png"]
+
+
+def test_masks_of_another_model_are_still_to_be_done_by_the_other_shards(
+    counted: Any, tmp_path: Path
+) -> None:
+    segmenter, _ = counted
+    pictures, out = folder_of(tmp_path / "in", 5), tmp_path / "out"
+    predict(segmenter, [pictures], out)
+    segmenter.info = {"sha256": "other"}
+    assert predict(segmenter, [pictures], out, shard=Shard(0, 2)).left == 2
+    assert json.loads((out / "summary.json").read_text())["finished"] is False
+
+
+@pytest.mark.parametrize(
+    "change", [{"bands": (2, 0, 1)}, {"device": torch.device("meta")}, {"value_range": (0.0, 9.0)}]
+)
+def test_all_that_changes_a_mask_is_in_the_settings(segmenter: Any, change: dict[str, Any]) -> None:
+    changed = dataclasses.replace(segmenter, **change)
+    assert settings_of(changed) != settings_of(segmenter)
+
+
+def test_a_file_that_did_not_change_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_picture(tmp_path / "a.png")
+    known = input_file(tmp_path / "a.png")
+    monkeypatch.setattr(records, "sha256", lambda path: pytest.fail("read"))
+    assert is_same_file(tmp_path / "a.png", known)
+
+
+def test_every_output_of_a_failed_picture_goes(tmp_path: Path) -> None:
+    for name in ("masks/d/a.png", "overlays/d/a.jpg", "overlays/d/a.png", "overlays/d/ab.png"):
+        save_picture(tmp_path / name)
+    picture.remove_outputs(tmp_path, "d/a")
+    assert list(tree(tmp_path)) == ["overlays/d/ab.png"]
+
+
+def test_one_writes_and_nothing_is_written_beside_a_giant(
+    segmenter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = folder_of(tmp_path / "in", 6)
+    monkeypatch.setattr(module, "_GIANT", 12 * 24)  # 05 alone is larger
+    write, read = module.write_outputs, module.read_picture
+    at_work: list[str] = []
+
+    def writes(job: Any, task: Any, *given: Any) -> Done:
+        at_work.append(task.name)
+        time.sleep(0.02)
+        assert at_work == [task.name]
+        done = write(job, task, *given)
+        at_work.clear()
+        return done
+
+    def reads(job: Any, task: Any, limit: int | None = None) -> Any:
+        assert limit is not None or not at_work
+        return read(job, task, limit)
+
+    monkeypatch.setattr(module, "write_outputs", writes)
+    monkeypatch.setattr(module, "read_picture", reads)
+    assert len(predict(segmenter, [pictures], tmp_path / "out").done) == 6

@@ -73,6 +73,13 @@ def test_the_crop_is_a_multiple_of_the_output_stride_that_was_given() -> None:
     assert values["data.crop"] == [96, 104]
 
 
+def test_the_reason_of_the_crop_names_the_smallest_and_the_largest_picture() -> None:
+    _, reasons = chosen(seen(train=((10, 300), (40, 50), (100, 90))))
+    assert "pictures from 40x50 to 100x90" in reasons["data.crop"]
+    _, reasons = chosen(seen(train=((320, 320),)))
+    assert "larger than 320 costs more than it gives without a GPU" in reasons["data.crop"]
+
+
 @pytest.mark.parametrize(
     ("pixels", "weights"),
     [
@@ -86,6 +93,7 @@ def test_the_crop_is_a_multiple_of_the_output_stride_that_was_given() -> None:
         # 90, 8 and 2%; the fourth class is in no mask, and no weight can teach it.
         ((900, 80, 20, 0), [0.298, 1.0, 2.0, 1.0]),
         ((999_990, 10), [0.707, 10.0]),  # at most ten
+        ((500, 500, 0), None),  # what is in no mask is not rare
         ((10, 0), None),
         ((0, 0), None),
         ((7,), None),
@@ -117,6 +125,7 @@ def test_150_classes_get_a_weight_each() -> None:
         ({"train": ((64, 64),)}, 4),
         ({"processes": 3}, 9),
         ({"processes": 2, "memory": 3 * GIB}, 6),
+        ({"processes": 2, "memory": 4 * GIB}, 8),  # which each of the two has
         ({"processes": 16}, 16),
     ],
 )
@@ -150,6 +159,16 @@ def test_without_a_budget_evaluations_take_no_more_than_a_tenth() -> None:
     assert values["train.eval_every"] == 0
     values, _ = chosen(seen(val=((320, 480),) * 1000))  # larger than train: once on the way
     assert values["train.eval_every"] == 353
+    values, reasons = chosen(seen(val=((8, 8),)), "train.steps=3")  # as many as evaluations
+    assert values["train.eval_every"] == 0 and "few steps" in reasons["train.eval_every"]
+
+
+@pytest.mark.parametrize(("step", "every"), [(None, 250), (2.0, 30), (6.5, 10), (0.001, 1000)])
+def test_a_kill_costs_a_minute_as_far_as_that_is_not_too_often(
+    step: float | None, every: int
+) -> None:
+    budget = None if step is None else (900.0, Pace(step, 1.0))
+    assert chosen(ROADS, "train.steps=500", budget=budget)[0]["train.save_every"] == every
 
 
 PACE = Pace(step=2.0, evaluation=10.0, saving=1.0, before=40.0)
@@ -230,7 +249,7 @@ def test_times_are_told_by_two_digits() -> None:
     times = {0.0451: "0.045 s", 2.04: "2 s", 12.4: "12 s", 98: "98 s", 100: "1.7 minutes"}
     times |= {840: "14 minutes", 5400: "90 minutes", 6000: "1.7 hours", 86400: "24 hours"}
     assert {seconds: duration(seconds) for seconds in times} == times
-    assert expected(Pace(1.2, 20.0), 610, 3) == (
-        "about 13 minutes: 610 steps of 1.2 s, 3 evaluations of 20 s"
+    assert expected(Pace(1.2, 60.0), 610, 3) == (
+        "about 15 minutes: 610 steps of 1.2 s, 3 evaluations of 60 s"
     )
     assert expected(Pace(0.1, 2.0), 20, 1).endswith("20 steps of 0.1 s, 1 evaluation of 2 s")

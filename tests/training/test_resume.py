@@ -25,6 +25,7 @@ from segdeform.segmenter import load
 from segdeform.training.loop import train
 from segdeform.training.plan import Plan, check_resumable
 from segdeform.training.result import TrainResult
+from segdeform.training.start import refuse_start
 from tests.training.conftest import ReporterThat, send, tiny_config
 
 CONFIG = tiny_config(steps=2, save_every=1, ema_decay=0.5)
@@ -265,3 +266,12 @@ def test_the_rates_of_an_older_run_are_those_of_its_stride(
     del record["config"]["model"]["aspp_rates"]
     with pytest.raises(ConfigError, match=rf"model\.aspp_rates is .* now and was \[{old}\]"):
         check_resumable(plan, record)
+
+
+def test_a_weight_file_that_is_gone_stops_only_who_begins(shapes: Path, tmp_path: Path) -> None:
+    gone = CONFIG.model.model_copy(update={"weights": str(tmp_path / "gone.safetensors")})
+    config, run = CONFIG.model_copy(update={"model": gone}), tmp_path / "run"
+    with pytest.raises(ModelError, match="is missing"):
+        refuse_start(config, shapes, run, resume=True)
+    (run / "checkpoints" / "step-00000001").mkdir(parents=True)
+    refuse_start(config, shapes, run, resume=True)

@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,18 @@ def test_choices_are_told_written_and_exact(roads: Path, tmp_path: Path, draft: 
     assert _train(config, roads, tmp_path / "again") == weights
 
 
+def test_what_is_seen_is_of_the_right_split(draft: Draft) -> None:
+    splits = {
+        "train": SimpleNamespace(pixels=(5, 6), sizes=((1, 2),)),
+        "val": SimpleNamespace(pixels=(7, 8), sizes=((3, 4), (5, 6))),
+    }
+    dataset: Any = SimpleNamespace(classes=("a", "b"))
+    report: Any = SimpleNamespace(split=splits.get)
+    found = settling._look(draft, dataset, report, torch.device("cpu"), 2)
+    assert (found.pixels, found.train, found.val) == ((5, 6), ((1, 2),), ((3, 4), (5, 6)))
+    assert (found.classes, found.processes, found.no_weights) == (("a", "b"), 2, "")
+
+
 def test_a_resumed_run_never_chooses_again(
     roads: Path, tmp_path: Path, draft: Draft, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +191,7 @@ def _paced(pace: Pace, tried: list[Plan]) -> Callable[..., Pace]:
 
     def try_out(plan: Plan, began: float, patience: float) -> Pace:
         real = trial.try_out(plan, began, patience)
+        assert patience == 15.0  # a quarter of the minute
         assert min(real.step, real.evaluation, real.saving, real.before) > 0
         assert not (plan.run / "checkpoints").exists()  # thrown away
         tried.append(plan)
