@@ -62,7 +62,8 @@ def earlier_sources(output: Path) -> dict[str, str]:
         noted = {
             entry["name"]: str(identity(Path(entry["picture"])))
             for entry in (done if isinstance(done, list) else [])
-            if isinstance(entry, dict) and {"name", "picture"} <= entry.keys()
+            if isinstance(entry, dict)
+            and all(isinstance(entry.get(key), str) for key in ("name", "picture"))
         }
     masks = output / "masks"
     whole = (path for path in masks.rglob("*.png") if not is_temporary(path.name))

@@ -9,9 +9,11 @@ A line that a kill cut short counts as not written. Of several lines of a name t
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -80,19 +82,26 @@ def read_done(output: Path) -> dict[str, Done]:
     for entry in _lines(output / PREDICTIONS):
         try:
             given = entry["input"]
+            shares = {name: float(share) for name, share in entry["shares"].items()}
+            if not all(map(math.isfinite, shares.values())):
+                continue
             done = Done(
                 source=Path(entry["picture"]),
                 name=str(entry["name"]),
                 size=(int(entry["size"][0]), int(entry["size"][1])),
-                shares=dict(entry["shares"]),
+                shares=shares,
                 frames=int(entry["frames"]),
-                input=InputFile(**given) if given else None,
+                input=_input(given) if given else None,
                 settings=str(entry["settings"]),
             )
-        except (KeyError, TypeError, ValueError, IndexError):
-            continue
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError):
+            continue  # edited by somebody
         found[done.name] = done
     return found
+
+
+def _input(given: Mapping[str, Any]) -> InputFile:
+    return InputFile(int(given["bytes"]), int(given["mtime_ns"]), str(given["sha256"]))
 
 
 def read_failures(output: Path) -> dict[str, str]:
@@ -138,7 +147,9 @@ def _append(path: Path, line: str) -> None:
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":  # a kill cut the line before
                 line = f"\n{line}"
-            os.write(descriptor, line.encode())
+            content = line.encode()
+            if os.write(descriptor, content) < len(content):  # the disk is full
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from segdeform.files.lock import run_lock, shared_lock
 from segdeform.prediction import picture, records
 from segdeform.prediction import predict as module
 from segdeform.prediction.picture import settings_of
+from segdeform.prediction.place import earlier_sources
 from segdeform.prediction.predict import Shard, predict
 from segdeform.prediction.records import (
     Done,
@@ -149,6 +151,56 @@ def test_a_line_that_was_cut_short_is_not_believed(counted: Any, tmp_path: Path)
     assert list(read_done(out)) == ["00", "01", "p"]
     assert predict(segmenter, [pictures], out).kept == 2
     assert len(seen) == 4 and names(path)[-1] == "02"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("size", "[1e999, 1]"),
+        ("frames", "1e999"),
+        ("shares", '{"red": NaN}'),
+        ("shares", "5"),
+        ("input", '{"bytes": 1e999, "mtime_ns": 1, "sha256": ""}'),
+        ("input", "[5]"),
+    ],
+)
+def test_a_line_that_was_edited_is_not_believed(
+    counted: Any, tmp_path: Path, key: str, value: str
+) -> None:
+    segmenter, seen = counted
+    pictures, out = folder_of(tmp_path / "in", 2), tmp_path / "out"
+    predict(segmenter, [pictures], out)
+    whole = tree(out)
+    path = out / "predictions.jsonl"
+    lines = path.read_text().splitlines()
+    edited = json.dumps({**json.loads(lines[0]), key: "HERE"}).replace('"HERE"', value)
+    other = edited.replace('"name": "00"', '"name": "another"')
+    path.write_text(f"{edited}\n{lines[1]}\n{other}\n")
+    assert predict(segmenter, [pictures], out).kept == 1
+    assert len(seen) == 3 and tree(out) == whole
+
+
+def test_a_summary_that_was_edited_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.png").touch()
+    done = [{"name": [], "picture": "p"}, {"name": "a", "picture": 5}, {"name": "a"}, 7]
+    summary = {"format": "segdeform-prediction", "done": done}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert earlier_sources(tmp_path) == {"a": ""}
+
+
+def test_a_line_that_a_full_disk_cut_short_is_told(tmp_path: Path) -> None:
+    done = Done(Path("p"), "p", (1, 1), {"red": 1.0})
+    add_done(tmp_path, done)
+    size = (tmp_path / "predictions.jsonl").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
+    try:
+        with pytest.raises(ResourceError, match="cannot be written"):
+            add_done(tmp_path, Done(Path("q"), "q", (1, 1), {"red": 1.0}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read_done(tmp_path) == {"p": done}
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -158,7 +158,11 @@ def _lines(path: Path) -> list[str]:
 def _of_values(lines: list[str], path: Path) -> LabelNames:
     """Reads rows of a mask value and its name, as Roboflow writes them below a heading."""
     entries: dict[int, str] = {}
-    for row in csv.reader(lines):
+    try:
+        rows = list(csv.reader(lines))
+    except csv.Error as error:
+        raise DataError(f"{path}: the class list cannot be read: {error}") from error
+    for row in rows:
         cells = [cell.strip() for cell in row]
         if len(cells) == 2 and cells[0].isdecimal() and int(cells[0]) < 1 << 16 and cells[1]:
             entries[int(cells[0])] = cells[1]

@@ -294,7 +294,7 @@ def _rows(path: Path) -> list[tuple[int, tuple[str, str]]]:
     first = next((line for line in text.splitlines() if line.strip()), "")
     mark = next((mark for mark in "\t;," if mark in first), ",")
     rows = []
-    for number, cells in enumerate(csv.reader(text.splitlines(), delimiter=mark), start=1):
+    for number, cells in enumerate(_cells(text, mark, path), start=1):
         cells = [cell.strip() for cell in cells]
         if not any(cells):
             continue
@@ -304,6 +304,13 @@ def _rows(path: Path) -> list[tuple[int, tuple[str, str]]]:
     if not rows:
         raise DataError(f"{path}: lists no pair")
     return rows
+
+
+def _cells(text: str, mark: str, path: Path) -> list[list[str]]:
+    try:
+        return list(csv.reader(text.splitlines(), delimiter=mark))
+    except csv.Error as error:
+        raise DataError(f"{path}: the list of pairs cannot be read: {error}") from error
 
 
 def _existing(text: str, folder: Path | None, listing: Path) -> Path | None:

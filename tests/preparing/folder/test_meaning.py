@@ -232,6 +232,8 @@ def test_a_list_of_values_as_annotation_services_write_it(tmp_path: Path) -> Non
     (root / "m" / "_classes.csv").write_text("Pixel Value,Class\n0,unlabeled\n1,a\n2,b\n")
     assert prepared(root).record["classes"] == ["a", "b"]
     assert_labels(root, [IGNORE, 0, 1], 3)
+    (root / "m" / "_classes.csv").write_text(f'0,"{200_000 * "x"}"\n1,a\n')
+    assert any("cannot be read" in line for line in prepared(root).record["guessed"])
 
 
 def test_names_as_labelme_lists_them_and_a_list_that_differs(tmp_path: Path) -> None:

@@ -190,6 +190,7 @@ def test_a_list_of_pairs_alone(tmp_path: Path) -> None:
         ("b.jpg,x1.png,3\n", "line 1"),
         ("", "lists no pair"),
         ("\xff\xfe", "cannot be read"),
+        (f'"{200_000 * "x"}",y', "cannot be read"),
     ],
 )
 def test_lists_that_are_wrong_name_the_line(tmp_path: Path, content: str, message: str) -> None:
