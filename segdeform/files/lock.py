@@ -109,8 +109,11 @@ def _open_locked(folder: Path, kind: int = fcntl.LOCK_EX) -> int:
                 _acquire(descriptor, folder, kind)
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
                     if kind == fcntl.LOCK_EX:
-                        os.ftruncate(descriptor, 0)
-                        os.pwrite(descriptor, json.dumps(_identity()).encode(), 0)
+                        # Only for the messages of others; who has work to write meets the full
+                        # disk there, and says so.
+                        with suppress(OSError):
+                            os.ftruncate(descriptor, 0)
+                            os.pwrite(descriptor, json.dumps(_identity()).encode(), 0)
                     return descriptor
             except BaseException:
                 os.close(descriptor)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -135,3 +136,14 @@ def test_nobody_is_let_in_before_the_first_has_begun(
         with shared_lock(tmp_path, lambda: begun.append("second")):
             assert (tmp_path / ".lock").read_bytes() == b" " + written  # it names the first one
     assert begun == ["first"] and not (tmp_path / ".lock").exists()
+
+
+def test_a_full_disk_does_not_hinder_a_lock_nor_leave_one(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with run_lock(tmp_path / "run"), pytest.raises(RunLockedError), run_lock(tmp_path / "run"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
