@@ -130,3 +130,9 @@ def test_names_that_only_a_careful_reader_tells_apart_are_one(tmp_path: Path) ->
     found = find_images([tmp_path], earlier={"a": str(tmp_path.resolve() / "a.jpg")})
     assert [path.name for path, _ in found.pictures] == ["a.jpg", "e\u0301.png"]
     assert [path.name for path, _ in found.collisions] == ["A.png", "\u00e9.jpg"]
+    touch(tmp_path, "b.png", "B.jpg")
+    named, earlier = (
+        [tmp_path / "b.png", tmp_path / "B.jpg"],
+        {"B": str(tmp_path.resolve() / "B.jpg")},
+    )
+    assert find_images(named, earlier=earlier).pictures == [(tmp_path / "B.jpg", "B")]
