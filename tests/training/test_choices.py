@@ -125,7 +125,7 @@ def test_150_classes_get_a_weight_each() -> None:
         ({"train": ((64, 64),)}, 4),
         ({"processes": 3}, 9),
         ({"processes": 2, "memory": 3 * GIB}, 6),
-        ({"processes": 2, "memory": 4 * GIB}, 8),  # which each of the two has
+        ({"processes": 2, "memory": 6 * GIB}, 8),  # which each of the two has
         ({"processes": 16}, 16),
     ],
 )
