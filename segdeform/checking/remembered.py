@@ -28,6 +28,7 @@ _HEADER = f"segdeform-check {_FORMAT} {__version__} pillow-{PIL.__version__}"
 # A file that was written this shortly before it was read can change again unseen: the time stamps
 # of some file systems are that coarse. Its content is compared next time.
 _SETTLED_NS = 2_000_000_000
+_LARGEST = 2**33  # bytes; what is no picture is refused by its first bytes, however large
 
 
 @dataclass(frozen=True)
@@ -112,5 +113,5 @@ def _load(path: Path) -> dict[str, _Entry]:
 
 
 def _is_worth_a_hash(path: Path) -> bool:
-    """Whether it is a file at all: reading a FIFO would wait for ever."""
-    return path.is_file()
+    """Whether it is a file, which a FIFO is not, and none that would take minutes to read."""
+    return path.is_file() and path.stat().st_size <= _LARGEST

@@ -107,6 +107,7 @@ def predict(
         _list("left out, as masks of an earlier prediction", [str(path) for path in summary.own])
         several = [f"{d.source} ({d.frames})" for d in summary.done if d.frames > 1]
         _list("only the first of several frames or pages was predicted", several)
+        _list("warning", [f"{d.source}: {d.note}" for d in summary.done if d.note])
         if summary.earlier:
             print(f"{_count(summary.earlier, 'mask')} of earlier predictions lie there as well")
         if overlays and summary.done:

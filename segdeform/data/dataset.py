@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -104,6 +105,11 @@ class Dataset:
                 f"than {read.channels}, as the model's pictures have"
             )
         return read
+
+    def names_sha256(self) -> str:
+        """Returns the SHA-256 of the names of the pictures, in order."""
+        names = "".join(f"{sample.name}\n" for sample in self.samples)
+        return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
 
     def without_masks(self) -> Dataset:
         """Returns the pictures alone."""

@@ -66,8 +66,14 @@ def split_texts(content: Mapping[Any, Any], source: Path, split: str) -> list[st
     if fold and int(fold[2]) <= len(folds):
         index = int(fold[2]) - 1
         return folds[:index] + folds[index + 1 :] if fold[1] else [folds[index]]
+    if fold and not folds:
+        raise MissingSplitError(
+            f"{source}: no split '{split}': the data set has no folds; segdeform prepare folder "
+            "--folds K writes them"
+        )
     if split not in SPLIT_KEYS:
-        known = (*SPLIT_KEYS, *(f"fold{number + 1}" for number in range(len(folds))))
+        there = [name for name in SPLIT_KEYS if any(content.get(key) for key in _keys(name))]
+        known = (*there, *(f"fold{number + 1}" for number in range(len(folds))))
         raise MissingSplitError(f"{source}: no split '{split}'.{nearest(split, known)}")
     value = next((content[key] for key in _keys(split) if content.get(key)), None)
     if value is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -251,13 +250,12 @@ def predict_sample(
 
 def counting_protocol(dataset: Dataset, counts: Counts, boundary_width: float) -> dict[str, Any]:
     """States what the numbers depend on beside the network, nothing that differs between runs."""
-    names = "".join(f"{sample.name}\n" for sample in dataset.samples)
     return {
         "dataset": dataset.name,
         "root": dataset.root.resolve().name,
         "split": dataset.split,
         "pictures": len(dataset),
-        "names_sha256": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest(),
+        "names_sha256": dataset.names_sha256(),
         "labels_sha256": counts.truth_sha256,
         "label_space": _label_space(dataset),
         **_reading(dataset),

@@ -26,7 +26,7 @@ from segdeform.data.image_io import MASK_SUFFIXES, PICTURE_SUFFIXES, read_mask
 from segdeform.data.layout import common_suffix, files_by_name
 from segdeform.errors import DataError, InterruptedByUserError, UsageError
 from segdeform.evaluation.boundary import BOUNDARY_WIDTH
-from segdeform.evaluation.counts import Tally
+from segdeform.evaluation.counts import Counts, Tally
 from segdeform.evaluation.evaluate import Evaluation, counting_protocol
 from segdeform.files.manifest import sha256
 from segdeform.machine.processes import ALONE
@@ -74,6 +74,7 @@ def score_folders(
         if progress is not None:
             progress(index + 1, len(dataset))
     counts = tally.gather(ALONE)
+    _refuse_black_and_white(truth, dataset, counts)
     protocol = counting_protocol(dataset, counts, boundary_width) | {
         "predictions": predictions.resolve().name,
         "predictions_sha256": digest.hexdigest(),
@@ -87,6 +88,18 @@ def score_folders(
     }
     names = tuple(sample.name for sample in dataset.samples)
     return Evaluation(dataset.classes, names, counts, protocol, timing), dataset
+
+
+def _refuse_black_and_white(truth: Path, dataset: Dataset, counts: Counts) -> None:
+    """Raises DataError where the masks are most likely of 0 and 255, whose 255 is not scored."""
+    true, said = counts.matrix.sum(axis=1), counts.matrix.sum(axis=0)
+    only_first = true[0] > 0 and not true[1:].any()
+    if dataset.label_map is None and only_first and said[1:].any() and counts.void.any():
+        raise DataError(
+            f"{truth}: the masks hold only 0 and {max(dataset.void)}, which is not scored. If it "
+            "means the second class, say so by --classes FILE.yaml with names: [ground, object] "
+            f"and label_mapping: {{0: 0, {max(dataset.void)}: 1}}"
+        )
 
 
 def label_pair(
@@ -122,6 +135,11 @@ def pair_label_maps(
     for folder in (truth, predictions):
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder")
+    if _summary(truth) is not None:
+        raise UsageError(
+            f"{truth}: is what predict wrote, and stands in the place of the masks: the order is "
+            "TRUTH PREDICTIONS"
+        )
     ours = _summary(predictions)
     place = predictions / "masks" if ours is not None else predictions
     masks, found = _label_maps(truth), _label_maps(place)
@@ -157,6 +175,8 @@ def _label_maps(folder: Path) -> dict[str, Path]:
     if not named:
         others = sum(map(len, files_by_name(folder, PICTURE_SUFFIXES).values()))
         hint = f"; {others} pictures of other kinds, as JPEG, cannot be" if others else ""
+        if find_data_yaml(folder) is not None:
+            hint = "; it is a data set: give its folder of masks, or use segdeform eval"
         raise DataError(f"{folder}: holds no label map (PNG, TIFF, BMP, GIF or PGM){hint}")
     for first, *doubles in named.values():
         if doubles:

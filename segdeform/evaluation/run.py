@@ -27,7 +27,7 @@ from segdeform.evaluation.evaluate import (
 from segdeform.evaluation.examples import choose_examples
 from segdeform.evaluation.report import render_report
 from segdeform.evaluation.result import write_evaluation
-from segdeform.evaluation.split import load_split, refuse_other_classes
+from segdeform.evaluation.split import load_split, refuse_other_classes, trained_on
 from segdeform.evaluation.submission import (
     label_map_path,
     label_map_writer,
@@ -89,6 +89,11 @@ def run_evaluation(
             if peers.first_here:
                 report = check_sound([dataset], progress=partial(shown, "checking"), say=say)
                 labelled = any(report.splits[0].pixels)
+                if say is not None and (known := trained_on(segmenter, dataset, data)):
+                    say(
+                        f"warning: {known} of {len(dataset)} pictures were trained on: the score "
+                        "is not that of new ones"
+                    )
         if not peers.share(labelled):  # a test split of placeholders is one without masks
             dataset = dataset.without_masks()
             check_wanted(dataset, wanted)

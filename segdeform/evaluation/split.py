@@ -31,6 +31,26 @@ def load_split(
     return dataset.as_read_by(segmenter.value_range, segmenter.bands)
 
 
+def trained_on(segmenter: Segmenter, dataset: Dataset, data: Path | None) -> int:
+    """Counts the pictures of a split that the model was trained on, as far as it can be told.
+
+    The model keeps a sum over the names of its training pictures: they are known where the split
+    that it names still lists the same.
+    """
+    record = segmenter.info.get("training", {}).get("pictures", {}).get("train", {})
+    if not isinstance(record, dict) or record.get("dataset") != dataset.name:
+        return 0
+    try:
+        root = data_root(dataset.name, data)
+        trained = load_dataset(dataset.name, root, str(record.get("split")))
+    except (DataError, UsageError):
+        return 0
+    if trained.names_sha256() != record.get("names_sha256"):
+        return 0
+    seen = {sample.image.resolve() for sample in trained.samples}
+    return sum(sample.image.resolve() in seen for sample in dataset.samples)
+
+
 def refuse_other_classes(classes: tuple[str, ...], dataset: Dataset) -> None:
     """Raises DataError unless the model's classes are the data set's, in the same order."""
     theirs = dataset.classes

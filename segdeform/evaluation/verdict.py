@@ -14,7 +14,8 @@ from segdeform.evaluation.evaluate import Evaluation
 _ALL_SHOWN = 8  # classes, up to which a line has the IoU of each; beyond, those that are lowest
 _LOWEST = 5
 _NAMED = 5  # classes that were never predicted
-ADVICE = "try more steps (train.steps) or weights for rare classes (train.class_weights=auto)"
+MORE_STEPS = "try more steps (train.steps, or --minutes)"
+OR_WEIGHTS = " or weights for rare classes (train.class_weights=auto)"
 
 
 def score_line(evaluation: Evaluation) -> str:
@@ -45,8 +46,11 @@ def never_predicted(evaluation: Evaluation) -> tuple[int, ...]:
     return tuple(int(k) for k in ((truth > 0) & (predicted == 0)).nonzero()[0])
 
 
-def warnings(evaluation: Evaluation) -> Iterator[str]:
-    """Yields a line where classes were never predicted, with what to try."""
+def warnings(evaluation: Evaluation, weighted: bool = False) -> Iterator[str]:
+    """Yields a line where classes were never predicted, with what to try.
+
+    `weighted`: the training has class weights already.
+    """
     lost = never_predicted(evaluation)
     if not lost:
         return
@@ -55,5 +59,6 @@ def warnings(evaluation: Evaluation) -> Iterator[str]:
     if len(lost) > _NAMED:
         named.append(f"{len(lost) - _NAMED} more")
     classes = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+    advice = MORE_STEPS if weighted else f"{MORE_STEPS}{OR_WEIGHTS}"
     were = f"class {classes} was" if len(lost) == 1 else f"classes {classes} were"
-    yield f"{were} never predicted (shares are of the scored pixels): {ADVICE}"
+    yield f"{were} never predicted (shares are of the scored pixels): {advice}"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeform.callbacks import Stop
+from segdeform.checking.facts import picture_facts
 from segdeform.data.channels import shown_colours
 from segdeform.data.depth import as_json
 from segdeform.data.image_io import count_frames, image_size, write_image, write_index_png
@@ -28,6 +29,7 @@ from segdeform.segmenter import Segmenter
 from segdeform.version import __version__
 
 _ROWS = 256  # rows counted at a time
+_DARK = 64  # of 255; a quarter of the range, as 14 bits use of 16
 
 
 class Task(NamedTuple):
@@ -43,6 +45,7 @@ class Seen(NamedTuple):
     image: Picture | None  # [H, W, C]; None: too large to be read beside others
     frames: int
     input: InputFile
+    note: str = ""  # what a person should know of it
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,27 @@ def read_picture(job: Job, task: Task, limit: int | None = None) -> Seen:
         image = None
         if limit is None or height * width <= limit:
             image = segmenter.read(source)
-        return Seen(image, count_frames(source, segmenter.bands), input_file(source))
+        note = "" if image is None else _too_dark(source, image, segmenter)
+        return Seen(image, count_frames(source, segmenter.bands), input_file(source), note)
     except SegdeformError as error:
         raise _failure(source, error) from error
     except OSError as error:
         raise PartialFailureError(f"cannot be read: {error.strerror}") from error
+
+
+def _too_dark(source: Path, image: Picture, segmenter: Segmenter) -> str:
+    """Says where a picture of more than 8 bits uses so little of its range that it is nearly black.
+
+    Then its white is most likely another, as of cameras with 12 bits.
+    """
+    if segmenter.value_range is not None or image.max() >= _DARK:
+        return ""
+    facts = picture_facts(source, segmenter.bands)
+    if not facts.spans or not facts.white:
+        return ""
+    top = max(high for _, high in facts.spans)
+    white = (1 << int(top).bit_length()) - 1
+    return f"holds values up to {top:g} of {facts.white}: --value-range 0,{white} if that is white"
 
 
 def label_picture(
@@ -124,7 +143,8 @@ def write_outputs(job: Job, task: Task, seen: Seen, labels: NDArray[np.uint8]) -
     assert image is not None
     shares = _shares(labels, job.segmenter.classes)
     size = (labels.shape[0], labels.shape[1])
-    done = Done(task.source, task.name, size, shares, seen.frames, seen.input, job.settings)
+    facts = (size, shares, seen.frames, seen.input, job.settings, seen.note)
+    done = Done(task.source, task.name, *facts)
     try:
         write_index_png(mask_path(job.output, task.name), labels, palette)
         if job.overlays:

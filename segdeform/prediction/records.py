@@ -47,6 +47,7 @@ class Done:
     frames: int = 1  # frames or pages in the file; the first one was predicted
     input: InputFile | None = None
     settings: str = ""  # of the model and how it was used, `settings_digest`
+    note: str = ""  # what a person should know of it
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""
@@ -93,6 +94,7 @@ def read_done(output: Path) -> dict[str, Done]:
                 frames=int(entry["frames"]),
                 input=_input(given) if given else None,
                 settings=str(entry["settings"]),
+                note=str(entry.get("note", "")),
             )
         except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError):
             continue  # edited by somebody

@@ -278,11 +278,15 @@ def _eval_every(config: Config, seen: Seen, pace: Pace | None) -> tuple[int, str
         return 0, "at the end only: " + (
             "another would take more than a tenth of the time" if not count else "few steps"
         )
-    return -(-train.steps // (count + 1)), f"{count} scores on the way, beside that of the end"
+    scores = "1 score" if count == 1 else f"{count} scores"
+    return -(-train.steps // (count + 1)), f"{scores} on the way, beside that of the end"
 
 
 def _save_every(pace: Pace | None) -> tuple[int, str]:
     if pace is None:
-        return TrainConfig().save_every // 4, "steps are lost at most where a training is killed"
+        return (
+            TrainConfig().save_every // 4,
+            "steps that a kill costs at most",
+        )
     every = int(np.clip(_LOST / max(pace.step, 1e-9), 10, 1000))
     return every, f"about {duration(every * pace.step)} are lost where a training is killed"

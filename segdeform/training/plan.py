@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -194,12 +193,11 @@ def default_workers(device: torch.device) -> int:
 
 
 def _fingerprint(dataset: Dataset) -> dict[str, Any]:
-    names = "".join(f"{sample.name}\n" for sample in dataset.samples)
     return {
         "dataset": dataset.name,
         "split": dataset.split,
         "pictures": len(dataset),
-        "names_sha256": hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest(),
+        "names_sha256": dataset.names_sha256(),
         "classes": list(dataset.classes),
         **({"value_range": as_json(dataset.value_range)} if dataset.value_range else {}),
         **({"bands": list(dataset.bands)} if dataset.bands else {}),

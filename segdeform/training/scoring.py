@@ -73,8 +73,9 @@ def score_last_checkpoint(plan: Plan, state: TrainState) -> Evaluation:
 def show_scores(plan: Plan, log: RunLog | None, step: int, evaluation: Evaluation) -> None:
     """Reports the scores and, where there is a log, writes them into it."""
     plan.reporter.message(f"step {step}: {plan.val_set.split} {score_line(evaluation)}")
-    for warning in warnings(evaluation):
-        plan.reporter.message(f"warning: {warning}")
+    if 2 * step > plan.config.train.steps:  # before, it means nothing yet
+        for warning in warnings(evaluation, plan.config.train.class_weights is not None):
+            plan.reporter.message(f"warning: {warning}")
     if log is not None:
         log.evaluation(step, evaluation.scores, evaluation.classes)
 

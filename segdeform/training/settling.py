@@ -37,6 +37,7 @@ from segdeform.training.run_folder import checkpoint_folders, holds_run
 from segdeform.training.trial import try_out
 
 _LONG_WARM_UP = 10_000  # steps: what a trial learns must not run away
+_FEW_STEPS = 60
 _SHARE_OF_TRIAL = 0.25  # of a time budget that a trial may take
 
 
@@ -145,6 +146,17 @@ def _tell(choices: list[Choice], say: Say) -> None:
     say("chosen for this data set and this machine; --set KEY=VALUE decides otherwise:")
     for choice in choices:
         say(f"  {choice.key}={json.dumps(choice.value)}: {choice.reason}")
+    values = values_of(choices)
+    if values.get("model.weights") == "none":
+        say(
+            "warning: without ImageNet's weights the training begins with random ones and needs "
+            "several times the steps; --set model.weights=FILE starts from a file"
+        )
+    if 0 < values.get("train.steps", 0) < _FEW_STEPS:
+        say(
+            f"warning: {values['train.steps']} steps teach little, least of all rare classes: give "
+            "more time (--minutes)"
+        )
 
 
 def _look(

@@ -159,3 +159,12 @@ def test_nothing_is_written_into_the_data_set_and_gone_files_are_forgotten(
     checked(root)
     (path,) = cache.rglob("*.json")
     assert b"a.png" in path.read_bytes() and b"c.png" not in path.read_bytes()
+
+
+def test_a_file_that_is_far_too_large_is_not_read_for_its_sum(root: Path) -> None:
+    """Else the check of a sparse terabyte would take an hour to say that it is no picture."""
+    path = root / "train" / "images" / "a.png"
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    (finding,) = checked(root).findings
+    assert (finding.kind, finding.file) == ("unreadable", path)

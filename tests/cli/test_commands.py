@@ -108,6 +108,9 @@ def test_eval_prints_a_table_and_writes_only_where_told(
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     printed = command("eval", run, "--data", shapes, "--threads", 1)
+    assert "trained on" not in printed.err
+    seen = command("eval", run, "--data", shapes, "--split", "train").err
+    assert "warning: 6 of 6 pictures were trained on" in seen
     assert printed.code == 0
     assert "crescent" in printed.out and "mIoU" in printed.out
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before

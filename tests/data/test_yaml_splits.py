@@ -190,6 +190,13 @@ def test_folds_are_splits(tmp_path: Path) -> None:
         assert list(names(tmp_path, f"fold{number}")) == fold
         rest = [name for other in folds for name in other if other is not fold]
         assert list(names(tmp_path, f"except-fold{number}")) == rest
+    content = (tmp_path / "data.yaml").read_text()
+    (tmp_path / "data.yaml").write_text(
+        "\n".join(line for line in content.splitlines() if not line.startswith("folds"))
+    )
+    with pytest.raises(MissingSplitError, match="has no folds; segdeform prepare folder --folds"):
+        list_dataset("folder", tmp_path, "fold2")
+    (tmp_path / "data.yaml").write_text(content)
     for split in ("fold4", "except-fold0", "train"):
         with pytest.raises(
             MissingSplitError, match="fold3" if "fold" in split else "no split .train."

@@ -160,6 +160,38 @@ def test_pairs_that_cannot_be_scored_are_named(
         scored(*folders)
 
 
+def test_black_and_white_masks_are_not_scored_as_if_white_were_void(
+    folders: tuple[Path, Path],
+) -> None:
+    truth, said = folders
+    for path in truth.rglob("*.png"):
+        write(path, np.where(np.asarray(Image.open(path)) == 1, 255, 0).astype(np.uint8))
+    with pytest.raises(DataError, match=r"only 0 and 255, which.*label_mapping: {0: 0"):
+        scored(truth, said)
+    classes = truth.parent / "two.yaml"
+    classes.write_text("names: [a, b, c, d]\nlabel_mapping: {0: 0, 255: 1}\n")
+    assert scored(truth, said, classes).protocol["void_pixels"] == 0
+    classes.unlink()
+    for path in said.rglob("*.png"):
+        write(path, np.zeros_like(np.asarray(Image.open(path))))
+    assert scored(truth, said).classes == ("class_0",)  # nobody says that there is a second one
+
+
+def test_exchanged_folders_and_whole_data_sets_are_told(folders: tuple[Path, Path]) -> None:
+    truth, said = folders
+    output = said.parent / "output"
+    output.mkdir()
+    said.rename(output / "masks")
+    (output / "summary.json").write_text('{"format": "segdeform-prediction"}')
+    with pytest.raises(UsageError, match="is what predict wrote"):
+        scored(output, truth)
+    data = truth.parent / "set"
+    data.mkdir()
+    (data / "data.yaml").write_text("names: [a]\ntrain: x.txt\n")
+    with pytest.raises(DataError, match="it is a data set: give its folder of masks"):
+        scored(data, output)
+
+
 def test_folders_that_are_not_there_or_empty(folders: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         scored(folders[0], tmp_path / "nowhere")

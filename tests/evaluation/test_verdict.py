@@ -34,6 +34,8 @@ def test_a_network_that_says_one_class_is_found_out() -> None:
     (line,) = warnings(ALL_ROAD)
     assert line.startswith("class crack (1.60%) was never predicted (shares are of ")
     assert "train.class_weights" in line and "train.steps" in line
+    (other,) = warnings(ALL_ROAD, weighted=True)
+    assert "train.class_weights" not in other and "train.steps" in other
     assert line in " ".join(Page(render_report(ALL_ROAD, colour_map(2), ())).text.split())
 
 

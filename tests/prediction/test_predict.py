@@ -443,6 +443,31 @@ def test_the_range_of_deep_pictures_can_be_given(
         assert f"--value-range {wrong}: expected two numbers" in capsys.readouterr().err
 
 
+def test_deep_pictures_that_would_be_nearly_black_are_told(
+    segmenter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """12 bits in 16 and a model of 8-bit pictures: a sixteenth of the range."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    values = np.zeros((6, 10), np.uint16)
+    values[2:, 3:] = 2900
+    Image.fromarray(values).save(folder / "deep.png")
+    Image.fromarray(values * 16).save(folder / "whole.png")
+    Image.fromarray((values // 256).astype(np.uint8)).save(folder / "night.png")
+    monkeypatch.setattr("segdeform.segmenter.load", lambda *_: segmenter)
+    monkeypatch.setattr("segdeform.model_folder.refuse_missing_model", lambda path: None)
+    words = ["predict", "model", str(folder), "--output", str(tmp_path / "out")]
+    for _ in range(2):  # what was kept is told again
+        assert main(words) == 0
+        told = [text for text in capsys.readouterr().out.splitlines() if "warning" in text]
+        assert told == [
+            f"warning: {folder / 'deep.png'}: holds values up to 2900 of 65535: "
+            "--value-range 0,4095 if that is white"
+        ]
+    assert main([*words, "--value-range", "0,4095"]) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
 class ByBrightness(nn.Module):
     """Calls pixels red that are lighter than half."""
 

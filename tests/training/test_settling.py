@@ -218,6 +218,7 @@ def test_a_time_budget_sets_the_steps_and_nothing_else(
     assert config.train.steps == int(38.6 / (3.5 + 1 / 17)) == 10
     assert tried[0].config.data.crop == (48, 64) and tried[0].config.train.warmup_steps > 1000
     assert any(text.startswith("  train.steps=10: 1 minute") for text in reporter.messages)
+    assert any(text.startswith("warning: 10 steps teach little") for text in reporter.messages)
     assert _train(config, roads, tmp_path / "again") == weights  # the trial left no trace
     monkeypatch.setattr(settling, "try_out", _never)
     reporter = ReporterThat()
