@@ -52,7 +52,8 @@ def _print(comparison: Comparison) -> None:
         scores = (shown_score(row.first), shown_score(row.second))
         table.add_row(escape(row.name), *scores, change, _interval(row))
     Console().print(table)
-    print("* can be told from noise: the interval of the change leaves 0 out")
+    if any(row.clear for row in comparison.classes):
+        print("* can be told from noise: the interval of the change leaves 0 out")
     lost = [image for image in comparison.images if image.change < 0]
     gained = [image for image in reversed(comparison.images) if image.change > 0]
     _print_images("lost most", lost)

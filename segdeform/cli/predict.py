@@ -117,7 +117,7 @@ def predict(
     if summary.failed:
         raise PartialFailureError(
             f"{_count(len(summary.failed))} of {len(summary.failed) + len(summary.done)} failed; "
-            f"the reasons are in {output / 'summary.json'}"
+            f"the reasons are in {output / 'failures.jsonl'}"
         )
 
 

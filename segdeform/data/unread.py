@@ -45,8 +45,8 @@ _KINDS = {
     Unread("video", "save the frames as PNG or JPEG: ffmpeg -i IN frame-%05d.png"): (
         ".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv"
     ),
-    Unread("drawing", _EXPORTS): ".psd .psb .xcf .kra .svg .pdf .eps .ai .afphoto",
-    Unread("other picture", _EXPORTS): (
+    Unread("drawings", _EXPORTS): ".psd .psb .xcf .kra .svg .pdf .eps .ai .afphoto",
+    Unread("pictures of other programs", _EXPORTS): (
         ".tga .pcx .sgi .dds .ico .icns .jxr .wdp .pfm .ppf .qoi .ras .xbm .xpm .fpx .btf .tf8"
     ),
     Unread("archive", "unpack them"): ".zip .tar .gz .tgz .7z .rar .bz2 .xz",

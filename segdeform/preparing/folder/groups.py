@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from segdeform.data.dataset import Sample
-from segdeform.data.image_io import opened
+from segdeform.data.image_io import deep_samples, opened
 from segdeform.errors import DataError, ResourceError, UnsafeInputError, UsageError
 
 _NUMBERED = re.compile(r"(.*?)(\d{1,12})")
@@ -176,9 +177,20 @@ def _differences(paths: Sequence[Path]) -> tuple[float, float]:
     return (float(np.median(near)), float(np.median(far))) if near and far else (np.inf, 0.0)
 
 
+def _stretched(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+    """Shrinks a picture of more than 8 bits, its highest value white: few files use all of them."""
+    grey = values.astype(np.float32).reshape(*values.shape[:2], -1).mean(axis=2)
+    grey = np.nan_to_num(grey, nan=0.0, posinf=0.0, neginf=0.0)
+    small = cv2.resize(grey, (_SMALL, _SMALL), interpolation=cv2.INTER_AREA)
+    return np.asarray(small * (255 / max(float(small.max()), 1e-9)), np.float32)
+
+
 def _thumbnail(path: Path) -> npt.NDArray[np.float32] | None:
     try:
         with opened(path) as image:
+            samples = deep_samples(image, path)
+            if samples is not None:
+                return _stretched(samples.values)
             image.draft("L", (4 * _SMALL, 4 * _SMALL))
             grey = image.convert("L").resize((_SMALL, _SMALL), Image.Resampling.BOX)
             return np.asarray(grey, np.float32)

@@ -32,6 +32,7 @@ from segdeform.preparing.folder.order import Order
 RECORD = "prepare.json"
 YAML = "data.yaml"
 _MAKER = "segdeform prepare folder"
+_LONGEST = 60  # letters of an argument that are told
 
 
 # Of another of these, what lies in a folder is another data set.
@@ -77,7 +78,12 @@ def refuse_output(order: Order) -> list[str]:
                 f"{order.output}: was prepared of other {key} ({before.get(key)}, now {now[key]}); "
                 "choose another --output, or remove it"
             )
-    return [f"{key} was {before.get(key)}, is {now.get(key)}" for key in other]
+    return [f"{key}: {_shown(before.get(key))} -> {_shown(now.get(key))}" for key in other]
+
+
+def _shown(value: Any) -> str:
+    text = "not given" if value is None else str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def work_room(root: Path) -> Path:

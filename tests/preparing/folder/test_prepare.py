@@ -212,7 +212,7 @@ def test_an_output_of_other_sources_is_refused_and_of_other_options_written_anew
     (tmp_path / "out" / "run").mkdir()
     (tmp_path / "out" / "run" / "mine").write_text("kept")
     again = prepare_folder(Order(tmp_path / "out", images, masks, classes="road,crack"))
-    assert again.changed and "classes was None, is road,crack" in again.otherwise
+    assert again.changed and "classes: not given -> road,crack" in again.otherwise
     assert load_dataset("folder", tmp_path / "out", "val").classes == ("road", "crack")
     assert sorted(contents(tmp_path / "out")) == [
         *("data.yaml", "prepare.json", "run/mine", "train.txt", "val.txt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,20 @@ def test_numbered_pictures_that_are_unrelated_are_no_video(tmp_path: Path, drift
     samples = frames(tmp_path, [f"photo{number}" for number in range(count)], drift)
     found = groups_of_frames(samples, 5, lambda done, total: None)
     assert all(len(group) == 1 for group in found.members) and not found.told
+
+
+@pytest.mark.parametrize("drift", [0.0, 2.0])
+def test_pictures_of_twelve_bits_are_looked_at_as_others_are(tmp_path: Path, drift: float) -> None:
+    """As 8-bit pictures they are nearly black, or white, and all alike."""
+    samples = frames(tmp_path, [f"slice{number}" for number in range(40)], drift)
+    for sample in samples:
+        grey = np.asarray(Image.open(sample.image).convert("L")).astype(np.uint16) * 16
+        sample.image.unlink()
+        Image.fromarray(grey).save(sample.image.with_suffix(".png"))
+    deep = [replace(sample, image=sample.image.with_suffix(".png")) for sample in samples]
+    found = groups_of_frames(deep, 5, lambda done, total: None)
+    assert bool(found.told) is (drift > 0)
+    assert max(map(len, found.members)) == (8 if drift else 1)
 
 
 def test_pictures_that_cannot_be_read_prove_nothing(tmp_path: Path) -> None:
