@@ -178,7 +178,7 @@ def test_pictures_of_twelve_bits_are_looked_at_as_others_are(tmp_path: Path, dri
     """As 8-bit pictures they are nearly black, or white, and all alike."""
     samples = frames(tmp_path, [f"slice{number}" for number in range(40)], drift)
     for sample in samples:
-        grey = np.asarray(Image.open(sample.image).convert("L")).astype(np.uint16) * 16
+        grey = np.asarray(Image.open(sample.image).convert("L")).astype(np.uint16) * 8 + 1500
         sample.image.unlink()
         Image.fromarray(grey).save(sample.image.with_suffix(".png"))
     deep = [replace(sample, image=sample.image.with_suffix(".png")) for sample in samples]
