@@ -15,7 +15,6 @@ row of windows starts.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -33,6 +32,7 @@ from segdeform.config.schema import EvalConfig
 from segdeform.errors import InterruptedByUserError, NotFiniteError, ResourceError
 from segdeform.machine.memory import memory_that_ended
 from segdeform.models.deeplab import DeepLab
+from segdeform.windows import Band, Window, bands, gaussian, starts
 
 # A picture beyond either limit is tiled even where options.tile is 0.
 WHOLE_LIMIT = 2**24  # pixels
@@ -44,15 +44,6 @@ _MANY_WINDOWS = 500  # for one picture, from which on the user is told
 _ACCUMULATOR_BYTES = 2**29  # bounds the blended scores in work, whatever K and the width are
 
 _log = logging.getLogger(__name__)
-
-
-class Window(NamedTuple):
-    """A rectangle of the picture, pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 class Block(NamedTuple):
@@ -179,8 +170,8 @@ def _blocks(
     """Yields finished scores that together cover the picture, each pixel once."""
     height, width = size
     tile = _tile(model, read, size, options)
-    tops, tile_height = _starts(height, tile, options.overlap), min(tile, height)
-    lefts, tile_width = _starts(width, tile, options.overlap), min(tile, width)
+    tops, tile_height = starts(height, tile, options.overlap), min(tile, height)
+    lefts, tile_width = starts(width, tile, options.overlap), min(tile, width)
     first = Window(0, 0, tile_height, tile_width)
     scores = _scores(model, read(first), options)  # [K, tile_height, tile_width]
     if len(tops) == len(lefts) == 1:
@@ -190,14 +181,14 @@ def _blocks(
     columns = _ACCUMULATOR_BYTES // (4 * scores.shape[0] * tile_height)
     del scores
     _tell_of_many_windows(len(tops) * len(lefts), (tile_height, tile_width), size)
-    profile = _gaussian if options.blend == "gaussian" else torch.ones
+    profile = gaussian if options.blend == "gaussian" else torch.ones
     weight = profile(tile_height)[:, None] * profile(tile_width)  # [tile_height, tile_width]
 
     def window_scores(window: Window) -> Tensor:
         found = known.pop(window, None)
         return _scores(model, read(window), options) if found is None else found
 
-    for left, right in _bands(lefts, width, columns):
+    for left, right in bands(lefts, width, columns):
         band = Band(left, right, weight)
         for top, next_top in zip(tops, [*tops[1:], height], strict=True):
             for x in lefts:
@@ -233,54 +224,6 @@ def _too_large(
     return bytes_a_class * int(model(probe).logits.shape[1]) > WHOLE_BYTES
 
 
-class Band:
-    """A band of columns of a tiled picture: windows are blended in, finished rows leave at the top.
-
-    Windows are added row by row, the rows of a picture from the top down.
-    """
-
-    def __init__(
-        self,
-        left: int,
-        right: int,  # column after the last
-        weight: Tensor,  # [tile_height, tile_width] of a window's pixels
-    ) -> None:
-        self.left, self.right = left, right
-        self.weight = weight
-        self.total: Tensor | None = None  # [K, tile_height, columns] weighted scores
-        self.share: Tensor | None = None  # [tile_height, columns] sums of the weights
-
-    def meets(self, x: int) -> bool:
-        """Tells whether a window with its left side at column x reaches into the band."""
-        return x < self.right and x + self.weight.shape[1] > self.left
-
-    def add(
-        self,
-        x: int,
-        scores: Tensor,  # [K, tile_height, tile_width]
-    ) -> None:
-        """Blends in a window whose left side is at column x of the picture."""
-        if self.total is None or self.share is None:
-            self.weight = self.weight.to(scores.device)
-            rows, columns = self.weight.shape[0], self.right - self.left
-            self.total = scores.new_zeros(scores.shape[0], rows, columns)
-            self.share = scores.new_zeros(rows, columns)
-        begin, end = max(x, self.left), min(x + self.weight.shape[1], self.right)
-        mine, its = slice(begin - self.left, end - self.left), slice(begin - x, end - x)
-        self.total[:, :, mine].addcmul_(scores[:, :, its], self.weight[:, its])
-        self.share[:, mine] += self.weight[:, its]
-
-    def finish(self, count: int) -> Tensor:  # [K, count, columns]
-        """Takes out the scores of the upper `count` rows; those below move up."""
-        assert self.total is not None and self.share is not None  # a window reaches every row
-        done = self.total[:, :count] / self.share[:count]
-        for rows in (self.total, self.share[None]):
-            kept = rows[:, count:].clone()
-            rows.zero_()
-            rows[:, : kept.shape[1]] = kept
-        return done
-
-
 def _scores(
     model: nn.Module,
     window: Tensor,  # [1, C, h, w] float32, 0..1
@@ -314,33 +257,6 @@ def _resize(images: Tensor, size: list[int]) -> Tensor:
     if list(images.shape[2:]) == size:
         return images
     return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def _starts(size: int, tile: int, overlap: float) -> list[int]:
-    """Places windows of `tile` pixels along a side; the last one ends where the side ends."""
-    if size <= tile:
-        return [0]
-    stride = max(1, round(tile * (1 - overlap)))
-    return [min(i * stride, size - tile) for i in range(math.ceil((size - tile) / stride) + 1)]
-
-
-def _bands(lefts: list[int], width: int, columns: int) -> list[tuple[int, int]]:
-    """Cuts the width at windows' left sides into bands of about `columns` pixels at most.
-
-    Windows across a cut are computed for both bands, the price of memory that does not grow with
-    the number of classes times the width.
-    """
-    if len(lefts) == 1 or columns >= width:
-        return [(0, width)]
-    cuts = lefts[:: max(1, columns // lefts[1])]
-    return list(zip(cuts, [*cuts[1:], width], strict=True))
-
-
-def _gaussian(size: int) -> Tensor:  # [size], 1 in the middle, exp(-2) = 0.14 at the ends
-    """Weighs the pixels of a window by their distance from its middle, sigma a quarter of it."""
-    middle = (size - 1) / 2
-    distance = (torch.arange(size, dtype=torch.float32) - middle) / (size / 4)
-    return torch.exp(-0.5 * distance.square())
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segdeform import inference
+from segdeform import inference, windows
 from segdeform.config.schema import EvalConfig
 from segdeform.errors import NotFiniteError, ResourceError
 from segdeform.inference import logits, predict_labels
@@ -137,7 +137,7 @@ def test_bands_change_memory_but_no_bit(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_band_is_met_by_the_windows_that_have_columns_of_it() -> None:
-    band = inference.Band(10, 20, torch.ones(3, 4))
+    band = windows.Band(10, 20, torch.ones(3, 4))
     common = {x for x in range(40) if {*range(x, x + 4)} & {*range(10, 20)}}
     assert {x for x in range(40) if band.meets(x)} == common
 
@@ -267,7 +267,7 @@ def test_work_in_hand_does_not_grow_with_the_picture(monkeypatch: pytest.MonkeyP
     options = EvalConfig(tile=16, overlap=0.25)
     covered = torch.zeros(100, 300)
 
-    def read(window: inference.Window) -> Tensor:
+    def read(window: windows.Window) -> Tensor:
         top, left, height, width = window
         return image[None, :, top : top + height, left : left + width]
 
