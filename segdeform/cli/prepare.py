@@ -133,7 +133,7 @@ def prepare(
         bool,
         typer.Option(
             "--keep-empty",
-            help="Annotations: pictures without any are background, instead of left out.",
+            help="Pictures without a mask or annotation are background, instead of left out.",
             rich_help_panel=_RAW,
         ),
     ] = False,
@@ -293,7 +293,9 @@ def _print_prepared(prepared: Prepared) -> None:
             names = [Path(f["file"] if isinstance(f, dict) else f).name for f in files]
             more = ", ..." if len(names) > _NAMES_SHOWN else ""
             shown = ", ".join(names[:_NAMES_SHOWN])
-            print(f"left out: {len(files)} {key} ({shown}{more})")
+            bare = key == "pictures without a mask"
+            hint = "; --keep-empty takes them as background" if bare else ""
+            print(f"left out: {len(files)} {key} ({shown}{more}){hint}")
     for line in record["unread"]:
         print(f"left out: {line}")
     for line in record["guessed"]:

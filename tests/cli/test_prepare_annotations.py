@@ -132,7 +132,7 @@ def test_each_failure_has_its_code_and_one_line(
         (good, ("--values", "0:a,1:b"), 2, "--values is for masks"),
         (good, ("--partial", "--keep-empty"), 2, "exclude each other"),
         (good, ("--line-width", "0"), 2, "--line-width 0"),
-        (None, ("--keep-empty",), 2, "--keep-empty is for annotations"),
+        (None, ("--partial",), 2, "--partial is for annotations"),
         (None, ("--line-width", "3"), 2, "--line-width is for annotations"),
     ):
         file.write_text(content or "")

@@ -31,7 +31,6 @@ def are_annotations(order: Order) -> bool:
     for_masks = {"--values": order.values, "--threshold": order.threshold}
     for_shapes = {
         "--partial": order.partial,
-        "--keep-empty": order.keep_empty,
         "--line-width": order.line_width,
     }
     for option, value in (for_masks if found else for_shapes).items():

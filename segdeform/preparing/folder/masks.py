@@ -92,7 +92,9 @@ def read_masks(order: Order, source: MaskSource, work: Path, progress: Steps) ->
         meaning = Meaning(source.drawn.names, palette=source.drawn.palette)
     else:
         meaning = _understood(order, samples, seen)
-    meaning = replace(meaning, told=(*source.told, *meaning.told))
+    # Empty masks that are written beside others need the same values in all of them.
+    rewrite = meaning.rewrite or (order.keep_empty and source.drawn is None)
+    meaning = replace(meaning, told=(*source.told, *meaning.told), rewrite=rewrite)
     pixels = np.array([_class_pixels(look, meaning) for look in kept_looks], np.int64)
     if meaning.rewrite:
         shown = partial(progress, "writing masks")

@@ -30,7 +30,7 @@ class Order:
     values: str | None = None  # 0:background,255:crack
     threshold: int | None = None  # grey from which on a blurred mask is white
     partial: bool = False  # of annotations: pixels of no shape are not scored
-    keep_empty: bool = False  # of annotations: pictures without any are background
+    keep_empty: bool = False  # pictures without a mask or an annotation are background
     line_width: float | None = None  # pixels; of annotations: how wide lines are drawn
     seed: int = 0
     mode: Mode = "refer"
@@ -43,6 +43,8 @@ class Order:
             raise UsageError(f"--test {self.test:g}: with --split, a share below 1 of the pictures")
         if self.line_width is not None and not 0 < self.line_width <= _WIDEST:
             raise UsageError(f"--line-width {self.line_width:g}: pixels, up to {_WIDEST}")
+        if self.keep_empty and self.pairs is not None:
+            raise UsageError("--keep-empty: a list of pairs has no pictures without a mask")
         if self.folds == 1 or self.folds < 0:
             raise UsageError(f"--folds {self.folds}: two or more, or 0 for none")
 

@@ -18,13 +18,14 @@ from segdeform.checking import Report, check, list_splits
 from segdeform.data.unread import unread_below
 from segdeform.errors import InterruptedByUserError, SegdeformError, UsageError
 from segdeform.files.lock import run_lock
+from segdeform.preparing.folder.empty import with_background
 from segdeform.preparing.folder.groups import (
     Groups,
     groups_by_pattern,
     groups_of_frames,
     with_copies_together,
 )
-from segdeform.preparing.folder.masks import Labelled, MaskSource, find_masks, read_masks
+from segdeform.preparing.folder.masks import MASKS, Labelled, MaskSource, find_masks, read_masks
 from segdeform.preparing.folder.order import Order
 from segdeform.preparing.folder.split import Deal, deal, refuse_few, told_lacking
 from segdeform.preparing.folder.write import (
@@ -85,6 +86,12 @@ def _prepared(
         shutil.rmtree(work, ignore_errors=True)
         source = find_masks(order, work, progress)
         labelled = read_masks(order, source, work, progress)
+        if order.keep_empty and source.drawn is None and order.images is not None:
+            shown = partial(progress, "writing masks")
+            bare = source.pairing.without_mask
+            labelled = with_background(
+                labelled, bare, order.images, work / MASKS, order.workers, shown
+            )
         groups = _groups(order, labelled, progress)
         splits, folds, told = _dealt(order, labelled, groups)
         record = _record(order, source, labelled, splits, folds, told)
@@ -164,6 +171,7 @@ def _record(
     """Returns what prepare.json says beside the arguments."""
     pairing = source.pairing
     shares = _shares(labelled.pixels)
+    used = {sample.image for sample in labelled.samples}
     return {
         "paired_by": pairing.rule or "the same name",
         "pictures": len(pairing.samples) + len(pairing.without_mask),
@@ -176,7 +184,9 @@ def _record(
         "split_by": list(told),
         "unread": unread_below(order.images) if order.images else [],
         "left_out": {
-            "pictures without a mask": [str(path) for path in pairing.without_mask],
+            "pictures without a mask": [
+                str(path) for path in pairing.without_mask if path not in used
+            ],
             "masks without a picture": [str(path) for path in pairing.without_picture],
             "files of one name": [str(path) for path in pairing.double],
             "pairs that cannot be used": [

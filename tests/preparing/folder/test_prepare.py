@@ -100,6 +100,37 @@ def test_copies_and_hard_links(tmp_path: Path, mode: str) -> None:
     assert names(moved).keys() == {"train", "val"}
 
 
+@pytest.mark.parametrize("values", [(0, 255), (1, 0, 2), (255, 0)])
+@pytest.mark.parametrize("mode", ["refer", "copy"])
+def test_pictures_without_a_mask_can_be_background(
+    tmp_path: Path, values: tuple[int, ...], mode: str
+) -> None:
+    """As roads without a crack, whose masks nobody drew; whatever values the other masks have."""
+    bare = NAMES[1::3]
+    images, masks = raw_folders(tmp_path / "raw", NAMES, values, "{}_mask", without=bare)
+    put_picture(images / "broken.jpg", 99)
+    (images / "broken.jpg").write_bytes(b"no picture")
+    before = contents(tmp_path / "raw")
+    order = Order(tmp_path / "ready", images, masks, keep_empty=True, mode=mode)  # type: ignore[arg-type]
+    record = prepare_folder(order).record
+    assert record["pairs"] == len(NAMES)
+    assert record["left_out"]["pictures without a mask"] == [str(images / "broken.jpg")]
+    (unusable,) = record["left_out"]["pairs that cannot be used"]
+    assert unusable["file"] == str(images / "broken.jpg")
+    assert any(f"{len(bare)} pictures without a mask are taken as" in t for t in record["guessed"])
+    found = {}
+    for split in ("train", "val"):
+        dataset = load_dataset("folder", tmp_path / "ready", split)
+        for index, sample in enumerate(dataset.samples):
+            found[Path(sample.name).stem] = read_pair(dataset, index)[1]
+    assert found.keys() == {Path(name).stem for name in NAMES}
+    for name in NAMES:
+        labels = found[Path(name).stem]
+        assert labels.any() == (name not in bare) and labels.shape == (6, 9)
+    assert contents(tmp_path / "raw") == before
+    assert not prepare_folder(order).changed
+
+
 def test_split_and_seed_depend_on_names_alone(tmp_path: Path) -> None:
     images, masks = raw_folders(tmp_path / "a", NAMES)
     prepare_folder(Order(tmp_path / "one", images, masks, seed=1))
