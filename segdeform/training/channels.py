@@ -105,7 +105,8 @@ def _measured(plan: Plan) -> Statistics:
             check_sound((plan.train_set, plan.val_set))  # lists all that is wrong
             raise
     shape = (peers.size, *counts.shape)
-    statistics = statistics_of(peers.gather(counts).reshape(shape).sum(0))
+    counts = peers.gather(counts).reshape(shape).sum(0)
+    statistics = statistics_of(counts)
     shown = (", ".join(f"{number:.4g}" for number in numbers) for numbers in statistics)
     plan.reporter.message(
         "data.mean [{}] and data.std [{}] are measured: of {} training pictures".format(

@@ -100,6 +100,18 @@ def test_a_run_writes_out_channels_mean_and_deviation(
     np.testing.assert_allclose(network.std.flatten(), std, rtol=1e-6)
 
 
+def test_a_channel_that_says_nothing_is_told(data: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(data, tmp_path / "data")
+    for path in root.glob("train/images/*.tif"):
+        stored = tifffile.imread(path)
+        stored[..., BANDS[3]] = 77
+        tifffile.imwrite(path, stored, photometric="minisblack", planarconfig="contig")
+    stop = ReporterThat(1, send(signal.SIGTERM))
+    with pytest.raises(StoppedError):
+        run_training(config(), root, tmp_path / "run", reporter=stop)
+    assert "warning: channel 3 has the same value everywhere" in stop.messages
+
+
 def test_a_stopped_training_goes_on_with_the_same_bits_and_does_not_measure_again(
     data: Path, trained: tuple[Path, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
