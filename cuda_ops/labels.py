@@ -26,10 +26,13 @@ def enlarged_labels(
     in float32. It has no gradient.
 
     Raises:
-        ValueError: K is not from 1 to 255, or maps of that stride have another size.
+        ValueError: K is not from 1 to 255, maps of that stride have another size, or there is no
+            such stride or picture.
     """
     if maps.dim() != 4 or not 1 <= maps.shape[1] <= MOST_CLASSES:
         raise ValueError(f"maps must be [N, 1 to 255 classes, h, w], not {tuple(maps.shape)}")
+    if stride < 1 or min(size) < 1:
+        raise ValueError(f"a stride of {stride}, a picture of {size[0]}x{size[1]}: 1 is the least")
     expected = tuple((side - 1) // stride + 1 for side in size)
     if tuple(maps.shape[2:]) != expected:
         raise ValueError(

@@ -21,8 +21,8 @@ _USABLE = 0.7  # of what is free: the rest is for the loader, the state and what
 def bytes_of_crop(config: Config, classes: int) -> int:
     """Estimates what each crop of a batch takes in training, bytes; takes no memory itself.
 
-    Counted is what the forward pass keeps for the backward pass, in float32: of two crops, less
-    that of one, so that weights do not count.
+    Counted is what the forward pass keeps for the backward pass, in float32: of three crops, less
+    that of two, so that weights do not count. BatchNorm refuses a single crop of one value.
     """
     config = fit_to_crop(config)
     with torch.device("meta"):
@@ -31,8 +31,8 @@ def bytes_of_crop(config: Config, classes: int) -> int:
     if config.train.freeze_bn:
         freeze_batch_norm(network.backbone)
     network.train()
-    one, two = (_kept_bytes(network, count, config.data.crop) for count in (1, 2))
-    return int(_BACKWARD * (two - one))
+    two, three = (_kept_bytes(network, count, config.data.crop) for count in (2, 3))
+    return int(_BACKWARD * (three - two))
 
 
 def _kept_bytes(network: DeepLab, count: int, crop: tuple[int, int]) -> int:

@@ -115,6 +115,8 @@ def test_the_kernel_serves() -> None:
         ((1, 256, 4, 4), 4, (16, 16), "1 to 255 classes"),
         ((1, 3, 4, 4), 4, (17, 16), "are 5x4, not 4x4"),
         ((1, 3, 4, 4), 4, (16, 12), "are 4x3, not 4x4"),
+        ((1, 3, 4, 4), 0, (4, 4), "a stride of 0"),
+        ((1, 3, 0, 4), 4, (0, 16), "a picture of 0x16"),
     ],
 )
 def test_maps_that_do_not_fit_are_refused(
@@ -126,3 +128,11 @@ def test_maps_that_do_not_fit_are_refused(
         native = torch.ops.segdeform.enlarged_labels
         with pytest.raises(RuntimeError, match="enlarged_labels"):
             native(torch.zeros(shape), stride, *size)
+
+
+@pytest.mark.skipif(not labels._NATIVE, reason="enlarging by so much needs the memory")
+@pytest.mark.parametrize("stride", [100, 2**31 + 1, 2**62, 2**63 - 1])
+@pytest.mark.parametrize("size", [(1, 1), (3, 40)])
+def test_a_stride_far_wider_than_the_picture(stride: int, size: tuple[int, int]) -> None:
+    maps = torch.tensor([0.5, 2.0, 1.0]).view(1, 3, 1, 1)
+    assert torch.equal(enlarged_labels(maps, stride, size), torch.ones(1, *size).byte())

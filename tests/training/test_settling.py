@@ -329,3 +329,16 @@ def _really_kept(config: Any, freeze: bool) -> int:
             labels = torch.zeros(count, *config.data.crop, dtype=torch.long)
             outputs.append(torch.nn.functional.cross_entropy(scores, labels))
     return sum(kept[1].values()) - sum(kept[0].values())
+
+
+@pytest.mark.parametrize("crop", [[16, 16], [16, 48]])
+def test_a_crop_of_few_values_takes_memory_too(crop: list[int]) -> None:
+    """Which BatchNorm would not normalise alone."""
+    config = load_config("camvid", [f"data.crop={crop}", "train.freeze_bn=false"])
+    small, large = (bytes_of_crop(_cropped(config, factor), 3) for factor in (1, 4))
+    assert 0 < 4 * small < large < 20 * small
+
+
+def _cropped(config: Any, factor: int) -> Any:
+    crop = tuple(factor * side for side in config.data.crop)
+    return config.model_copy(update={"data": config.data.model_copy(update={"crop": crop})})

@@ -102,6 +102,9 @@ struct LabelTask {
   uint8_t* labels;                 // [N, H, W]
   int64_t classes, rows, columns;  // K, h, w
   int64_t stride, height, width;   // H and W: rows and columns times the stride, or a little less
+
+  // Pixels of a row that one value may have: a stride may be far wider than the picture.
+  int64_t phases() const { return stride < width ? stride : width; }
 };
 
 template <typename T>

@@ -49,7 +49,7 @@ Tensor enlarged_labels(const Tensor& maps, int64_t stride, int64_t height, int64
   task.stride = stride, task.height = height, task.width = width;
   const auto& kernel = kernels<float>();
   const int64_t elements = kernel.label_scratch(task);
-  parallel_units(maps.size(0) * task.rows, task.classes * stride * width,
+  parallel_units(maps.size(0) * task.rows, task.classes * task.phases() * width,
                  [&](int64_t begin, int64_t end) {
                    const Buffer<float> scratch(elements);
                    for (int64_t unit = begin; unit < end; ++unit)

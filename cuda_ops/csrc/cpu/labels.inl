@@ -10,20 +10,20 @@ template <typename T>
 struct LabelScratch {
   int64_t columns;  // of a row, rounded up to whole vectors
   T* row;           // [1 + columns + kLanes] scores of one class, what lies left of them first
-  T* best;          // [stride, columns]
-  T* label;         // [stride, columns] as numbers of T, exact for 255 classes
+  T* best;          // [phases, columns]
+  T* label;         // [phases, columns] as numbers of T, exact for 255 classes
 
   LabelScratch(const LabelTask<T>& t, T* memory)
       : columns((t.columns + kLanes<T> - 1) / kLanes<T> * kLanes<T>),
         row(memory),
         best(row + columns + 2 * kLanes<T>),
-        label(best + t.stride * columns) {}
+        label(best + t.phases() * columns) {}
 };
 
 template <typename T>
 int64_t label_scratch(const LabelTask<T>& t) {
   const LabelScratch<T> s(t, nullptr);
-  return s.columns + 2 * kLanes<T> + 2 * t.stride * s.columns;
+  return s.columns + 2 * kLanes<T> + 2 * t.phases() * s.columns;
 }
 
 // Where pixel `phase` of a value lies between values: weight of the later one, and whether the
@@ -58,7 +58,7 @@ SEGDEFORM_INLINE void blend_rows(const LabelTask<T>& t, const T* upper, const T*
 template <typename T>
 SEGDEFORM_INLINE void compete(const LabelTask<T>& t, int64_t k, const LabelScratch<T>& s) {
   const Vec<T> name = Vec<T>{} + T(k);
-  for (int64_t phase = 0; phase < t.stride; ++phase) {
+  for (int64_t phase = 0; phase < t.phases(); ++phase) {
     const Between<T> place = between<T>(phase, t.stride);
     const T* left = s.row + 1 - place.back;
     T *best = s.best + phase * s.columns, *label = s.label + phase * s.columns;
@@ -93,8 +93,8 @@ void label_rows(const LabelTask<T>& t, int64_t unit, T* scratch) {
       compete(t, k, s);
     }
     uint8_t* out = t.labels + (image * t.height + row * t.stride + y) * t.width;
-    for (int64_t phase = 0; phase < t.stride; ++phase)
-      for (int64_t i = 0, x = phase; x < t.width; ++i, x += t.stride)
+    for (int64_t phase = 0; phase < t.phases(); ++phase)
+      for (int64_t i = 0, x = phase; x < t.width; ++i, x += t.phases())
         out[x] = uint8_t(s.label[phase * s.columns + i]);
   }
 }
