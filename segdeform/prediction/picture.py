@@ -63,8 +63,8 @@ class Job:
             return False
         if entry.source != task.source or not is_same_file(task.source, entry.input):
             return False
-        there = mask_path(self.output, task.name).exists()
-        return there and (not self.overlays or overlay_path(self.output, entry).exists())
+        there = mask_path(self.output, task.name).is_file()
+        return there and (not self.overlays or overlay_path(self.output, entry).is_file())
 
 
 def settings_of(segmenter: Segmenter) -> Mapping[str, Any]:

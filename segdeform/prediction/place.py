@@ -18,13 +18,16 @@ from segdeform.prediction.records import FAILURES, PREDICTIONS
 
 FORMAT = "segdeform-prediction"  # how a summary.json of ours is told from anybody else's
 SUMMARY = "summary.json"
-OUTPUTS = ("masks", "overlays", "overview.png", PREDICTIONS, FAILURES, SUMMARY)
+_FOLDERS = ("masks", "overlays")
+_FILES = ("overview.png", PREDICTIONS, FAILURES, SUMMARY)
+OUTPUTS = (*_FOLDERS, *_FILES)
 
 
 def read_summary(folder: Path) -> Mapping[str, Any] | None:
     """Returns what the last prediction into a folder noted; None where there was none."""
+    path = folder / SUMMARY
     try:
-        value = json.loads((folder / SUMMARY).read_bytes())
+        value = json.loads(path.read_bytes()) if path.is_file() else None  # a FIFO never ends
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and value.get("format") == FORMAT else None
@@ -48,6 +51,10 @@ def refuse_foreign(output: Path, inputs: Iterable[Path] = ()) -> None:
             f"{output}: holds {', '.join(present)} from something else than an earlier prediction; "
             "choose another --output"
         )
+    for name in present:
+        what, is_one = ("folder", Path.is_dir) if name in _FOLDERS else ("file", Path.is_file)
+        if not is_one(output / name):
+            raise UsageError(f"{output / name}: is not a {what}; remove it")
 
 
 def earlier_sources(output: Path) -> dict[str, str]:
@@ -66,7 +73,8 @@ def earlier_sources(output: Path) -> dict[str, str]:
             and all(isinstance(entry.get(key), str) for key in ("name", "picture"))
         }
     masks = output / "masks"
-    whole = (path for path in masks.rglob("*.png") if not is_temporary(path.name))
+    files = (path for path in masks.rglob("*.png") if path.is_file())
+    whole = (path for path in files if not is_temporary(path.name))
     names = (path.relative_to(masks).with_suffix("").as_posix() for path in whole)
     return {name: str(noted.get(name, "")) for name in sorted(names)}
 

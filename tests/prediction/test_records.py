@@ -459,3 +459,40 @@ def test_one_writes_and_nothing_is_written_beside_a_giant(
     monkeypatch.setattr(module, "write_outputs", writes)
     monkeypatch.setattr(module, "read_picture", reads)
     assert len(predict(segmenter, [pictures], tmp_path / "out").done) == 6
+
+
+@pytest.mark.parametrize("output", ["masks/01.png", "overlays/01.jpg"])
+@pytest.mark.parametrize("what", ["folder", "fifo"])
+def test_what_took_the_place_of_an_output_is_no_output(
+    counted: Any, tmp_path: Path, output: str, what: str
+) -> None:
+    segmenter, seen = counted
+    pictures, out = folder_of(tmp_path / "in", 3), tmp_path / "out"
+    predict(segmenter, [pictures], out)
+    (out / output).unlink()
+    (out / output).mkdir() if what == "folder" else os.mkfifo(out / output)
+    summary = predict(segmenter, [pictures], out)
+    assert len(seen) == 4 and summary.kept == 2
+    failed = [source.name for source, _ in summary.failed]
+    assert failed == (["01.png"] if what == "folder" else [])
+    assert (out / output).is_dir() == (what == "folder")
+
+
+@pytest.mark.parametrize("name", ["masks", "overview.png", "predictions.jsonl", "failures.jsonl"])
+def test_outputs_that_are_something_else_are_told_first(
+    counted: Any, tmp_path: Path, name: str
+) -> None:
+    segmenter, seen = counted
+    pictures, out = folder_of(tmp_path / "in", 1), tmp_path / "out"
+    predict(segmenter, [pictures], out)
+    (out / name).rename(tmp_path / "away")
+    for kind in (os.mkfifo, Path.touch if name == "masks" else Path.mkdir):
+        kind(out / name)
+        with pytest.raises(UsageError, match=f"{name}: is not a"):
+            predict(segmenter, [pictures], out, overwrite=True)
+        (out / name).rename(tmp_path / kind.__name__)
+    (out / "summary.json").unlink()
+    os.mkfifo(out / "summary.json")  # which nobody ever writes into
+    with pytest.raises(UsageError, match="something else than an earlier prediction"):
+        predict(segmenter, [pictures], out)
+    assert len(seen) == 1
