@@ -52,7 +52,7 @@ done
 say "Tests of the kernels"
 # Compiled graphs would run the C++ compiler itself under the sanitizers.
 "$python" -m pytest -q -p no:cacheprovider -k "not compile" "$@" tests/cuda_ops/test_deform*.py \
-  tests/cuda_ops/test_packing.py
+  tests/cuda_ops/test_labels.py tests/cuda_ops/test_packing.py
 say "Tests of the CUDA kernels as host code"
 export SEGDEFORM_SHIM_FLAGS="-g -fno-omit-frame-pointer -fno-sanitize-recover=all
   -fsanitize=address,undefined,float-cast-overflow"

@@ -219,6 +219,8 @@ def _broken(change: str) -> dict[str, Any]:
             run["segmentation"]["counts"] = [-5, 41 * 53 + 5]
         case "large number":
             run["segmentation"]["counts"] = [10**400]
+        case "far below zero":
+            run["segmentation"]["counts"] = [-(10**400)]
         case "damaged":
             run["segmentation"]["counts"] = "PPo\u00e9"
         case "endless":
@@ -254,6 +256,7 @@ def _broken(change: str) -> dict[str, Any]:
         ("sum", r"annotation 103: its runs do not sum up to the 41 x 53"),
         ("negative", r"annotation 103: .*negative"),
         ("large number", r"annotations\[3\]\.segmentation"),
+        ("far below zero", r"annotations\[3\]\.segmentation"),
         ("damaged", r"annotation 103: .*damaged"),
         ("endless", r"annotation 103: a run that is longer"),
         ("no category", r"annotation 100: there is no category 4"),
