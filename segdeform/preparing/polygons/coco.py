@@ -41,9 +41,7 @@ from segdeform.preparing.polygons.strict_json import Model, parse_json
 # Arrays are made while the file is read: lists of Python's numbers would take ten times the memory.
 _Ring = Annotated[list[float], AfterValidator(lambda numbers: np.array(numbers, np.float64))]
 _LENGTH = 1 << 62
-_Lengths = Annotated[
-    list[Annotated[int, Field(gt=-_LENGTH, lt=_LENGTH)]], AfterValidator(np.array)
-]
+_Lengths = Annotated[list[Annotated[int, Field(gt=-_LENGTH, lt=_LENGTH)]], AfterValidator(np.array)]
 _MOST_DIGITS = 7  # of 5 bits, of one compressed run: 2^35 pixels
 
 
