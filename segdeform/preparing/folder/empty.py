@@ -14,7 +14,8 @@ from segdeform.checking.facts import Facts, picture_facts
 from segdeform.data.dataset import Sample, colour_map
 from segdeform.data.file_lists import name_below
 from segdeform.data.image_io import write_index_png
-from segdeform.preparing.folder.masks import Labelled
+from segdeform.errors import DataError
+from segdeform.preparing.folder.masks import Labelled, name_fault
 from segdeform.preparing.folder.meaning import Meaning
 from segdeform.preparing.side_by_side import each
 
@@ -27,27 +28,46 @@ def with_background(
     workers: int,
     progress: Progress,
 ) -> Labelled:
-    """Adds pictures that have no mask, with one of class 0 alone in FOLDER/NAME.png.
+    """Adds pictures that have no mask, with one of the background alone in FOLDER/NAME.png.
 
-    Those that cannot be read, or have the name of another, are among the bad ones.
+    Those that cannot be read or listed, or have the name of another, are among the bad ones.
+    Raises DataError where no class is known to be the background.
     """
+    if not pictures:
+        return labelled
+    background = labelled.meaning.background()
+    if background is None:
+        classes = ", ".join(labelled.meaning.names)
+        raise DataError(
+            "--keep-empty: no class has the value 0 or the colour black, so that nothing tells "
+            f"which of {classes} is what a picture without a mask shows: call it 'background' "
+            "by --values or --classes, or leave --keep-empty out"
+        )
     samples, pixels = list(labelled.samples), list(labelled.pixels)
     digests, bad = list(labelled.digests), list(labelled.bad)
     taken = {sample.name for sample in samples}
-    write = partial(_background, images=images, folder=folder, meaning=labelled.meaning)
-    for sample, facts in each(write, pictures, workers, progress):
+    listable = []
+    for picture in pictures:
+        if why := name_fault(_name(picture, images), picture):
+            bad.append((picture, why))
+        else:
+            listable.append(picture)
+    write = partial(
+        _background, images=images, folder=folder, meaning=labelled.meaning, background=background
+    )
+    for sample, facts in each(write, listable, workers, progress):
         if facts.problem or sample.name in taken:
             bad.append((sample.image, facts.text or "another picture has its name"))
             continue
         taken.add(sample.name)
         samples.append(sample)
         counts = np.zeros(len(labelled.meaning.names), np.int64)
-        counts[0] = facts.height * facts.width
+        counts[background] = facts.height * facts.width
         pixels.append(counts)
         digests.append(facts.digest)
     added = len(samples) - len(labelled.samples)
     order = sorted(range(len(samples)), key=lambda index: samples[index].name)
-    name = labelled.meaning.names[0]
+    name = labelled.meaning.names[background]
     told = f"{added} pictures without a mask are taken as {name} alone (--keep-empty)"
     return replace(
         labelled,
@@ -60,11 +80,15 @@ def with_background(
 
 
 def _background(
-    picture: Path, images: Path, folder: Path, meaning: Meaning
+    picture: Path, images: Path, folder: Path, meaning: Meaning, background: int
 ) -> tuple[Sample, Facts]:
-    name = name_below(picture.with_suffix(""), images)
+    name = _name(picture, images)
     facts, path = picture_facts(picture), folder / f"{name}.png"
     if facts.problem is None and not path.exists():
-        labels = np.zeros((facts.height, facts.width), np.uint8)
+        labels = np.full((facts.height, facts.width), background, np.uint8)
         write_index_png(path, labels, meaning.palette or colour_map(len(meaning.names)))
     return Sample(name, picture, path), facts
+
+
+def _name(picture: Path, images: Path) -> str:
+    return name_below(picture.with_suffix(""), images)

@@ -162,8 +162,8 @@ def _fault(sample: Sample, pair: PairFacts) -> tuple[Path, str]:
     picture, mask = pair
     path = sample.mask or sample.image
     for name, file in ((sample.name, sample.image), (path.name, path)):
-        if not _can_be_listed(name):
-            return file, f"{file}: its name cannot stand in a list of files; rename it"
+        if why := name_fault(name, file):
+            return file, why
     if picture.problem:
         return sample.image, picture.text
     if mask is None or mask.problem in ("unreadable", "unsafe", "turned-mask"):
@@ -176,9 +176,11 @@ def _fault(sample: Sample, pair: PairFacts) -> tuple[Path, str]:
     return path, ""
 
 
-def _can_be_listed(name: str) -> bool:
-    """Whether a name keeps its letters in a line of a list: no tabs, no spaces at its ends."""
-    return name.isprintable() and name == name.strip()
+def name_fault(name: str, file: Path) -> str:
+    """Says where a name loses letters in a line of a list, as of tabs and of spaces at its ends."""
+    if name.isprintable() and name == name.strip():
+        return ""
+    return f"{file}: its name cannot stand in a list of files; rename it"
 
 
 def _refuse_most(good: int, bad: Sequence[tuple[Path, str]]) -> None:

@@ -24,6 +24,7 @@ from segdeform.preparing.folder.words import (
     told_labels,
     told_values,
 )
+from segdeform.preparing.polygons.annotation import is_background
 
 _FEW_COLOURS = 64  # a person can tell apart
 _BIMODAL = 0.95  # the share of pixels nearly black or white that makes a mask black and white
@@ -50,6 +51,19 @@ class Meaning:
         if self.values is None or (value == IGNORE and IGNORE not in self.values):
             return value
         return self.values[value]
+
+    def background(self) -> int | None:
+        """Returns the class of that name, else that of 0 or of black; None where there is none."""
+        named = [k for k, name in enumerate(self.names) if is_background(name)]
+        if named:
+            return named[0]
+        if self.colours:
+            label = self.colours.get((0, 0, 0), IGNORE)
+        elif self.threshold is None and self.values is not None:
+            label = self.values.get(0, IGNORE)
+        else:
+            label = 0
+        return None if label == IGNORE else label
 
     def table(self) -> dict[int, int]:
         """Returns the class of each mask value, for masks that are written anew."""

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,6 +130,56 @@ def test_pictures_without_a_mask_can_be_background(
         assert labels.any() == (name not in bare) and labels.shape == (6, 9)
     assert contents(tmp_path / "raw") == before
     assert not prepare_folder(order).changed
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "background"),
+    [
+        ((0, 255), {"values": "255:crack,0:road"}, "road"),
+        ((0, 255), {"values": "255:background,0:crack"}, "background"),
+        ((1, 2), {"values": "1:crack,2:background"}, "background"),
+        ((1, 2), {"values": "1:crack,2:road"}, None),
+        ("000000 ff0000", {"values": "ff0000:crack,000000:road"}, "road"),
+        ("0a141e ff0000", {"values": "ff0000:crack,0a141e:road"}, None),
+        ("0a141e ff0000", {}, None),
+    ],
+)
+def test_the_background_is_the_class_of_nothing(
+    tmp_path: Path, values: Any, options: dict[str, str], background: str | None
+) -> None:
+    """And not the one that stands first."""
+    images, masks = raw_folders(tmp_path / "raw", NAMES, (0, 255), without=NAMES[:2])
+    for path in masks.rglob("*.png"):
+        shown = np.array(Image.open(path)) > 0
+        if isinstance(values, str):
+            two = np.array([list(bytes.fromhex(colour)) for colour in values.split()], np.uint8)
+        else:
+            two = np.array(values, np.uint8)
+        Image.fromarray(two[shown.astype(int)]).save(path)
+    order = Order(tmp_path / "ready", images, masks, keep_empty=True, **options)  # type: ignore[arg-type]
+    if background is None:
+        with pytest.raises(DataError, match="--keep-empty: no class has the value 0"):
+            prepare_folder(order)
+        assert not (tmp_path / "ready").exists()
+        return
+    prepare_folder(order)
+    for split in ("train", "val"):
+        dataset = load_dataset("folder", tmp_path / "ready", split)
+        for index, sample in enumerate(dataset.samples):
+            if sample.name in NAMES[:2]:
+                labels = set(read_pair(dataset, index)[1].flat)
+                assert [dataset.classes[label] for label in labels] == [background]
+
+
+def test_an_empty_picture_that_cannot_be_listed_costs_no_other(tmp_path: Path) -> None:
+    images, masks = raw_folders(tmp_path / "raw", NAMES)
+    for odd in ("new\nline", "tab\tstop", " space"):
+        put_picture(images / f"{odd}.png", 77)
+    order = Order(tmp_path / "ready", images, masks, keep_empty=True)
+    record = prepare_folder(order).record
+    assert record["pairs"] == len(NAMES)
+    unusable = record["left_out"]["pairs that cannot be used"]
+    assert len(unusable) == 3 and all("cannot stand in a list" in one["reason"] for one in unusable)
 
 
 def test_split_and_seed_depend_on_names_alone(tmp_path: Path) -> None:
