@@ -71,8 +71,8 @@ def train(
     from segdeform.training.start import refuse_start
 
     draft = load_draft(config, overrides or [])  # before torch's seconds of import
-    if minutes == float("inf"):
-        raise UsageError("--minutes inf: give a number, or leave it out")
+    if minutes is not None and 60 * minutes == float("inf"):  # seconds
+        raise UsageError(f"--minutes {minutes:g}: give a number, or leave it out")
     if minutes is not None and "train.steps" in draft.overridden:
         raise UsageError(
             f"--minutes {minutes:g} and {draft.overridden['train.steps']} contradict each other: "

@@ -5,6 +5,7 @@ Plain functions of what was seen of the data set and of the machine.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -242,7 +243,7 @@ def _steps_in_time(
         left -= _evaluations(left, pace) * pace.evaluation
     elif config.train.eval_every:
         each += pace.evaluation / config.train.eval_every
-    steps = int(left / each)
+    steps = int(min(left / each, sys.maxsize))
     if steps < _LEAST:
         needed = seconds + (_LEAST * each - left) / _MARGIN
         raise UsageError(
@@ -262,7 +263,7 @@ def _steps_in_time(
 
 def _evaluations(seconds: float, pace: Pace) -> int:
     """Returns how many evaluations before the last one are worth their time."""
-    return max(0, min(_EVALUATIONS, int(_EVALUATING * seconds / max(pace.evaluation, 1e-9))))
+    return max(0, int(min(_EVALUATIONS, _EVALUATING * seconds / max(pace.evaluation, 1e-9))))
 
 
 def _eval_every(config: Config, seen: Seen, pace: Pace | None) -> tuple[int, str]:

@@ -285,8 +285,9 @@ class TestBadInput:
         self.refused(command, 3, "Did you mean 'train.lr'?", *words)
         words = [*self.train(config, shapes, tmp_path / "r", "train.steps=9"), "--minutes", 3]
         self.refused(command, 2, "--minutes 3 and --set train.steps=9 contradict", *words)
-        words = [*self.train(config, shapes, tmp_path / "r"), "--minutes", "inf"]
-        self.refused(command, 2, "--minutes inf: give a number", *words)
+        for minutes in ("inf", "1e+308"):  # whose seconds are infinite, too
+            words = [*self.train(config, shapes, tmp_path / "r"), "--minutes", minutes]
+            self.refused(command, 2, f"--minutes {minutes}: give a number", *words)
         assert not (tmp_path / "r").exists()
 
     def test_missing_data_root(self, command: Command, config: Path, tmp_path: Path) -> None:
