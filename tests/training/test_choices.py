@@ -198,7 +198,9 @@ def test_evaluations_that_were_asked_for_are_counted_in() -> None:
 
 @pytest.mark.parametrize("seconds", [36_000.0, 1.7e308])
 def test_more_time_than_the_pictures_are_worth_is_left(seconds: float) -> None:
-    fast = PACE._replace(step=0.01, evaluation=0.0)  # so many steps that a float has no such number
+    fast = Pace(
+        step=0.01, evaluation=0.0, saving=0.0, before=0.0
+    )  # so many steps that a float has no such number
     values, reasons = chosen(ROADS, budget=(seconds, PACE if seconds < 1e300 else fast))
     assert values["train.steps"] == 4 * 705
     assert "160 passes" in reasons["train.steps"]
