@@ -77,7 +77,9 @@ def sum_up(
         else:
             summary.left += 1
     owners = {**earlier, **planned}
-    summary.sources = {name: path for name, path in owners.items() if name not in failed}
+    # Of one that failed, an old mask may be left that nobody may remove.
+    gone = {name for name in failed if not (output / "masks" / f"{name}.png").is_file()}
+    summary.sources = {name: path for name, path in owners.items() if name not in gone}
     summary.earlier = len(earlier.keys() - planned.keys())
     return summary
 

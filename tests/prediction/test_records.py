@@ -496,3 +496,21 @@ def test_outputs_that_are_something_else_are_told_first(
     with pytest.raises(UsageError, match="something else than an earlier prediction"):
         predict(segmenter, [pictures], out)
     assert len(seen) == 1
+
+
+def test_a_mask_that_could_not_be_replaced_stays_that_of_its_picture(
+    counted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder that was read-only for a while."""
+    segmenter, _ = counted
+    pictures, out = folder_of(tmp_path / "in", 2), tmp_path / "out"
+    predict(segmenter, [pictures], out)
+
+    def refuse(*arguments: Any) -> None:
+        raise UsageError("cannot be written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(picture, "write_index_png", refuse)
+        patch.setattr(module, "remove_outputs", lambda output, name: None)
+        assert len(predict(segmenter, [pictures], out, overwrite=True).failed) == 2
+    assert len(predict(segmenter, [pictures], out).done) == 2
