@@ -62,11 +62,14 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def shared_lock(folder: Path, first: Callable[[], None]) -> Iterator[None]:
+def shared_lock(
+    folder: Path, first: Callable[[], None], last: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """Holds FOLDER/.lock side by side with others that share it, against who wants it alone.
 
     Where nobody holds it, `first` is called before anybody else is let in. The last one to leave
-    removes the lock file. Raises as `run_lock` and `first` do.
+    removes the lock file, after `last` where its body did not fail, alone again. Raises as
+    `run_lock`, `first` and `last` do.
     """
     deadline = time.monotonic() + _PATIENCE
     while True:
@@ -88,14 +91,33 @@ def shared_lock(folder: Path, first: Callable[[], None]) -> Iterator[None]:
             ) from error
         time.sleep(0.05)
     _held.add(descriptor)
+    succeeded = False
     try:
         yield
+        succeeded = True
     finally:
-        _held.discard(descriptor)
-        with suppress(OSError):  # also BlockingIOError: others are still at work
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (folder / ".lock").unlink()
-        os.close(descriptor)
+        try:
+            if _is_last(descriptor):
+                try:
+                    if succeeded:
+                        last()
+                finally:
+                    with suppress(OSError):
+                        (folder / ".lock").unlink()
+        finally:
+            _held.discard(descriptor)
+            os.close(descriptor)
+
+
+def _is_last(descriptor: int) -> bool:
+    """Takes a shared lock alone, unless others still hold it."""
+    try:
+        # Given up first: of two that leave at once, one has to get it.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _open_locked(folder: Path, kind: int = fcntl.LOCK_EX) -> int:

@@ -13,13 +13,12 @@ what is left and ends with the files of an unbroken one; several processes can s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from segdeform.callbacks import Progress, Stop
 from segdeform.errors import (
@@ -126,16 +125,17 @@ def predict(
     def end() -> Summary:
         with summing_up(output):
             summary = sum_up(output, found, earlier, job.settings)
-            if not summary.left:
-                _put_in_order(job, tasks)
             if not summary.left and overlays:
                 write_overview(output, summary.done, segmenter.classes, segmenter.palette)
             write_summary(summary, segmenter, outputs, finished=not summary.left)
         return summary
 
-    with _held(output, shard, begin):
+    with _held(output, shard, begin, partial(_put_in_order, job, tasks)):
         done = read_done(output)
-        todo = [task for task in mine if not job.is_done(task, done.get(task.name))]
+        todo = [task for task in mine if overwrite or not job.is_done(task, done.get(task.name))]
+        for entry in (done[task.name] for task in todo if task.name in done):
+            # Of several processes only the first begins with a clean record.
+            add_done(output, replace(entry, input=None, settings=""))
         try:
             _predict_all(job, todo, len(mine), progress, stop)
         except InterruptedByUserError as error:
@@ -159,15 +159,19 @@ def _refuse_nothing(inputs: Sequence[Path], found: Found) -> None:
 
 
 @contextmanager
-def _held(output: Path, shard: Shard, begin: Any) -> Iterator[None]:
-    """Holds the output folder, alone or with the other shards; `begin` is called by the first."""
+def _held(
+    output: Path, shard: Shard, first: Callable[[], None], last: Callable[[], None]
+) -> Iterator[None]:
+    """Holds the output folder, alone or with the other shards; the first and the last of them
+    call what they are given, when nobody else adds to the records."""
     if shard.count > 1:
-        with shared_lock(output, begin):
+        with shared_lock(output, first, last):
             yield
     else:
         with run_lock(output):
-            begin()
+            first()
             yield
+            last()
 
 
 def _clear(job: Job, mine: Sequence[Task], keep: bool) -> None:
@@ -192,7 +196,7 @@ def _put_in_order(job: Job, tasks: Sequence[Task]) -> None:
     names, sources = [task.name for task in tasks], [str(task.source) for task in tasks]
     ours = set(names), set(sources)
     entries = [entry for name, entry in done.items() if name not in ours[0]]
-    entries += [done[name] for name in names if name in done]
+    entries += [done[name] for name in names if name in done and done[name].settings]
     failed = [entry for entry in failures.items() if entry[0] not in ours[1]]
     failed += [(source, failures[source]) for source in sources if source in failures]
     write_anew(job.output, entries, failed)

@@ -231,6 +231,38 @@ def test_shards_do_each_picture_once(counted: Any, tmp_path: Path, count: int) -
     assert not read_failures(out) and len(read_done(out)) == 7
 
 
+def test_a_shard_that_is_not_the_first_overwrites_too(counted: Any, tmp_path: Path) -> None:
+    segmenter, seen = counted
+    pictures, out = folder_of(tmp_path / "in", 5), tmp_path / "out"
+    predict(segmenter, [pictures], out)
+    with open_beside(out):
+        for number in (0, 1):
+            predict(segmenter, [pictures], out, shard=Shard(number, 2), overwrite=True)
+    assert sorted(width for _, width in seen[5:]) == [20, 21, 22, 23, 24]
+    predict(segmenter, [pictures], out)
+    assert names(out / "predictions.jsonl") == ["00", "01", "02", "03", "04"]
+
+
+def test_what_a_shard_does_anew_is_not_done_for_the_others(counted: Any, tmp_path: Path) -> None:
+    """Else one that ends earlier would say that all is finished."""
+    segmenter, _ = counted
+    pictures, out = folder_of(tmp_path / "in", 4), tmp_path / "out"
+    predict(segmenter, [pictures], out)
+    (out / "masks" / "01.png").unlink()
+    left: list[int] = []
+
+    class Beside(Reddest):
+        def forward(self, images: Any) -> Any:
+            segmenter.model = Reddest()
+            left.append(predict(segmenter, [pictures], out, shard=Shard(0, 2)).left)
+            return super().forward(images)
+
+    segmenter.model = Beside()
+    with open_beside(out):
+        assert predict(segmenter, [pictures], out, shard=Shard(1, 2)).left == 0
+    assert left == [1]
+
+
 def test_shards_may_share_a_folder_that_nobody_else_may_have(counted: Any, tmp_path: Path) -> None:
     segmenter, _ = counted
     pictures, out = folder_of(tmp_path / "in", 4), tmp_path / "out"
