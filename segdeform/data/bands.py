@@ -91,6 +91,8 @@ class BandsFile(ImageFile.ImageFile):
             numbers = np.arange(count).reshape(series.shape[:-2])
             found = [series.pages[int(number)] for number in numbers[tuple(place)]]
             pages = tuple(page.aspage() for page in found if page is not None)
+        except MemoryError:
+            raise
         except Exception:  # metadata of any kind, which nobody has to understand
             return ()
         alike = (self.page.shape, self.page.dtype)
