@@ -243,6 +243,27 @@ def test_a_shard_that_is_not_the_first_overwrites_too(counted: Any, tmp_path: Pa
     assert names(out / "predictions.jsonl") == ["00", "01", "02", "03", "04"]
 
 
+def test_a_picture_that_fails_in_a_later_shard_is_no_prediction_any_more(
+    counted: Any, tmp_path: Path
+) -> None:
+    segmenter, _ = counted
+    pictures, out = folder_of(tmp_path / "in", 4), tmp_path / "out"
+    predict(segmenter, [pictures], out)
+    (pictures / "01.png").write_bytes(b"broken")
+    (out / "masks" / "00.png").unlink()
+
+    class Beside(Reddest):
+        def forward(self, images: Any) -> Any:
+            segmenter.model = Reddest()
+            predict(segmenter, [pictures], out, shard=Shard(1, 2))
+            return super().forward(images)
+
+    segmenter.model = Beside()
+    summary = predict(segmenter, [pictures], out, shard=Shard(0, 2))
+    assert [source.name for source, _ in summary.failed] == ["01.png"]
+    assert names(out / "predictions.jsonl") == ["00", "02", "03"]
+
+
 def test_what_a_shard_does_anew_is_not_done_for_the_others(counted: Any, tmp_path: Path) -> None:
     """Else one that ends earlier would say that all is finished."""
     segmenter, _ = counted
