@@ -2,7 +2,7 @@
 
 >>> import segdeform
 >>> segmenter = segdeform.load("runs/mine")
->>> labels = segmenter.predict("street.jpg")  # uint8 [H, W]
+>>> result = segmenter.predict("street.jpg")  # result.labels: uint8 [H, W]
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from cuda_ops.labels import enlarged_labels
 from segdeform.callbacks import Stop
 from segdeform.config.schema import EvalConfig
+from segdeform.data.rasters import Raster
 from segdeform.errors import InterruptedByUserError, NotFiniteError, ResourceError
 from segdeform.machine.memory import memory_that_ended
 from segdeform.models.deeplab import DeepLab
@@ -92,7 +93,7 @@ def logits(
 
 def predict_labels(
     model: nn.Module,
-    image: NDArray[np.uint8],  # [H, W, C]
+    image: Raster,  # [H, W, C]
     options: EvalConfig,
     device: torch.device | str,
     stop: Stop | None = None,  # asked before each window
@@ -112,7 +113,7 @@ def predict_labels(
         # [h, w, C] seen as [C, h, w] is channels-last already, the layout convolutions like best.
         return pixels.permute(2, 0, 1)[None].to(device=device, dtype=torch.float32) / 255
 
-    height, width = image.shape[:2]
+    height, width = image.shape[0], image.shape[1]
     with torch.inference_mode(), _memory_errors(height, width):
         if _labels_at_once(model, read, (height, width), options):
             return _whole_labels(model, read(Window(0, 0, height, width)))

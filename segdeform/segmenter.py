@@ -19,6 +19,7 @@ from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from segdeform.callbacks import Stop
 from segdeform.config.schema import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -27,6 +28,7 @@ from segdeform.config.schema import (
     ModelConfig,
 )
 from segdeform.data.depth import ValueRange, ranges
+from segdeform.data.rasters import Raster
 from segdeform.errors import ConfigError, ModelError, nearest
 from segdeform.files.atomic import write_json
 from segdeform.files.manifest import read_json, replacing_folder
@@ -44,6 +46,7 @@ from segdeform.models.deeplab import DeepLab
 from segdeform.models.deform import deformable_layers
 from segdeform.models.folding import fold_batch_norm
 from segdeform.models.pyramid import fitting_tile, misfit, silence_unreachable_taps
+from segdeform.results.result import Result
 from segdeform.version import __version__
 
 FORMAT_VERSION: Final = 1
@@ -171,8 +174,8 @@ class Segmenter:
         pixels = torch.tensor(self._pixels(image)).permute(2, 0, 1)  # [C, H, W]
         return logits(self.model, pixels.to(self.device, torch.float32) / 255, self.options)
 
-    def predict(self, image: Picture) -> NDArray[np.uint8]:
-        """Computes the class index of every pixel, uint8 [H, W], of a picture.
+    def predict(self, image: Picture) -> Result:
+        """Labels a picture: `result.labels` is the class number of every pixel, uint8 [H, W].
 
         It is a path, a PIL image, or an array of uint8 or uint16: [H, W, C], for RGB also [H, W]
         grey and [H, W, 4], whose alpha is dropped; see `data.arrays.pixels_of`.
@@ -180,9 +183,18 @@ class Segmenter:
         Raises:
             DataError: the file is no readable picture, or the array is of another kind.
         """
+        return self.label(self._pixels(image))
+
+    def label(self, image: Raster, stop: Stop | None = None) -> Result:
+        """Labels a picture [H, W, C] as `read` gives it; `stop()` is asked before each window.
+
+        Raises:
+            NotFiniteError, ResourceError, InterruptedByUserError: see `inference.predict_labels`.
+        """
         from segdeform.inference import predict_labels
 
-        return predict_labels(self.model, self._pixels(image), self.options, self.device)
+        labels = predict_labels(self.model, image, self.options, self.device, stop)
+        return Result(labels, image, self.classes, self.palette)
 
     def _pixels(self, image: Picture) -> NDArray[np.uint8]:  # [H, W, C]
         from segdeform.data.arrays import pixels_of

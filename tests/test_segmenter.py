@@ -209,12 +209,12 @@ def test_pictures_are_given_as_arrays_or_paths(original: Path, tmp_path: Path) -
     segmenter = segdeform.load(str(original), device="cpu")
     image = np.random.default_rng(0).integers(0, 256, (30, 44, 3), dtype=np.uint8)
     Image.fromarray(image).save(tmp_path / "a.png")
-    labels = segmenter.predict(image)
+    labels = segmenter.predict(image).labels
     assert labels.shape == (30, 44) and labels.dtype == np.uint8
     assert np.array_equal(segmenter.predict(tmp_path / "a.png"), labels)
     assert np.array_equal(segmenter.logits(str(tmp_path / "a.png")).argmax(0).numpy(), labels)
     # The average over both flips does not know left from right.
-    assert np.mean(segmenter.predict(image[:, ::-1])[:, ::-1] == labels) > 0.99
+    assert np.mean(segmenter.predict(image[:, ::-1]).labels[:, ::-1] == labels) > 0.99
 
 
 @pytest.mark.parametrize(

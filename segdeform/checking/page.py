@@ -19,7 +19,7 @@ from segdeform.data.image_io import opened
 from segdeform.errors import SegdeformError
 from segdeform.files.atomic import write_text
 from segdeform.files.html import data_uri, page_template
-from segdeform.prediction.outputs import overlay
+from segdeform.results.overlay import overlay
 
 _PICTURED = 6  # findings of a kind that are shown with their pictures
 _SAMPLES = 4  # pairs of a split that are shown whatever is found

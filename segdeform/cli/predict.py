@@ -88,7 +88,7 @@ def predict(
             segmenter,
             inputs,
             output,
-            overlays=overlays,
+            outputs=("masks", "overlays") if overlays else ("masks",),
             overwrite=overwrite,
             shard=Shard(*(share or own_share())),
             progress=shown,

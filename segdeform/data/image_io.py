@@ -248,16 +248,19 @@ def _within(values: IndexValues, highest: int, path: Path) -> IndexValues:
     return values
 
 
-def write_index_png(path: Path, labels: UInt8, palette: Sequence[tuple[int, int, int]]) -> None:
-    """Writes labels uint8 [H, W] as a palette PNG: the indices stay, viewers show the colours.
+def write_index_png(
+    path: Path, labels: IndexValues, palette: Sequence[tuple[int, int, int]]
+) -> None:
+    """Writes labels [H, W]: uint8 as a palette PNG, uint16 as a grey one of 16 bits.
 
-    Index 255 (ignore) is shown in a pale grey. The file appears whole or not at all.
-    Raises ResourceError or UsageError when it cannot be written.
+    The indices stay; of a palette PNG viewers show the colours, 255 (ignore) in a pale grey. The
+    file appears whole or not at all. Raises ResourceError or UsageError when it cannot be written.
     """
-    colors = np.full((256, 3), 224, np.uint8)
-    colors[: len(palette)] = palette
     image = Image.fromarray(labels)
-    image.putpalette(colors.tobytes())
+    if labels.dtype == np.uint8:
+        colors = np.full((256, 3), 224, np.uint8)
+        colors[: len(palette)] = palette
+        image.putpalette(colors.tobytes())
     _save(path, image, "PNG")
 
 

@@ -14,13 +14,14 @@ from typing import Any
 from segdeform.errors import UsageError
 from segdeform.files.atomic import is_temporary
 from segdeform.model_folder import DESCRIPTION
-from segdeform.prediction.records import FAILURES, PREDICTIONS
+from segdeform.prediction.records import FAILURES, PREDICTIONS, Done
 
 FORMAT = "segdeform-prediction"  # how a summary.json of ours is told from anybody else's
 SUMMARY = "summary.json"
-_FOLDERS = ("masks", "overlays")
+FOLDERS = ("masks", "overlays")  # one an output, mirroring the inputs
+_JPEG_SIDE = 65_500  # pixels, the most that a JPEG has
 _FILES = ("overview.png", PREDICTIONS, FAILURES, SUMMARY)
-OUTPUTS = (*_FOLDERS, *_FILES)
+OUTPUTS = (*FOLDERS, *_FILES)
 
 
 def read_summary(folder: Path) -> Mapping[str, Any] | None:
@@ -52,7 +53,7 @@ def refuse_foreign(output: Path, inputs: Iterable[Path] = ()) -> None:
             "choose another --output"
         )
     for name in present:
-        what, is_one = ("folder", Path.is_dir) if name in _FOLDERS else ("file", Path.is_file)
+        what, is_one = ("folder", Path.is_dir) if name in FOLDERS else ("file", Path.is_file)
         if not is_one(output / name):
             raise UsageError(f"{output / name}: is not a {what}; remove it")
 
@@ -103,3 +104,20 @@ def refuse_others_masks(
 def identity(path: Path) -> Path:
     """Returns the absolute path of an entry itself, not of what it links to."""
     return path.parent.resolve() / path.name
+
+
+def mask_path(output: Path, name: str) -> Path:
+    """Returns where a mask lies."""
+    return output / "masks" / f"{name}.png"
+
+
+def overlay_path(output: Path, done: Done) -> Path:
+    """Returns where a picture's overlay lies: a JPEG, or a PNG where a side is too long for it."""
+    suffix = "jpg" if max(done.size) <= _JPEG_SIDE else "png"
+    return output / "overlays" / f"{done.name}.{suffix}"
+
+
+def output_paths(output: Path, done: Done, outputs: Iterable[str]) -> list[Path]:
+    """Returns where the outputs of a picture lie, of those that are asked for."""
+    places = {"masks": mask_path(output, done.name), "overlays": overlay_path(output, done)}
+    return [places[name] for name in outputs]

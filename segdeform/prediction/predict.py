@@ -30,22 +30,16 @@ from segdeform.files.atomic import remove_temporaries
 from segdeform.files.lock import run_lock, shared_lock
 from segdeform.machine.pipeline import Behind, read_ahead, threads
 from segdeform.prediction.inputs import Found, find_images
-from segdeform.prediction.outputs import write_overview
-from segdeform.prediction.picture import (
-    Job,
-    Task,
-    label_picture,
-    read_picture,
-    remove_outputs,
-    settings_of,
-    write_outputs,
-)
+from segdeform.prediction.job import Job, Task, settings_of
+from segdeform.prediction.overview import write_overview
 from segdeform.prediction.place import (
+    FOLDERS,
     OUTPUTS,
     earlier_sources,
     refuse_foreign,
     refuse_others_masks,
 )
+from segdeform.prediction.reading import read_picture
 from segdeform.prediction.records import (
     Done,
     add_done,
@@ -57,6 +51,7 @@ from segdeform.prediction.records import (
     write_anew,
 )
 from segdeform.prediction.summary import Summary, sum_up, write_summary
+from segdeform.prediction.writing import label_picture, remove_outputs, write_outputs
 from segdeform.segmenter import Segmenter
 
 _GIANT = 2**24  # pixels, from which on a picture is not read while another is in work
@@ -80,13 +75,13 @@ def predict(
     inputs: Sequence[Path],
     output: Path,
     *,
-    overlays: bool = True,
+    outputs: Sequence[str] = ("masks", "overlays"),
     overwrite: bool = False,
     shard: Shard = ALL,
     progress: Progress | None = None,
     stop: Stop | None = None,
 ) -> Summary:
-    """Writes the masks (and overlays) of all pictures below `output`; returns what became of each.
+    """Writes the outputs of all pictures below `output`; returns what became of each.
 
     What an earlier call did of the same file, by the same model in the same way, is kept unless
     `overwrite` asks for it anew. A picture that cannot be read, predicted or written, or whose
@@ -111,8 +106,7 @@ def predict(
     _refuse_nothing(inputs, found)
     refuse_others_masks(output, earlier, found.pictures)
     tasks = [Task(*picture) for picture in found.pictures]
-    job = Job(segmenter, output, overlays, settings_digest(settings_of(segmenter)))
-    outputs = ["masks", "overlays"][: 1 + overlays]
+    job = Job(segmenter, output, tuple(outputs), settings_digest(settings_of(segmenter)))
 
     mine = tasks[shard.number :: shard.count]
 
@@ -125,7 +119,7 @@ def predict(
     def end() -> Summary:
         with summing_up(output):
             summary = sum_up(output, found, earlier, job.settings)
-            if not summary.left and overlays:
+            if not summary.left and "overlays" in outputs:
                 write_overview(output, summary.done, segmenter.classes, segmenter.palette)
             write_summary(summary, segmenter, outputs, finished=not summary.left)
         return summary
@@ -176,7 +170,7 @@ def _held(
 
 def _clear(job: Job, mine: Sequence[Task], keep: bool) -> None:
     """Removes what killed runs left half done, and the records of what is to be done anew."""
-    for folder in (job.output, job.output / "masks", job.output / "overlays"):
+    for folder in (job.output, *(job.output / name for name in FOLDERS)):
         for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
             remove_temporaries(place)
     tasks = {task.name: task for task in mine}
@@ -234,12 +228,12 @@ def _predict_all(
                     if seen.image is None:
                         behind.finish()  # a giant is in memory alone
                         seen = read_picture(job, task)
-                    labels = label_picture(job, task, seen, stop)
+                    result = label_picture(job, task, seen, stop)
                 except PartialFailureError as failure:
                     behind.submit(task, partial(_fail, failure))
                     continue
-                behind.submit(task, partial(write_outputs, job, task, seen, labels))
-                del seen, labels, reading
+                behind.submit(task, partial(write_outputs, job, task, seen, result))
+                del seen, result, reading
         finally:
             behind.finish()
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from segdeform.prediction import outputs
-from segdeform.prediction.outputs import legend, overlay, overview, thumbnail, write_overview
+from segdeform.prediction import overview as outputs
+from segdeform.prediction.overview import legend, overview, thumbnail, write_overview
 from segdeform.prediction.records import Done
+from segdeform.results.overlay import overlay
 
 PALETTE = ((0, 0, 0), (200, 0, 100), (0, 250, 0))
 
@@ -42,7 +44,7 @@ def test_strips_and_in_place_change_nothing(rows: int, monkeypatch: pytest.Monke
     image = rng.integers(0, 256, (1200, 11, 3), np.uint8)[:, :, :]
     labels = np.kron(rng.integers(0, 3, (120, 1)), np.ones((10, 11))).astype(np.uint8)
     whole = overlay(image, labels, PALETTE)
-    monkeypatch.setattr(outputs, "_ROWS", rows)
+    monkeypatch.setattr(sys.modules["segdeform.results.overlay"], "_ROWS", rows)
     assert overlay(image, labels, PALETTE, out=image) is image
     np.testing.assert_array_equal(image, whole)
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from segdeform.cli import main
 from segdeform.config.schema import EvalConfig
 from segdeform.errors import DataError, InterruptedByUserError, ResourceError, UsageError
-from segdeform.prediction import picture
 from segdeform.prediction import predict as module
+from segdeform.prediction import writing
 from segdeform.prediction.predict import predict
 from segdeform.prediction.records import read_done
 from segdeform.prediction.summary import Summary
@@ -226,7 +226,7 @@ def test_a_full_disk_ends_the_work(
     def full(*_: object) -> None:
         raise ResourceError("a.png: cannot be written: no space")
 
-    monkeypatch.setattr(picture, "write_index_png", full)
+    monkeypatch.setattr(writing, "write_index_png", full)
     with pytest.raises(ResourceError, match="no space"):
         predict(segmenter, [tmp_path / "in"], tmp_path / "out")
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["finished"] is False
@@ -289,7 +289,7 @@ def test_nothing_to_do_is_refused_before_anything_is_written(
 def test_without_overlays_there_are_masks_only(segmenter: Any, tmp_path: Path) -> None:
     save_picture(tmp_path / "a.png")
     predict(segmenter, [tmp_path / "a.png"], tmp_path / "out")
-    predict(segmenter, [tmp_path / "a.png"], tmp_path / "new", overlays=False)
+    predict(segmenter, [tmp_path / "a.png"], tmp_path / "new", outputs=["masks"])
     records = ["failures.jsonl", "masks/a.png", "predictions.jsonl", "summary.json"]
     assert sorted(tree(tmp_path / "new")) == records
 

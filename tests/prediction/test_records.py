@@ -29,9 +29,9 @@ from segdeform.errors import (
     UsageError,
 )
 from segdeform.files.lock import run_lock, shared_lock
-from segdeform.prediction import picture, records
 from segdeform.prediction import predict as module
-from segdeform.prediction.picture import settings_of
+from segdeform.prediction import records, writing
+from segdeform.prediction.job import settings_of
 from segdeform.prediction.place import earlier_sources
 from segdeform.prediction.predict import Shard, predict
 from segdeform.prediction.records import (
@@ -105,17 +105,18 @@ def test_what_is_done_is_not_done_again(counted: Any, tmp_path: Path) -> None:
 def test_what_would_be_otherwise_is_done_again(counted: Any, tmp_path: Path, change: str) -> None:
     segmenter, seen = counted
     pictures, out = folder_of(tmp_path / "in", 2), tmp_path / "out"
-    predict(segmenter, [pictures], out, overlays=False)
+    predict(segmenter, [pictures], out, outputs=["masks"])
     if change == "model":
         segmenter.info = {"sha256": "other"}
     if change == "options":
         segmenter = segmenter.with_options(flip=True)
     if change == "range":
         segmenter.value_range = (0.0, 100.0)
-    more = {"overlays": change == "overlays", "overwrite": change == "overwrite"}
+    outputs = ["masks", "overlays"] if change == "overlays" else ["masks"]
+    more: dict[str, Any] = {"outputs": outputs, "overwrite": change == "overwrite"}
     assert predict(segmenter, [pictures], out, **more).kept == 0
     assert len(seen) == (6 if change == "options" else 4)
-    assert predict(segmenter, [pictures], out, overlays=False).kept == 2
+    assert predict(segmenter, [pictures], out, outputs=["masks"]).kept == 2
     assert names(out / "predictions.jsonl") == ["00", "01"]
 
 
@@ -317,7 +318,7 @@ def test_a_disk_that_is_full_keeps_what_is_done(
 ) -> None:
     segmenter, seen = counted
     pictures, out = folder_of(tmp_path / "in", 6), tmp_path / "out"
-    write = picture.write_index_png
+    write = writing.write_index_png
     left = 2
 
     def fills_up(*arguments: Any) -> None:
@@ -328,7 +329,7 @@ def test_a_disk_that_is_full_keeps_what_is_done(
         write(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(picture, "write_index_png", fills_up)
+        patch.setattr(writing, "write_index_png", fills_up)
         with pytest.raises(ResourceError, match="no space left"):
             predict(segmenter, [pictures], out)
     assert names(out / "predictions.jsonl") == ["00", "01"]
@@ -485,7 +486,7 @@ def test_a_file_that_did_not_change_is_not_read_again(
 def test_every_output_of_a_failed_picture_goes(tmp_path: Path) -> None:
     for name in ("masks/d/a.png", "overlays/d/a.jpg", "overlays/d/a.png", "overlays/d/ab.png"):
         save_picture(tmp_path / name)
-    picture.remove_outputs(tmp_path, "d/a")
+    writing.remove_outputs(tmp_path, "d/a")
     assert list(tree(tmp_path)) == ["overlays/d/ab.png"]
 
 
@@ -563,7 +564,7 @@ def test_a_mask_that_could_not_be_replaced_stays_that_of_its_picture(
         raise UsageError("cannot be written")
 
     with monkeypatch.context() as patch:
-        patch.setattr(picture, "write_index_png", refuse)
+        patch.setattr(writing, "write_index_png", refuse)
         patch.setattr(module, "remove_outputs", lambda output, name: None)
         assert len(predict(segmenter, [pictures], out, overwrite=True).failed) == 2
     assert len(predict(segmenter, [pictures], out).done) == 2

@@ -165,7 +165,7 @@ def test_predict_eval_and_explain_read_the_bands(
     segmenter = load(run, "cpu")
     stored = tifffile.imread(picture)
     pixels = np.rint(stored[..., list(BANDS)] * (255 / 4080)).astype(np.uint8)
-    expected = segmenter.predict(pixels)
+    expected = segmenter.predict(pixels).labels
     np.testing.assert_array_equal(segmenter.predict(picture), expected)
     with pytest.raises(DataError, match=r"array is \[H, W, 5\], not empty; this is"):
         segmenter.predict(pixels[..., :3])

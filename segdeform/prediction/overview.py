@@ -1,4 +1,4 @@
-"""Pictures a person looks at: overlays, and one sheet that shows many of them with a legend."""
+"""One sheet that shows many overlays, with a legend."""
 
 from __future__ import annotations
 
@@ -7,70 +7,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from segdeform.data.image_io import write_image
+from segdeform.prediction.place import overlay_path
 from segdeform.prediction.records import Done
-
-Picture = NDArray[np.uint8]  # [H, W, 3] RGB
-Color = tuple[int, int, int]
+from segdeform.results.overlay import Color, Picture
 
 _OVERVIEW_PICTURES = 12
-_JPEG_SIDE = 65_500  # pixels, the most that a JPEG has
 _MOST_DECODED = 2**25  # pixels of an overlay, for the overview
-_FILL, _BORDER = 128, 240  # opacity of a class's area and of its border, of 256
-_ROWS = 256  # rows blended at a time, so that little memory is needed beside the picture
 _CELL = (240, 320)  # largest [H, W] of a picture on the sheet
 _NARROWEST = 90  # pixels, so that names can be read below tiny pictures
 _GAP = 8  # pixels between them
 _TEXT, _LINE = 13, 18  # pixels, height of letters and of their line
 _PAPER, _INK = (255, 255, 255), (32, 32, 32)
-
-
-def overlay(
-    image: Picture,  # [H, W, 3]
-    labels: NDArray[np.uint8],  # [H, W]
-    palette: Sequence[Color],  # K colours
-    out: Picture | None = None,  # [H, W, 3], may be `image` itself to save memory
-) -> Picture:  # [H, W, 3]
-    """Tints every class in its colour, with a stronger line where two classes meet.
-
-    Black classes are left as they are in the picture: black is the colour of "nothing to show".
-    """
-    result = np.empty_like(image) if out is None else out
-    colors = np.array(palette, np.uint16)  # [K, 3]
-    visible = np.any(colors != 0, axis=1)  # [K]
-    height, width = labels.shape
-    line = max(1, round(min(height, width) / 500))  # half the border's width
-    for top in range(0, height, _ROWS):
-        rows = slice(top, min(top + _ROWS, height))
-        part = labels[rows]
-        opacity = np.where(_borders(labels, rows, line), _BORDER, _FILL) * visible[part]
-        opacity = opacity.astype(np.uint16)[:, :, None]  # [h, w, 1]
-        mixed = image[rows] * (256 - opacity) + colors[part] * opacity  # at most 255 * 256
-        result[rows] = mixed >> 8
-    return result
-
-
-def _borders(labels: NDArray[np.uint8], rows: slice, reach: int) -> NDArray[np.bool_]:
-    """Marks pixels of some rows with another class `reach` pixels left, right, above or below."""
-    above = min(reach, rows.start)
-    part = labels[rows.start - above : rows.stop + reach]
-    border = np.zeros(part.shape, bool)
-    across = part[:, reach:] != part[:, :-reach]
-    border[:, reach:] |= across
-    border[:, :-reach] |= across
-    down = part[reach:] != part[:-reach]
-    border[reach:] |= down
-    border[:-reach] |= down
-    return border[above : above + rows.stop - rows.start]
-
-
-def overlay_path(output: Path, done: Done) -> Path:
-    """Returns where a picture's overlay lies: a JPEG, or a PNG where a side is too long for it."""
-    suffix = "jpg" if max(done.size) <= _JPEG_SIDE else "png"
-    return output / "overlays" / f"{done.name}.{suffix}"
 
 
 def write_overview(

@@ -1,0 +1,61 @@
+"""A picture of a prediction, read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from segdeform.checking.facts import picture_facts
+from segdeform.data.image_io import UInt8, count_frames, image_size
+from segdeform.data.rasters import Raster
+from segdeform.errors import PartialFailureError, SegdeformError
+from segdeform.prediction.job import Job, Task
+from segdeform.prediction.records import InputFile, input_file
+from segdeform.segmenter import Segmenter
+
+_DARK = 64  # of 255; a quarter of the range, as 14 bits use of 16
+
+
+class Seen(NamedTuple):
+    """What was read of a picture."""
+
+    image: Raster | None  # [H, W, C]; None: too large to be read beside others
+    frames: int
+    input: InputFile
+    note: str = ""  # what a person should know of it
+
+
+def read_picture(job: Job, task: Task, limit: int | None = None) -> Seen:
+    """Reads a picture, unless it has more pixels than `limit`. Raises PartialFailureError."""
+    source, segmenter = task.source, job.segmenter
+    try:
+        height, width = image_size(source)
+        image = None
+        if limit is None or height * width <= limit:
+            image = segmenter.read(source)
+        note = "" if image is None else _too_dark(source, image, segmenter)
+        return Seen(image, count_frames(source, segmenter.bands), input_file(source), note)
+    except SegdeformError as error:
+        raise failure_of(source, error) from error
+    except OSError as error:
+        raise PartialFailureError(f"cannot be read: {error.strerror}") from error
+
+
+def _too_dark(source: Path, image: UInt8, segmenter: Segmenter) -> str:
+    """Says where a picture of more than 8 bits uses so little of its range that it is nearly black.
+
+    Then its white is most likely another, as of cameras with 12 bits.
+    """
+    if segmenter.value_range is not None or image.max() >= _DARK:
+        return ""
+    facts = picture_facts(source, segmenter.bands)
+    if not facts.spans or not facts.white:
+        return ""
+    top = max(high for _, high in facts.spans)
+    white = (1 << int(top).bit_length()) - 1
+    return f"holds values up to {top:g} of {facts.white}: --value-range 0,{white} if that is white"
+
+
+def failure_of(source: Path, error: SegdeformError) -> PartialFailureError:
+    """Makes one line of an error, without the picture's path, which stands beside it."""
+    return PartialFailureError(" ".join(str(error).split()).removeprefix(f"{source}: "))

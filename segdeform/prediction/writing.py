@@ -1,0 +1,62 @@
+"""What is made of a picture: its labels, and the files that show them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from segdeform.callbacks import Stop
+from segdeform.data.image_io import write_image, write_index_png
+from segdeform.errors import (
+    InterruptedByUserError,
+    PartialFailureError,
+    ResourceError,
+    SegdeformError,
+)
+from segdeform.prediction.job import Job, Task
+from segdeform.prediction.place import mask_path, overlay_path
+from segdeform.prediction.reading import Seen, failure_of
+from segdeform.prediction.records import Done
+from segdeform.results.result import Result
+
+
+def label_picture(job: Job, task: Task, seen: Seen, stop: Stop | None) -> Result:
+    """Labels a picture.
+
+    Raises PartialFailureError for what concerns it alone, InterruptedByUserError after a stop.
+    """
+    assert seen.image is not None
+    try:
+        return job.segmenter.label(seen.image, stop)
+    except InterruptedByUserError:
+        raise
+    except SegdeformError as error:
+        raise failure_of(task.source, error) from error
+
+
+def write_outputs(job: Job, task: Task, seen: Seen, result: Result) -> Done:
+    """Writes a picture's outputs; returns its facts.
+
+    Raises PartialFailureError for what concerns this picture alone, ResourceError for a full disk.
+    """
+    facts = (result.size, result.shares(), seen.frames, seen.input, job.settings, seen.note)
+    done = Done(task.source, task.name, *facts)
+    try:
+        write_index_png(mask_path(job.output, task.name), result.labels, result.palette)
+        if "overlays" in job.outputs:
+            write_image(overlay_path(job.output, done), result.overlay())
+    except ResourceError:
+        raise
+    except SegdeformError as error:
+        raise failure_of(task.source, error) from error
+    except MemoryError as error:
+        raise PartialFailureError("memory ended while the masks were written") from error
+    return done
+
+
+def remove_outputs(output: Path, name: str) -> None:
+    """Removes what an earlier run left for a picture that now fails."""
+    overlays = output / "overlays"
+    for path in (mask_path(output, name), overlays / f"{name}.jpg", overlays / f"{name}.png"):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)

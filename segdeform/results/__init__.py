@@ -1,0 +1,1 @@
+"""What is made of labels: overlays, shares and other forms, in memory."""
