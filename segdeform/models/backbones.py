@@ -1,19 +1,40 @@
-"""Image classifiers as feature extractors: torchvision's ResNets and MobileNetV2, dilated.
+"""Image classifiers as feature extractors: ResNets and MobileNetV2, dilated.
 
-State-dict keys are torchvision's; the classifier is left out.
+They compute what torchvision's do, by its state-dict keys; the classifier is left out. torchvision
+itself takes longer to import than all else that a picture's labels need beside torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
-from torchvision import models as torchvision_models
 
+from segdeform.models.blocks import (
+    BasicBlock,
+    Bottleneck,
+    InvertedResidual,
+    conv_bn_relu6,
+    draw_weights,
+)
 from segdeform.models.deform import Layers, choose_layers
 from segdeform.models.stem import widen_first
 from segdeform.models.weights import load_weights
+
+# Of the classifiers, whose random weights are drawn, too, and dropped: so a seed gives the network
+# that it gives with torchvision, and has always given here.
+_CLASSES = 1000
+# Of MobileNetV2: expansion, channels, blocks, and stride of the first of them.
+_MOBILE_STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 
 
 class Features(NamedTuple):
@@ -40,19 +61,32 @@ class Backbone(nn.Module):
 
 
 class ResNet(Backbone):
-    """Takes torchvision's ResNet (He et al. 2016; stride in the 3x3 conv) without its classifier.
+    """Is a ResNet (He et al. 2016; stride in the 3x3 convolution) without its classifier.
 
     The features are the outputs of layer1, layer3 and layer4.
+
+    Args:
+        counts: blocks of the four stages.
     """
 
-    def __init__(self, net: torchvision_models.ResNet, output_stride: int) -> None:
+    def __init__(
+        self, block: type[BasicBlock | Bottleneck], counts: Sequence[int], output_stride: int
+    ) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
-        self.layer1, self.layer2 = net.layer1, net.layer2
-        self.layer3, self.layer4 = net.layer3, net.layer4
-        self.channels = net.fc.in_features
-        self.middle_channels, self.low_channels = self.channels // 2, self.channels // 8
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        widths = [64, 128, 256, 512]
+        outputs = [width * block.expansion for width in widths]
+        self.layer1 = _stage(block, 64, widths[0], counts[0], 1)
+        self.layer2 = _stage(block, outputs[0], widths[1], counts[1], 2)
+        self.layer3 = _stage(block, outputs[1], widths[2], counts[2], 2)
+        self.layer4 = _stage(block, outputs[2], widths[3], counts[3], 2)
+        self.low_channels, _, self.middle_channels, self.channels = outputs
         self.stride, self.middle_stride = output_stride, min(16, output_stride)
+        nn.Linear(self.channels, _CLASSES)
+        draw_weights(self)
         _dilate((self.layer2, self.layer3, self.layer4), output_stride)
 
     def forward(self, x: Tensor) -> Features:  # [N, C, H, W]
@@ -63,7 +97,7 @@ class ResNet(Backbone):
 
 
 class MobileNetV2(Backbone):
-    """Takes torchvision's MobileNetV2 (Sandler et al. 2018) up to its 320-channel block.
+    """Is a MobileNetV2 (Sandler et al. 2018, table 2) up to its 320-channel block.
 
     The closing 1x1 convolution to 1280 channels belongs to the classifier and is left out, as in
     DeepLab. Features: blocks 3 (24 channels), 13 (96) and 17 (320).
@@ -71,9 +105,18 @@ class MobileNetV2(Backbone):
 
     low_channels, middle_channels, channels = 24, 96, 320
 
-    def __init__(self, net: torchvision_models.MobileNetV2, output_stride: int) -> None:
+    def __init__(self, output_stride: int) -> None:
         super().__init__()
-        self.features = net.features[:18]
+        blocks: list[nn.Module] = [conv_bn_relu6(3, 32, 3, stride=2)]
+        channels = 32
+        for expansion, width, count, stride in _MOBILE_STAGES:
+            for index in range(count):
+                step = stride if index == 0 else 1
+                blocks.append(InvertedResidual(channels, width, step, expansion))
+                channels = width
+        closing, classifier = conv_bn_relu6(channels, 1280, 1), nn.Linear(1280, _CLASSES)
+        self.features = nn.Sequential(*blocks)
+        draw_weights(nn.Sequential(self.features, closing, classifier))
         self.stride, self.middle_stride = output_stride, min(16, output_stride)
         _dilate((self.features[4:7], self.features[7:14], self.features[14:]), output_stride)
 
@@ -86,11 +129,11 @@ class MobileNetV2(Backbone):
 
 
 BACKBONES: dict[str, Callable[[int], Backbone]] = {
-    "resnet18": lambda stride: ResNet(torchvision_models.resnet18(), stride),
-    "resnet34": lambda stride: ResNet(torchvision_models.resnet34(), stride),
-    "resnet50": lambda stride: ResNet(torchvision_models.resnet50(), stride),
-    "resnet101": lambda stride: ResNet(torchvision_models.resnet101(), stride),
-    "mobilenet_v2": lambda stride: MobileNetV2(torchvision_models.mobilenet_v2(), stride),
+    "resnet18": lambda stride: ResNet(BasicBlock, (2, 2, 2, 2), stride),
+    "resnet34": lambda stride: ResNet(BasicBlock, (3, 4, 6, 3), stride),
+    "resnet50": lambda stride: ResNet(Bottleneck, (3, 4, 6, 3), stride),
+    "resnet101": lambda stride: ResNet(Bottleneck, (3, 4, 23, 3), stride),
+    "mobilenet_v2": MobileNetV2,
 }
 
 
@@ -119,6 +162,15 @@ def set_dilation(backbone: nn.Module, layers: Layers, dilation: int) -> None:
     """Gives 3x3 convolutions (`choose_layers`) one dilation; sizes of the features stay."""
     for conv in choose_layers(backbone, layers).values():
         conv.dilation = conv.padding = (dilation, dilation)
+
+
+def _stage(
+    block: type[BasicBlock | Bottleneck], channels: int, width: int, count: int, stride: int
+) -> nn.Sequential:
+    """Lines up residual blocks, the first of which has the stride."""
+    blocks = [block(channels, width, stride)]
+    blocks += [block(width * block.expansion, width, 1) for _ in range(count - 1)]
+    return nn.Sequential(*blocks)
 
 
 def _dilate(stages: Iterable[nn.Module], output_stride: int) -> None:

@@ -159,9 +159,12 @@ def separable_conv(channels: int, out_channels: int, dilation: int = 1) -> nn.Se
 
 
 def initialize(head: nn.Module) -> None:
-    """Draws a head's weights: He et al. 2015 before a ReLU, small (0.01) for the last, `score`."""
+    """Draws a head's weights: He et al. 2015 before a ReLU, small (0.01) for the last, `score`.
+
+    On the meta device nothing is drawn, as in `draw_weights`.
+    """
     for name, layer in head.named_modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:
             if name == "score":
                 nn.init.normal_(layer.weight, std=0.01)
             else:

@@ -7,19 +7,20 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision import models as torchvision_models
 
 from segdeform.errors import ConfigError, DownloadError, ModelError
 from segdeform.files.download import Checksum, download
 from segdeform.files.tensors import check_fit, read_tensors
 
-# Version 1 is what torchvision's own dense predictors and the papers start from.
+# torchvision's names of its weights of ImageNet, version 1, which its own dense predictors and the
+# papers start from; they end in the beginning of the file's SHA-256.
+_ADDRESS = "https://download.pytorch.org/models/"
 IMAGENET = {
-    "resnet18": torchvision_models.ResNet18_Weights.IMAGENET1K_V1,
-    "resnet34": torchvision_models.ResNet34_Weights.IMAGENET1K_V1,
-    "resnet50": torchvision_models.ResNet50_Weights.IMAGENET1K_V1,
-    "resnet101": torchvision_models.ResNet101_Weights.IMAGENET1K_V1,
-    "mobilenet_v2": torchvision_models.MobileNet_V2_Weights.IMAGENET1K_V1,
+    "resnet18": f"{_ADDRESS}resnet18-f37072fd.pth",
+    "resnet34": f"{_ADDRESS}resnet34-b627a593.pth",
+    "resnet50": f"{_ADDRESS}resnet50-0676ba61.pth",
+    "resnet101": f"{_ADDRESS}resnet101-63fe2227.pth",
+    "mobilenet_v2": f"{_ADDRESS}mobilenet_v2-b0353104.pth",
 }
 
 # What classifiers have beyond the backbone (features.18: MobileNetV2's 1x1 conv to 1280).
@@ -81,9 +82,9 @@ def imagenet_file(name: str) -> Path:
 
     Raises DownloadError.
     """
-    url: str = IMAGENET[name].url
+    url = IMAGENET[name]
     path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
-    prefix = path.stem.rpartition("-")[2]  # of the SHA-256, by torchvision's naming
+    prefix = path.stem.rpartition("-")[2]
     try:
         download(url, path, Checksum("sha256", prefix))
     except DownloadError as error:

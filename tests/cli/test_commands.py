@@ -103,6 +103,27 @@ def test_mistyped_paths_and_splits_are_told_before_torch_is_imported(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_trained_model_is_used_without_what_takes_long_to_import(
+    run: Path, shapes: Path, tmp_path: Path
+) -> None:
+    """Each of them takes about as long as torch itself."""
+    words = [
+        ["predict", run, shapes / "val" / "images", "--output", tmp_path],
+        ["eval", run, "--data", shapes, "--json"],
+    ]
+    heavy = ("torchvision", "torch._dynamo", "albumentations")
+    script = (
+        "import json, sys\nfrom segdeform.cli import main\n"
+        "codes = [main(words) for words in json.loads(sys.argv[1])]\n"
+        f"print(codes, set({heavy!r}) & sys.modules.keys(), file=sys.stderr)"
+    )
+    given = json.dumps([[str(word) for word in each] for each in words])
+    ended = subprocess.run(
+        [sys.executable, "-c", script, given], capture_output=True, text=True, check=True
+    )
+    assert ended.stderr.splitlines()[-1] == "[0, 0] set()"
+
+
 def test_eval_prints_a_table_and_writes_only_where_told(
     command: Command, run: Path, shapes: Path, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from segdeform.models.backbones import (
     set_dilation,
 )
 from segdeform.models.deform import conv3x3_layers
+from segdeform.models.weights import CLASSIFIER
 
 SMALL = ("resnet18", "resnet34", "resnet50", "mobilenet_v2")
 
@@ -30,18 +31,38 @@ def classify(net: Any, high: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_features_are_those_of_torchvision(name: str) -> None:
-    torch.manual_seed(0)
-    net = torchvision_models.get_model(name).eval()
-    backbone = build_backbone(name, "none", 32).eval()
-    keys = backbone.state_dict().keys()
-    backbone.load_state_dict({key: net.state_dict()[key] for key in keys})
+    """The same keys in the same order, the same random start of a seed, and the same outputs."""
+    torch.manual_seed(3)
+    net = torchvision_models.get_model(name)
+    drawn_next = torch.rand(4)
+    torch.manual_seed(3)
+    backbone = build_backbone(name, "none", 32)
+    assert torch.equal(torch.rand(4), drawn_next)
+    theirs = {k: v for k, v in net.state_dict().items() if not k.startswith(CLASSIFIER)}
+    ours = backbone.state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
     images = torch.randn(2, 3, 65, 97)
-    with torch.inference_mode():
-        features = backbone(images)
-        torch.testing.assert_close(classify(net, features.high), net(images))
+    for training in (True, False):  # statistics of the first are used by the second
+        net.train(training)
+        backbone.train(training)
+        with torch.no_grad():
+            features = backbone(images)
+            if not training:
+                torch.testing.assert_close(classify(net, features.high), net(images))
+            else:
+                net(images)
     assert features.low.shape == (2, backbone.low_channels, 17, 25)
     assert features.middle.shape == (2, backbone.middle_channels, 5, 7)
     assert features.high.shape == (2, backbone.channels, 3, 4)
+
+
+def test_the_largest_backbone_has_torchvisions_keys() -> None:
+    with torch.device("meta"):
+        net = torchvision_models.resnet101()
+        backbone = build_backbone("resnet101", "none", 32)
+    theirs = {k: v.shape for k, v in net.state_dict().items() if not k.startswith(CLASSIFIER)}
+    assert {k: v.shape for k, v in backbone.state_dict().items()} == theirs
 
 
 @pytest.mark.parametrize(("stride", "replaced"), [(16, (0, 0, 1)), (8, (0, 1, 1))])

@@ -4,7 +4,6 @@ import hashlib
 import urllib.error
 import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,6 +79,14 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, tensors: dict[st
         build_backbone("mobilenet_v2", str(path), 16)
 
 
+def test_downloads_are_torchvisions() -> None:
+    theirs = {
+        name: torchvision_models.get_model_weights(name)["IMAGENET1K_V1"].url
+        for name in weights_module.IMAGENET
+    }
+    assert theirs == weights_module.IMAGENET
+
+
 class Payload:
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (Path("executed"),)
@@ -120,7 +127,7 @@ def test_the_cached_download_is_used_only_when_its_hash_is_right(
     digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
     source = (tmp_path / "w.pth").rename(tmp_path / f"resnet18-{digest[:8]}.pth")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setitem(weights_module.IMAGENET, "resnet18", SimpleNamespace(url=source.as_uri()))
+    monkeypatch.setitem(weights_module.IMAGENET, "resnet18", source.as_uri())
     backbone = build_backbone("resnet18", "imagenet", 16)
     assert torch.equal(backbone.state_dict()["conv1.weight"], tensors["conv1.weight"])
 
