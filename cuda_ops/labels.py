@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from cuda_ops import library
 
-MOST_CLASSES = 255
+MOST_CLASSES = 65_535
+BYTE_CLASSES = 255  # a byte numbers them, and 255 itself is left to what is no class
 _STRIP = 16  # rows of the maps enlarged at a time where there is no kernel
 _NATIVE = library.cpu_library.loaded and torch._C._dispatch_has_kernel("segdeform::enlarged_labels")
 
@@ -17,7 +18,7 @@ def enlarged_labels(
     maps: Tensor,  # [N, K, ceil(H / stride), ceil(W / stride)] floating point
     stride: int,
     size: tuple[int, int],  # (H, W)
-) -> Tensor:  # [N, H, W] uint8
+) -> Tensor:  # [N, H, W] uint8; of more than 255 classes uint16
     """Gives every pixel the class whose score is highest once the maps are enlarged.
 
     The same as enlarging bilinearly by `stride` (half-pixel centres, `align_corners=False`),
@@ -26,11 +27,11 @@ def enlarged_labels(
     in float32. It has no gradient.
 
     Raises:
-        ValueError: K is not from 1 to 255, maps of that stride have another size, or there is no
+        ValueError: K is not from 1 to 65535, maps of that stride have another size, or there is no
             such stride or picture.
     """
     if maps.dim() != 4 or not 1 <= maps.shape[1] <= MOST_CLASSES:
-        raise ValueError(f"maps must be [N, 1 to 255 classes, h, w], not {tuple(maps.shape)}")
+        raise ValueError(f"maps must be [N, 1 to 65535 classes, h, w], not {tuple(maps.shape)}")
     if stride < 1 or min(size) < 1:
         raise ValueError(f"a stride of {stride}, a picture of {size[0]}x{size[1]}: 1 is the least")
     expected = tuple((side - 1) // stride + 1 for side in size)
@@ -48,7 +49,8 @@ def enlarged_labels(
 def _by_torch(maps: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
     """Does the same in strips of rows, each enlarged with the row above and below it."""
     height, width = size
-    labels = maps.new_empty((maps.shape[0], height, width), dtype=torch.uint8)
+    dtype = torch.uint8 if maps.shape[1] <= BYTE_CLASSES else torch.uint16
+    labels = maps.new_empty((maps.shape[0], height, width), dtype=dtype)
     rows = maps.shape[2]
     for first in range(0, rows, _STRIP):
         above, below = max(0, first - 1), min(rows, first + _STRIP + 1)
@@ -58,5 +60,5 @@ def _by_torch(maps: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
         top, end = first * stride, min((first + _STRIP) * stride, height)
         skipped = (first - above) * stride
         part = scores[:, :, skipped : skipped + end - top, :width]
-        labels[:, top:end] = part.argmax(1).to(torch.uint8)
+        labels[:, top:end] = part.argmax(1).to(dtype)
     return labels

@@ -99,7 +99,8 @@ struct BackwardTask {
 template <typename T>
 struct LabelTask {
   const T* maps;                   // [N, K, h, w]
-  uint8_t* labels;                 // [N, H, W]
+  uint8_t* labels;                 // [N, H, W]; or nullptr, and
+  uint16_t* wide_labels;           // the same of more classes than a byte numbers
   int64_t classes, rows, columns;  // K, h, w
   int64_t stride, height, width;   // H and W: rows and columns times the stride, or a little less
 

@@ -10,7 +10,7 @@
 namespace segdeform::cpu {
 namespace {
 
-constexpr int64_t kMostClasses = 255;
+constexpr int64_t kByteClasses = 255, kMostClasses = 65535;
 
 // [N, K, h, w] float32 with each class in one piece, as the kernel reads it.
 Tensor planes(const Tensor& maps) {
@@ -34,17 +34,22 @@ Tensor planes(const Tensor& maps) {
 
 Tensor enlarged_labels(const Tensor& maps, int64_t stride, int64_t height, int64_t width) {
   STD_TORCH_CHECK(maps.dim() == 4 && maps.size(1) >= 1 && maps.size(1) <= kMostClasses,
-                  "enlarged_labels: maps must be [N, 1 to 255 classes, h, w]");
+                  "enlarged_labels: maps must be [N, 1 to 65535 classes, h, w]");
   STD_TORCH_CHECK(stride >= 1 && height >= 1 && width >= 1 &&
                       maps.size(2) == (height - 1) / stride + 1 &&
                       maps.size(3) == (width - 1) / stride + 1,
                   "enlarged_labels: the maps are not those of such a picture");
   const Tensor source = planes(maps);
   const int64_t sizes[3] = {maps.size(0), height, width};
-  Tensor labels = torch::stable::new_empty(source, {sizes, 3}, ScalarType::Byte);
+  const bool wide = maps.size(1) > kByteClasses;
+  Tensor labels = torch::stable::new_empty(source, {sizes, 3},
+                                           wide ? ScalarType::UInt16 : ScalarType::Byte);
   LabelTask<float> task{};
   task.maps = data<const float>(source);
-  task.labels = data<uint8_t>(labels);
+  if (wide)
+    task.wide_labels = data<uint16_t>(labels);
+  else
+    task.labels = data<uint8_t>(labels);
   task.classes = maps.size(1), task.rows = maps.size(2), task.columns = maps.size(3);
   task.stride = stride, task.height = height, task.width = width;
   const auto& kernel = kernels<float>();

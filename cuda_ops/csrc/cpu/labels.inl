@@ -11,7 +11,7 @@ struct LabelScratch {
   int64_t columns;  // of a row, rounded up to whole vectors
   T* row;           // [1 + columns + kLanes] scores of one class, what lies left of them first
   T* best;          // [phases, columns]
-  T* label;         // [phases, columns] as numbers of T, exact for 255 classes
+  T* label;         // [phases, columns] as numbers of T, exact for 2^24 classes
 
   LabelScratch(const LabelTask<T>& t, T* memory)
       : columns((t.columns + kLanes<T> - 1) / kLanes<T> * kLanes<T>),
@@ -77,6 +77,14 @@ SEGDEFORM_INLINE void compete(const LabelTask<T>& t, int64_t k, const LabelScrat
   }
 }
 
+// Brings the labels of an output row, held by phase, into the order of its pixels.
+template <typename T, typename Label>
+SEGDEFORM_INLINE void write_row(const LabelTask<T>& t, const LabelScratch<T>& s, Label* out) {
+  for (int64_t phase = 0; phase < t.phases(); ++phase)
+    for (int64_t i = 0, x = phase; x < t.width; ++i, x += t.phases())
+      out[x] = Label(s.label[phase * s.columns + i]);
+}
+
 // Labels the output rows that belong to one row of the maps. unit: image, row.
 template <typename T>
 void label_rows(const LabelTask<T>& t, int64_t unit, T* scratch) {
@@ -92,10 +100,11 @@ void label_rows(const LabelTask<T>& t, int64_t unit, T* scratch) {
       blend_rows(t, map + upper * t.columns, map + lower * t.columns, place.later, s);
       compete(t, k, s);
     }
-    uint8_t* out = t.labels + (image * t.height + row * t.stride + y) * t.width;
-    for (int64_t phase = 0; phase < t.phases(); ++phase)
-      for (int64_t i = 0, x = phase; x < t.width; ++i, x += t.phases())
-        out[x] = uint8_t(s.label[phase * s.columns + i]);
+    const int64_t begin = (image * t.height + row * t.stride + y) * t.width;
+    if (t.labels != nullptr)
+      write_row(t, s, t.labels + begin);
+    else
+      write_row(t, s, t.wide_labels + begin);
   }
 }
 
