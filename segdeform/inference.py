@@ -17,22 +17,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
-from typing import NamedTuple, TypeGuard
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cuda_ops.labels import enlarged_labels
 from segdeform.callbacks import Stop
 from segdeform.config.schema import EvalConfig
 from segdeform.data.rasters import Raster
 from segdeform.errors import InterruptedByUserError, NotFiniteError, ResourceError
 from segdeform.machine.memory import memory_that_ended
 from segdeform.models.deeplab import DeepLab
+from segdeform.models.resizing import enlarge
+from segdeform.results.maps import Coarse, Maps, MapWriter, enlarged
 from segdeform.windows import Band, Window, bands, gaussian, starts
 
 # A picture beyond either limit is tiled even where options.tile is 0.
@@ -47,14 +49,6 @@ _ACCUMULATOR_BYTES = 2**29  # bounds the blended scores in work, whatever K and 
 _log = logging.getLogger(__name__)
 
 
-class Block(NamedTuple):
-    """Finished scores of a rectangle of the picture."""
-
-    top: int
-    left: int
-    scores: Tensor  # [K, h, w] float32
-
-
 ReadWindow = Callable[[Window], Tensor]  # -> [1, C, h, w] float32, 0..1, on the model's device
 
 
@@ -66,8 +60,8 @@ def logits(
     """Computes the scores of a picture: logits of a single pass, log-probabilities of several.
 
     Both give probabilities by softmax over the classes and labels by argmax. The whole [K, H, W]
-    is held; `predict_labels` is the way for very large pictures. Raises NotFiniteError where the
-    network gives NaN or infinity and ResourceError where memory ends.
+    is held; `predict_maps` is the way for large pictures and many classes. Raises NotFiniteError
+    where the network gives NaN or infinity and ResourceError where memory ends.
     """
 
     def read(window: Window) -> Tensor:
@@ -76,14 +70,14 @@ def logits(
     height, width = image.shape[1:]
     with torch.inference_mode(), _memory_errors(height, width):
         scores: Tensor | None = None
-        for block in _blocks(model, read, (height, width), options):
-            classes, h, w = block.scores.shape
-            if (h, w) == (height, width):
-                scores = block.scores
-                break
+        for piece in _pieces(model, read, (height, width), options):
+            top, left, h, w = piece.window
             if scores is None:
-                scores = image.new_empty(classes, height, width)
-            scores[:, block.top : block.top + h, block.left : block.left + w] = block.scores
+                if (h, w) == (height, width):
+                    scores = enlarged(piece)
+                    break
+                scores = image.new_empty(piece.scores.shape[1], height, width)
+            scores[:, top : top + h, left : left + w] = enlarged(piece)
         if scores is None:
             raise ValueError(f"a picture of {height}x{width} pixels has no scores")
         if _passes(options) == 1:
@@ -93,58 +87,76 @@ def logits(
 
 def predict_labels(
     model: nn.Module,
-    image: Raster,  # [H, W, C]
+    picture: Raster,  # [H, W, C]
     options: EvalConfig,
     device: torch.device | str,
-    stop: Stop | None = None,  # asked before each window
-) -> NDArray[np.uint8]:  # [H, W] class indices
-    """Gives every pixel the class with the highest score; of equal ones the lowest index.
+    stop: Stop | None = None,
+) -> NDArray[Any]:  # [H, W] class indices, uint8 or beyond 255 classes uint16
+    """Gives every pixel the class with the highest score; see `predict_maps`."""
+    return predict_maps(model, picture, options, device, stop=stop).labels
 
-    Memory besides the picture and its labels does not grow with the picture where it is tiled.
-    Raises NotFiniteError where the network gives NaN or infinity, ResourceError where memory ends
-    and InterruptedByUserError after a stop.
+
+def predict_maps(
+    model: nn.Module,
+    picture: Raster,  # [H, W, C]
+    options: EvalConfig,
+    device: torch.device | str,
+    *,
+    confidence: bool = False,
+    probabilities: bool = False,
+    keep_coarse: bool = False,
+    scratch: Path | None = None,
+    stop: Stop | None = None,
+) -> Maps:
+    """Labels every pixel by the class with the highest score, of equal ones the lowest index.
+
+    Where they are asked for, the maps hold also the probability of that class, and those of all.
+    With `keep_coarse`, a picture that is seen whole in one pass comes with the scores that
+    `confidence_of` and `probabilities_of` can make these of later.
+
+    Memory does not grow with the picture but for the maps, which lie in unnamed files in `scratch`
+    where they are large, and never holds the scores of all classes at all pixels. `stop()` is asked
+    before each window. Threads may share a model.
+
+    Raises:
+        NotFiniteError: the network gives NaN or infinity.
+        ResourceError: memory ends, or the disk below `scratch` is full.
+        InterruptedByUserError: after a stop.
     """
 
     def read(window: Window) -> Tensor:
         if stop is not None and stop():
             raise InterruptedByUserError("interrupted")
         top, left, h, w = window
-        pixels = torch.tensor(image[top : top + h, left : left + w])  # [h, w, C]
+        pixels = torch.tensor(picture[top : top + h, left : left + w])  # [h, w, C]
         # [h, w, C] seen as [C, h, w] is channels-last already, the layout convolutions like best.
-        return pixels.permute(2, 0, 1)[None].to(device=device, dtype=torch.float32) / 255
+        return pixels.permute(2, 0, 1)[None].to(device=device, dtype=torch.float32).div_(255)
 
-    height, width = image.shape[0], image.shape[1]
+    height, width = picture.shape[0], picture.shape[1]
     with torch.inference_mode(), _memory_errors(height, width):
-        if _labels_at_once(model, read, (height, width), options):
-            return _whole_labels(model, read(Window(0, 0, height, width)))
-        labels = np.empty((height, width), np.uint8)
-        for top, left, scores in _blocks(model, read, (height, width), options):
-            classes, h, w = scores.shape
-            if classes > _MOST_CLASSES:
-                raise ValueError(f"{classes} classes do not fit into an 8-bit label map")
-            labels[top : top + h, left : left + w] = scores.argmax(0).to(torch.uint8).cpu().numpy()
-        return labels
+        maps = MapWriter((height, width), confidence, probabilities, scratch)
+        for piece in _pieces(model, read, (height, width), options):
+            maps.add(piece)
+        found = maps.finish()
+        if keep_coarse and _passes(options) == 1 and piece.window == Window(0, 0, height, width):
+            return replace(found, coarse=piece)
+        return found
 
 
-def _labels_at_once(
-    model: nn.Module, read: ReadWindow, size: tuple[int, int], options: EvalConfig
-) -> TypeGuard[DeepLab]:
-    """Tells whether a picture's labels are those of one pass of one window."""
-    one_pass = _passes(options) == 1 and options.scales == (1.0,)
-    return (
-        isinstance(model, DeepLab) and one_pass and _tile(model, read, size, options) >= max(size)
-    )
-
-
-def _whole_labels(
-    model: DeepLab,
-    window: Tensor,  # [1, 3, H, W] float32, 0..1
-) -> NDArray[np.uint8]:  # [H, W]
-    """Labels a picture without holding the scores of its pixels, only those at the stride."""
-    size = (window.shape[2], window.shape[3])
-    maps = model.maps(window.contiguous(memory_format=torch.channels_last))
-    _refuse_not_finite(maps)
-    return enlarged_labels(maps, model.map_stride(maps, size), size)[0].cpu().numpy()
+def _coarse_scores(
+    model: nn.Module,
+    images: Tensor,  # [N, C, h, w] float32, 0..1
+) -> tuple[Tensor, int]:  # [N, K, ...] float32, their stride
+    """Runs the network: the one place where it is called."""
+    images = images.contiguous(memory_format=torch.channels_last)
+    size = (images.shape[2], images.shape[3])
+    if isinstance(model, DeepLab):
+        scores = model.maps(images)
+        stride = model.map_stride(scores, size)
+    else:
+        scores, stride = model(images).logits.float(), 1
+    _refuse_not_finite(scores)
+    return scores, stride
 
 
 def _refuse_not_finite(scores: Tensor) -> None:  # [N, K, h, w]
@@ -165,19 +177,35 @@ def _tile(model: nn.Module, read: ReadWindow, size: tuple[int, int], options: Ev
     return options.tile or max(size)
 
 
-def _blocks(
+def _pieces(
     model: nn.Module, read: ReadWindow, size: tuple[int, int], options: EvalConfig
-) -> Iterator[Block]:
-    """Yields finished scores that together cover the picture, each pixel once."""
+) -> Iterator[Coarse]:
+    """Yields the scores of parts that together cover the picture, each pixel once."""
     height, width = size
     tile = _tile(model, read, size, options)
+    if tile >= max(size):
+        whole = Window(0, 0, height, width)
+        if _passes(options) == 1 and options.scales == (1.0,):
+            scores, stride = _coarse_scores(model, read(whole))
+            yield Coarse(scores, stride, whole)
+        else:
+            several = _passes(options) > 1
+            scores = _scores(model, read(whole), options)[None]
+            yield Coarse(scores, 1, whole, probabilities=several)
+        return
+    yield from _blended(model, read, size, tile, options)
+
+
+def _blended(
+    model: nn.Module, read: ReadWindow, size: tuple[int, int], tile: int, options: EvalConfig
+) -> Iterator[Coarse]:
+    """Yields blended scores of overlapping windows, of finished rows of a band of columns."""
+    height, width = size
+    several = _passes(options) > 1
     tops, tile_height = starts(height, tile, options.overlap), min(tile, height)
     lefts, tile_width = starts(width, tile, options.overlap), min(tile, width)
     first = Window(0, 0, tile_height, tile_width)
     scores = _scores(model, read(first), options)  # [K, tile_height, tile_width]
-    if len(tops) == len(lefts) == 1:
-        yield Block(0, 0, scores)
-        return
     known = {first: scores}  # it told K, by which the bands are made, and is not computed twice
     columns = _ACCUMULATOR_BYTES // (4 * scores.shape[0] * tile_height)
     del scores
@@ -195,7 +223,8 @@ def _blocks(
             for x in lefts:
                 if band.meets(x):
                     band.add(x, window_scores(Window(top, x, tile_height, tile_width)))
-            yield Block(top, left, band.finish(next_top - top))
+            window = Window(top, left, next_top - top, right - left)
+            yield Coarse(band.finish(window.height)[None], 1, window, probabilities=several)
 
 
 @cache  # once for all pictures of a size
@@ -238,9 +267,9 @@ def _scores(
         resized = _resize(window, [max(1, round(side * scale)) for side in size])
         for flip in (False, True)[: 1 + options.flip]:
             images = resized.flip(3) if flip else resized
-            output: Tensor = model(images.contiguous(memory_format=torch.channels_last)).logits
-            _refuse_not_finite(output)
-            scores = _resize((output.flip(3) if flip else output).float(), list(size))[0]
+            scores, stride = _coarse_scores(model, images)
+            output = enlarge(scores, stride, images.shape[2:])
+            scores = _resize(output.flip(3) if flip else output, list(size))[0]
             if passes == 1:
                 return scores
             probabilities = scores.softmax(0)

@@ -271,8 +271,9 @@ def test_work_in_hand_does_not_grow_with_the_picture(monkeypatch: pytest.MonkeyP
         top, left, height, width = window
         return image[None, :, top : top + height, left : left + width]
 
-    for top, left, scores in inference._blocks(model, read, (100, 300), options):
-        _, height, width = scores.shape
+    for piece in inference._pieces(model, read, (100, 300), options):
+        top, left, height, width = piece.window
+        assert piece.scores.shape == (1, 4, height, width)
         assert height <= 16
         assert width <= 40 + 16
         covered[top : top + height, left : left + width] += 1

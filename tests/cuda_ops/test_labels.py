@@ -19,6 +19,8 @@ CASES = [
     ((1, 2, 5, 40), 16, (0, 15)),
     ((3, 1, 4, 3), 8, (7, 0)),
     ((1, 255, 3, 19), 2, (1, 1)),
+    ((1, 256, 3, 19), 2, (1, 1)),
+    ((2, 1003, 2, 9), 4, (2, 3)),
     ((2, 7, 1, 1), 4, (0, 2)),
     ((1, 5, 9, 33), 1, (0, 0)),
     ((1, 3, 6, 5), 3, (2, 1)),
@@ -53,7 +55,10 @@ def test_every_pixel_gets_the_highest_class(
     if channels_last:
         maps = maps.contiguous(memory_format=torch.channels_last)
     found = compute(how, maps, stride, size)
-    assert found.dtype == torch.uint8 and found.shape == (shape[0], *size)
+    assert found.dtype == (torch.uint8 if shape[1] <= 255 else torch.uint16) and found.shape == (
+        shape[0],
+        *size,
+    )
     scores = wide_scores(maps, stride, size)
     chosen = scores.gather(1, found[:, None].long())[:, 0]
     # Within rounding: of two scores that float32 cannot tell apart either may be chosen.
@@ -111,8 +116,8 @@ def test_the_kernel_serves() -> None:
 @pytest.mark.parametrize(
     ("shape", "stride", "size", "message"),
     [
-        ((1, 3, 4), 4, (16, 16), "1 to 255 classes"),
-        ((1, 256, 4, 4), 4, (16, 16), "1 to 255 classes"),
+        ((1, 3, 4), 4, (16, 16), "1 to 65535 classes"),
+        ((1, 65_536, 1, 1), 4, (4, 4), "1 to 65535 classes"),
         ((1, 3, 4, 4), 4, (17, 16), "are 5x4, not 4x4"),
         ((1, 3, 4, 4), 4, (16, 12), "are 4x3, not 4x4"),
         ((1, 3, 4, 4), 0, (4, 4), "a stride of 0"),
