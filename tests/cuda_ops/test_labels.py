@@ -55,12 +55,11 @@ def test_every_pixel_gets_the_highest_class(
     if channels_last:
         maps = maps.contiguous(memory_format=torch.channels_last)
     found = compute(how, maps, stride, size)
-    assert found.dtype == (torch.uint8 if shape[1] <= 255 else torch.uint16) and found.shape == (
-        shape[0],
-        *size,
-    )
+    assert found.dtype == (torch.uint8 if shape[1] <= 255 else torch.uint16)
+    assert found.shape == (shape[0], *size)
+    found = found.long()
     scores = wide_scores(maps, stride, size)
-    chosen = scores.gather(1, found[:, None].long())[:, 0]
+    chosen = scores.gather(1, found[:, None])[:, 0]
     # Within rounding: of two scores that float32 cannot tell apart either may be chosen.
     assert (scores.amax(1) - chosen).abs().max() < 1e-5 if found.numel() else True
     assert (found == scores.argmax(1)).float().mean() > 0.999 if found.numel() else True
