@@ -7,10 +7,10 @@ A model folder holds model.safetensors (weights), model.json (`ModelDescription`
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from segdeform.files.atomic import write_json
 from segdeform.files.manifest import read_json, replacing_folder
 from segdeform.files.tensors import check_fit, read_tensors, write_tensors
 from segdeform.machine.device import require_right_kernels, resolve_device
+from segdeform.machine.pipeline import read_ahead, threads
 from segdeform.model_folder import (
     AVERAGED_WEIGHTS,
     DESCRIPTION,
@@ -56,6 +57,7 @@ Band = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Side = Annotated[int, Field(ge=1)]
 Picture = NDArray[Any] | Image | str | Path
+OnePicture = TypeVar("OnePicture", bound=Picture)
 
 _log = logging.getLogger(__name__)
 
@@ -174,16 +176,41 @@ class Segmenter:
         pixels = torch.tensor(self._pixels(image)).permute(2, 0, 1)  # [C, H, W]
         return logits(self.model, pixels.to(self.device, torch.float32) / 255, self.options)
 
-    def predict(self, image: Picture) -> Result:
+    @overload
+    def predict(self, pictures: Picture) -> Result: ...
+    @overload
+    def predict(self, pictures: list[OnePicture] | tuple[OnePicture, ...]) -> list[Result]: ...
+    @overload
+    def predict(self, pictures: Iterator[OnePicture]) -> Iterator[Result]: ...
+    def predict(self, pictures: Any) -> Result | list[Result] | Iterator[Result]:
         """Labels a picture: `result.labels` is the class number of every pixel, uint8 [H, W].
 
-        It is a path, a PIL image, or an array of uint8 or uint16: [H, W, C], for RGB also [H, W]
-        grey and [H, W, 4], whose alpha is dropped; see `data.arrays.pixels_of`.
+        A picture is a path, a PIL image, or an array of uint8 or uint16: [H, W, C], for RGB also
+        [H, W] grey and [H, W, 4], whose alpha is dropped; see `data.arrays.pixels_of`. A list or
+        tuple of them gives a list, read ahead of the network; a generator or any other iterable
+        an iterator, which takes a picture when its result is asked for. Several threads may call
+        it at once.
 
         Raises:
-            DataError: the file is no readable picture, or the array is of another kind.
+            DataError: the file is no readable picture, or the array is of another kind; of many,
+                when its turn comes.
         """
-        return self.label(self._pixels(image))
+        if isinstance(pictures, list | tuple):
+            return self._predict_all(pictures)
+        # Strings, arrays and tensors can be iterated over too, and are no collections of pictures.
+        one = isinstance(pictures, str | Path | np.ndarray | Image | Tensor)
+        if one or not isinstance(pictures, Iterable):
+            return self._labelled(pictures, self._pixels(pictures))
+        return (self._labelled(picture, self._pixels(picture)) for picture in pictures)
+
+    def _predict_all(self, pictures: Sequence[Picture]) -> list[Result]:
+        with threads(1) as reader:
+            ahead = read_ahead(reader, pictures, self._pixels, depth=2)
+            return [self._labelled(picture, reading.result()) for picture, reading in ahead]
+
+    def _labelled(self, picture: Picture, pixels: NDArray[np.uint8]) -> Result:
+        source = Path(picture) if isinstance(picture, str | Path) else None
+        return replace(self.label(pixels), source=source)
 
     def label(self, image: Raster, stop: Stop | None = None) -> Result:
         """Labels a picture [H, W, C] as `read` gives it; `stop()` is asked before each window.
@@ -196,7 +223,7 @@ class Segmenter:
         labels = predict_labels(self.model, image, self.options, self.device, stop)
         return Result(labels, image, self.classes, self.palette)
 
-    def _pixels(self, image: Picture) -> NDArray[np.uint8]:  # [H, W, C]
+    def _pixels(self, image: Any) -> NDArray[np.uint8]:  # [H, W, C]
         from segdeform.data.arrays import pixels_of
 
         if isinstance(image, str | Path):

@@ -3,13 +3,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,6 +24,7 @@ from segdeform.files.manifest import MANIFEST, replacing_folder, write_manifest
 from segdeform.files.tensors import write_tensors
 from segdeform.models import build_model
 from segdeform.models.deeplab import DeepLab
+from segdeform.results.result import Result
 from segdeform.segmenter import ModelDescription, load, save_model, write_description
 
 FILES = ("model.safetensors", "model.json", MANIFEST)
@@ -215,6 +219,67 @@ def test_pictures_are_given_as_arrays_or_paths(original: Path, tmp_path: Path) -
     assert np.array_equal(segmenter.logits(str(tmp_path / "a.png")).argmax(0).numpy(), labels)
     # The average over both flips does not know left from right.
     assert np.mean(segmenter.predict(image[:, ::-1]).labels[:, ::-1] == labels) > 0.99
+
+
+def test_many_pictures_are_given_as_lists_or_lazily(original: Path, tmp_path: Path) -> None:
+    segmenter = segdeform.load(original, device="cpu")
+    rng = np.random.default_rng(1)
+    arrays = [rng.integers(0, 256, (20 + 3 * k, 31 - k, 3), np.uint8) for k in range(5)]
+    paths = [tmp_path / f"{k}.png" for k in range(5)]
+    for path, array in zip(paths, arrays, strict=True):
+        Image.fromarray(array).save(path)
+    alone = [segmenter.predict(array).labels for array in arrays]
+    results = segmenter.predict(paths)
+    assert [result.source for result in results] == paths
+    assert all(map(np.array_equal, [result.labels for result in results], alone))
+    assert isinstance(segmenter.predict(tuple(arrays)), list) and segmenter.predict([]) == []
+    taken = []
+
+    def camera() -> Iterator[NDArray[np.uint8]]:
+        for k, array in enumerate(arrays):
+            taken.append(k)
+            yield array
+
+    lazily = segmenter.predict(camera())
+    first = next(lazily)
+    assert taken == [0] and first.source is None and np.array_equal(first.labels, alone[0])
+    assert all(map(np.array_equal, [result.labels for result in lazily], alone[1:]))
+    seen = list(segmenter.predict(iter(paths)))
+    assert [result.source for result in seen] == paths
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"3\.png"):
+        segmenter.predict(paths)
+
+
+def test_several_threads_may_predict_at_once(original: Path) -> None:
+    segmenter = segdeform.load(original, device="cpu")
+    rng = np.random.default_rng(2)
+    pictures = [rng.integers(0, 256, (40 + k, 52 - k, 3), np.uint8) for k in range(12)]
+    alone = [segmenter.predict(picture).labels for picture in pictures]
+    start = threading.Barrier(4)
+
+    def work(first: int) -> list[NDArray[Any]]:
+        start.wait()
+        return [np.asarray(segmenter.predict(picture)) for picture in pictures[first::4]]
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(work, range(4)))
+    for first, labels in enumerate(together):
+        assert all(map(np.array_equal, labels, alone[first::4]))
+
+
+def test_a_result_tells_shares_and_draws_itself(original: Path) -> None:
+    segmenter = segdeform.load(original, device="cpu")
+    image = np.full((3, 4, 3), 100, np.uint8)
+    labels = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]], np.uint8)
+    result = Result(labels, image, ("ground", "Bäume", "none"), (*segmenter.palette, (9, 9, 9)))
+    assert result.shares() == {"ground": 0.5, "Bäume": 0.5} and result.size == (3, 4)
+    drawn = result.overlay()
+    # Black classes are left as they are; the other is mixed with (20, 255, 30), the border most.
+    assert (drawn[:, :2] == 100).all()
+    assert drawn[0, 3].tolist() == [(100 * 128 + c * 128) >> 8 for c in (20, 255, 30)]
+    assert drawn[0, 2].tolist() == [(100 * 16 + c * 240) >> 8 for c in (20, 255, 30)]
+    assert (image == 100).all()
 
 
 @pytest.mark.parametrize(

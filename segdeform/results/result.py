@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ class Result:
     image: Raster  # [H, W, C], as the network knows it
     classes: tuple[str, ...]
     palette: tuple[Color, ...]
+    source: Path | None = None  # the file that it was read from
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.labels, dtype=dtype, copy=copy)
