@@ -30,6 +30,11 @@ from segdeform.models.folding import fold_batch_norm
 from segdeform.prediction.predict import predict
 from segdeform.segmenter import Segmenter
 
+PREDICTIONS = {
+    "predict, masks": ("masks",),
+    "predict, masks and overlays": ("masks", "overlays"),
+}
+
 
 def random_segmenter(backbone: str, layers: int, classes: int = 21) -> Segmenter:
     """Builds a network whose BatchNorm and offsets are as after a training."""
@@ -122,16 +127,13 @@ def main() -> None:
                 plain, picture, given.threads
             )
         runs: dict[str, list[float]] = {name: [] for name in whole}
-        runs |= {"predict, masks": [], "predict, masks and overlays": []}
+        runs |= {name: [] for name in PREDICTIONS}
         for number in range(given.rounds):
             for name, work in whole.items():
                 runs[name].append(seconds(work, given.pictures))
-            for name, overlays in (
-                ("predict, masks", False),
-                ("predict, masks and overlays", True),
-            ):
-                out = Path(place) / f"out{number}{overlays}"
-                taken = seconds(lambda: predict(segmenter, [folder], out, overlays=overlays))  # noqa: B023
+            for name, outputs in PREDICTIONS.items():
+                out = Path(place) / f"out{number}{len(outputs)}"
+                taken = seconds(lambda: predict(segmenter, [folder], out, outputs=outputs))  # noqa: B023
                 runs[name].append(taken / given.pictures)
     base = statistics.median(runs["network alone"])
     print(f"{given.backbone}, {given.layers} deformable layers, {given.side}x{given.side} pixels")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,25 @@ def test_areas_are_tinted_borders_stronger_and_black_left_alone() -> None:
     np.testing.assert_allclose(result[:, 5:], np.broadcast_to(inside, (5, 4, 3)), atol=1)
     line = [(100 * 16 + c * 240) / 256 for c in PALETTE[1]]
     np.testing.assert_allclose(result[:, 4], np.broadcast_to(line, (5, 3)), atol=1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_every_pixel_is_mixed_as_is_said(dtype: Any) -> None:
+    """A half of the class's colour, 15/16 beside another class, none where its colour is black."""
+    rng = np.random.default_rng(3)
+    image = rng.integers(0, 256, (31, 17, 3), np.uint8)
+    labels = np.kron(rng.integers(0, 5, (8, 6)), np.ones((4, 3))).astype(dtype)[:31, :17]
+    palette = [(250, 3, 7), (0, 0, 0), *rng.integers(0, 256, (3, 3)).tolist()]
+    expected = image.astype(int)
+    for y, x in np.ndindex(labels.shape):
+        near = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+        inside = [(r, c) for r, c in near if 0 <= r < 31 and 0 <= c < 17]
+        border = any(labels[place] != labels[y, x] for place in inside)
+        opacity = 240 if border else 128
+        if labels[y, x] != 1:
+            mixed = image[y, x] * (256.0 - opacity) + np.array(palette[labels[y, x]]) * opacity
+            expected[y, x] = mixed // 256
+    np.testing.assert_array_equal(overlay(image, labels, palette), expected)
 
 
 def test_extremes_do_not_overflow() -> None:
