@@ -44,6 +44,7 @@ from segdeform.data.depth import (
     stored_samples,
     to_8_bits,
 )
+from segdeform.data.label_files import IndexValues, index_colours, write_index_png_rows
 from segdeform.data.unread import unread_kind
 from segdeform.errors import (
     EXHAUSTED,
@@ -55,7 +56,6 @@ from segdeform.errors import (
 from segdeform.files.atomic import atomic_path
 
 UInt8 = npt.NDArray[np.uint8]
-IndexValues = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 MAX_PIXELS = 500_000_000
 PICTURE_SUFFIXES = frozenset(
@@ -98,6 +98,7 @@ with suppress(AttributeError, OSError):  # a Pillow with a libtiff of its own in
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
+_IN_STRIPS = 2**24  # pixels, beyond which a mask is written without a copy of the whole
 _EXIF_ORIENTATION = 0x0112
 # What turns the stored pixels of each EXIF orientation upright.
 UPRIGHT = {
@@ -256,11 +257,12 @@ def write_index_png(
     The indices stay; of a palette PNG viewers show the colours, 255 (ignore) in a pale grey. The
     file appears whole or not at all. Raises ResourceError or UsageError when it cannot be written.
     """
+    if labels.size > _IN_STRIPS:
+        write_index_png_rows(path, labels, palette)
+        return
     image = Image.fromarray(labels)
     if labels.dtype == np.uint8:
-        colors = np.full((256, 3), 224, np.uint8)
-        colors[: len(palette)] = palette
-        image.putpalette(colors.tobytes())
+        image.putpalette(index_colours(palette).tobytes())
     _save(path, image, "PNG")
 
 
