@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -49,6 +49,9 @@ from segdeform.models.folding import fold_batch_norm
 from segdeform.models.pyramid import fitting_tile, misfit, silence_unreachable_taps
 from segdeform.results.result import Result
 from segdeform.version import __version__
+
+if TYPE_CHECKING:
+    from segdeform.data.opening import OpenPicture
 
 FORMAT_VERSION: Final = 1
 
@@ -145,6 +148,18 @@ class Segmenter:
         from segdeform.data.image_io import read_image
 
         return read_image(picture, self.value_range, self.bands)
+
+    def open(self, picture: Path, scratch: Path | None = None) -> OpenPicture:
+        """Opens a picture of any size as the network knows them, and its place on a map.
+
+        A giant one is read in parts, or decoded once into an unnamed file in `scratch`.
+
+        Raises:
+            DataError: the file is no readable picture, or lacks bands.
+        """
+        from segdeform.data.opening import open_picture
+
+        return open_picture(picture, self.value_range, self.bands, scratch)
 
     def with_options(self, **given: Any) -> Segmenter:
         """Returns the same network with other inference options, keys of the section `eval`.

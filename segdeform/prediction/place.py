@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from segdeform.data.georeference import Georeference
 from segdeform.errors import UsageError
 from segdeform.files.atomic import is_temporary
 from segdeform.model_folder import DESCRIPTION
@@ -19,6 +21,8 @@ from segdeform.prediction.records import FAILURES, PREDICTIONS, Done
 FORMAT = "segdeform-prediction"  # how a summary.json of ours is told from anybody else's
 SUMMARY = "summary.json"
 FOLDERS = ("masks", "overlays")  # one an output, mirroring the inputs
+MASK_SUFFIXES = ("png", "tif")
+_LARGEST_PNG = 2**30  # pixels
 _JPEG_SIDE = 65_500  # pixels, the most that a JPEG has
 _FILES = ("overview.png", PREDICTIONS, FAILURES, SUMMARY)
 OUTPUTS = (*FOLDERS, *_FILES)
@@ -74,7 +78,8 @@ def earlier_sources(output: Path) -> dict[str, str]:
             and all(isinstance(entry.get(key), str) for key in ("name", "picture"))
         }
     masks = output / "masks"
-    files = (path for path in masks.rglob("*.png") if path.is_file())
+    found = chain.from_iterable(masks.rglob(f"*.{suffix}") for suffix in MASK_SUFFIXES)
+    files = (path for path in found if path.is_file())
     whole = (path for path in files if not is_temporary(path.name))
     names = (path.relative_to(masks).with_suffix("").as_posix() for path in whole)
     return {name: str(noted.get(name, "")) for name in sorted(names)}
@@ -106,9 +111,23 @@ def identity(path: Path) -> Path:
     return path.parent.resolve() / path.name
 
 
-def mask_path(output: Path, name: str) -> Path:
+def mask_suffix(size: tuple[int, int], place: Georeference | None) -> str:
+    """Chooses the kind of a mask file: "tif" where a picture lies on a map or is a giant.
+
+    A TIFF keeps the place and can be read in parts; a PNG of a giant would have to be unpacked
+    whole.
+    """
+    return "tif" if place is not None or size[0] * size[1] > _LARGEST_PNG else "png"
+
+
+def mask_path(output: Path, name: str, suffix: str = "png") -> Path:
     """Returns where a mask lies."""
-    return output / "masks" / f"{name}.png"
+    return output / "masks" / f"{name}.{suffix}"
+
+
+def mask_paths(output: Path, name: str) -> list[Path]:
+    """Returns where a mask of either kind lies or would lie."""
+    return [mask_path(output, name, suffix) for suffix in MASK_SUFFIXES]
 
 
 def overlay_path(output: Path, done: Done) -> Path:
@@ -119,5 +138,8 @@ def overlay_path(output: Path, done: Done) -> Path:
 
 def output_paths(output: Path, done: Done, outputs: Iterable[str]) -> list[Path]:
     """Returns where the outputs of a picture lie, of those that are asked for."""
-    places = {"masks": mask_path(output, done.name), "overlays": overlay_path(output, done)}
+    places = {
+        "masks": mask_path(output, done.name, done.mask),
+        "overlays": overlay_path(output, done),
+    }
     return [places[name] for name in outputs]

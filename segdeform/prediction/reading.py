@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from segdeform.checking.facts import picture_facts
-from segdeform.data.image_io import UInt8, count_frames, image_size
+from segdeform.data.georeference import Georeference
+from segdeform.data.image_io import count_frames, image_size
 from segdeform.data.rasters import Raster
 from segdeform.errors import PartialFailureError, SegdeformError
 from segdeform.prediction.job import Job, Task
@@ -23,6 +26,7 @@ class Seen(NamedTuple):
     frames: int
     input: InputFile
     note: str = ""  # what a person should know of it
+    place: Georeference | None = None  # on a map
 
 
 def read_picture(job: Job, task: Task, limit: int | None = None) -> Seen:
@@ -30,23 +34,25 @@ def read_picture(job: Job, task: Task, limit: int | None = None) -> Seen:
     source, segmenter = task.source, job.segmenter
     try:
         height, width = image_size(source)
-        image = None
-        if limit is None or height * width <= limit:
-            image = segmenter.read(source)
-        note = "" if image is None else _too_dark(source, image, segmenter)
-        return Seen(image, count_frames(source, segmenter.bands), input_file(source), note)
+        frames, file = count_frames(source, segmenter.bands), input_file(source)
+        if limit is not None and height * width > limit:
+            return Seen(None, frames, file)
+        image, place = segmenter.open(source, job.output)
+        return Seen(image, frames, file, _too_dark(source, image, segmenter), place)
     except SegdeformError as error:
         raise failure_of(source, error) from error
     except OSError as error:
         raise PartialFailureError(f"cannot be read: {error.strerror}") from error
 
 
-def _too_dark(source: Path, image: UInt8, segmenter: Segmenter) -> str:
+def _too_dark(source: Path, image: Raster, segmenter: Segmenter) -> str:
     """Says where a picture of more than 8 bits uses so little of its range that it is nearly black.
 
     Then its white is most likely another, as of cameras with 12 bits.
     """
-    if segmenter.value_range is not None or image.max() >= _DARK:
+    if segmenter.value_range is not None or not isinstance(image, np.ndarray):
+        return ""
+    if image.max() >= _DARK:
         return ""
     facts = picture_facts(source, segmenter.bands)
     if not facts.spans or not facts.white:

@@ -48,6 +48,7 @@ class Done:
     input: InputFile | None = None
     settings: str = ""  # of the model and how it was used, `settings_digest`
     note: str = ""  # what a person should know of it
+    mask: str = "png"  # suffix of its mask: "tif" where the picture is georeferenced
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""
@@ -95,6 +96,7 @@ def read_done(output: Path) -> dict[str, Done]:
                 input=_input(given) if given else None,
                 settings=str(entry["settings"]),
                 note=str(entry.get("note", "")),
+                mask="tif" if entry.get("mask") == "tif" else "png",
             )
         except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError):
             continue  # edited by somebody

@@ -9,7 +9,7 @@ from typing import Any
 
 from segdeform.files.atomic import write_json
 from segdeform.prediction.inputs import Found
-from segdeform.prediction.place import FORMAT, SUMMARY, identity
+from segdeform.prediction.place import FORMAT, SUMMARY, identity, mask_paths
 from segdeform.prediction.records import Done, read_done, read_failures
 from segdeform.segmenter import Segmenter
 
@@ -78,7 +78,7 @@ def sum_up(
             summary.left += 1
     owners = {**earlier, **planned}
     # Of one that failed, an old mask may be left that nobody may remove.
-    gone = {name for name in failed if not (output / "masks" / f"{name}.png").is_file()}
+    gone = {name for name in failed if not any(path.is_file() for path in mask_paths(output, name))}
     summary.sources = {name: path for name, path in owners.items() if name not in gone}
     summary.earlier = len(earlier.keys() - planned.keys())
     return summary
