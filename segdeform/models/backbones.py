@@ -1,4 +1,4 @@
-"""Image classifiers as feature extractors: ResNets and MobileNetV2, dilated.
+"""Image classifiers as feature extractors: ResNets and MobileNets, dilated.
 
 They compute what torchvision's do, by its state-dict keys; the classifier is left out. torchvision
 itself takes longer to import than all else that a picture's labels need beside torch.
@@ -19,6 +19,7 @@ from segdeform.models.blocks import (
     draw_weights,
 )
 from segdeform.models.deform import Layers, choose_layers
+from segdeform.models.mobilenet_v3 import large_features
 from segdeform.models.stem import widen_first
 from segdeform.models.weights import load_weights
 
@@ -128,12 +129,37 @@ class MobileNetV2(Backbone):
         return Features(outputs[3], outputs[13], outputs[17])
 
 
+class MobileNetV3Large(Backbone):
+    """Is a MobileNetV3-Large (Howard et al. 2019, table 1) up to its 1x1 convolution to 960.
+
+    Features: blocks 3 (24 channels), 12 (112) and that convolution. The blocks of its last stage
+    have kernels of 5x5: its last 3x3 convolutions, which deform, lie in the stage before.
+    """
+
+    low_channels, middle_channels, channels = 24, 112, 960
+
+    def __init__(self, output_stride: int) -> None:
+        super().__init__()
+        self.features = large_features()
+        classifier = nn.Sequential(nn.Linear(self.channels, 1280), nn.Linear(1280, _CLASSES))
+        draw_weights(nn.Sequential(self.features, classifier))
+        self.stride, self.middle_stride = output_stride, min(16, output_stride)
+        stages = (self.features[4:7], self.features[7:13], self.features[13:])
+        _dilate(stages, output_stride, strided_too=True)
+
+    def forward(self, x: Tensor) -> Features:  # [N, C, H, W]
+        low = self.features[:4](x)
+        middle = self.features[4:13](low)
+        return Features(low, middle, self.features[13:](middle))
+
+
 BACKBONES: dict[str, Callable[[int], Backbone]] = {
     "resnet18": lambda stride: ResNet(BasicBlock, (2, 2, 2, 2), stride),
     "resnet34": lambda stride: ResNet(BasicBlock, (3, 4, 6, 3), stride),
     "resnet50": lambda stride: ResNet(Bottleneck, (3, 4, 6, 3), stride),
     "resnet101": lambda stride: ResNet(Bottleneck, (3, 4, 23, 3), stride),
     "mobilenet_v2": MobileNetV2,
+    "mobilenet_v3_large": MobileNetV3Large,
 }
 
 
@@ -173,11 +199,12 @@ def _stage(
     return nn.Sequential(*blocks)
 
 
-def _dilate(stages: Iterable[nn.Module], output_stride: int) -> None:
+def _dilate(stages: Iterable[nn.Module], output_stride: int, *, strided_too: bool = False) -> None:
     """Replaces the strides beyond the output stride by dilation, as torchvision does.
 
-    The convolution that loses its stride keeps the dilation of its input; all after it double it.
-    Stages have strides 8, 16 and 32.
+    All convolutions after the one that loses its stride double their dilation. That one keeps the
+    dilation of its input, but for MobileNetV3, where it is doubled, too (`strided_too`). Stages
+    have strides 8, 16 and 32.
     """
     dilation = 1
     for stage, stride in zip(stages, (8, 16, 32), strict=True):
@@ -187,7 +214,8 @@ def _dilate(stages: Iterable[nn.Module], output_stride: int) -> None:
             if isinstance(conv, nn.Conv2d):
                 strided = conv.stride != (1, 1)
                 conv.stride = (1, 1)
-                if conv.kernel_size == (3, 3):
-                    rate = dilation if strided else 2 * dilation
-                    conv.dilation = conv.padding = (rate, rate)
+                side = conv.kernel_size[0]
+                if side > 1:
+                    rate = dilation if strided and not strided_too else 2 * dilation
+                    conv.dilation, conv.padding = (rate, rate), (rate * (side // 2),) * 2
         dilation *= 2

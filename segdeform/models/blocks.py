@@ -97,11 +97,15 @@ def conv_bn_relu6(
 def draw_weights(module: nn.Module) -> None:
     """Draws convolutions' weights by He et al. 2015, by what leaves them; small ones (0.01) else.
 
+    Convolutions' biases begin at zero.
+
     On the meta device nothing is drawn: that would only import torch's compiler, for a second.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         elif isinstance(layer, nn.Linear) and not layer.weight.is_meta:
             nn.init.normal_(layer.weight, std=0.01)
 

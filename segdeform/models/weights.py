@@ -21,6 +21,7 @@ IMAGENET = {
     "resnet50": f"{_ADDRESS}resnet50-0676ba61.pth",
     "resnet101": f"{_ADDRESS}resnet101-63fe2227.pth",
     "mobilenet_v2": f"{_ADDRESS}mobilenet_v2-b0353104.pth",
+    "mobilenet_v3_large": f"{_ADDRESS}mobilenet_v3_large-8738ca79.pth",
 }
 
 # What classifiers have beyond the backbone (features.18: MobileNetV2's 1x1 conv to 1280).

@@ -17,13 +17,15 @@ from segdeform.models.backbones import (
 from segdeform.models.deform import conv3x3_layers
 from segdeform.models.weights import CLASSIFIER
 
-SMALL = ("resnet18", "resnet34", "resnet50", "mobilenet_v2")
+SMALL = ("resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_large")
 
 
 def classify(net: Any, high: Tensor) -> Tensor:
     """Finishes torchvision's classifier from the last features."""
     if isinstance(net, torchvision_models.ResNet):
         high = net.fc(net.avgpool(high).flatten(1))
+    elif isinstance(net, torchvision_models.MobileNetV3):
+        high = net.classifier(net.avgpool(high).flatten(1))
     else:
         high = net.classifier(net.features[18](high).mean((2, 3)))
     return high
@@ -74,7 +76,34 @@ def test_dilation_is_laid_out_as_torchvision_does(stride: int, replaced: tuple[i
     assert {k: str(m) for k, m in ours.items()} == {k: str(m) for k, m in theirs.items()}
 
 
-@pytest.mark.parametrize("name", SMALL)
+def test_mobilenet_v3_is_dilated_as_in_torchvisions_dense_predictors() -> None:
+    net = torchvision_models.mobilenet_v3_large(dilated=True)
+    backbone = build_backbone("mobilenet_v3_large", "none", 16)
+    assert backbone.low_stride == 4 and backbone.stride == backbone.middle_stride == 16
+    theirs = {k: m for k, m in net.named_modules() if isinstance(m, nn.Conv2d)}
+    ours = {k: m for k, m in backbone.named_modules() if isinstance(m, nn.Conv2d)}
+    assert {k: str(m) for k, m in ours.items()} == {k: str(m) for k, m in theirs.items()}
+    backbone.load_state_dict(
+        {k: v for k, v in net.state_dict().items() if not k.startswith(CLASSIFIER)}
+    )
+    images = torch.randn(1, 3, 61, 90)
+    with torch.inference_mode():
+        features = backbone.eval()(images)
+        expected = net.eval().features[:4](images)
+        torch.testing.assert_close(features.low, expected)
+        torch.testing.assert_close(features.high, net.features[4:](expected))
+
+
+def test_mobilenet_v3_at_stride_8_dilates_all_that_follow() -> None:
+    backbone = build_backbone("mobilenet_v3_large", "none", 8)
+    convs = [m for m in backbone.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    assert [conv.dilation[0] for conv in convs] == [1] * 6 + [2] * 6 + [4] * 3
+    assert [conv.kernel_size[0] for conv in convs[-4:]] == [3, 5, 5, 5]
+    high = backbone.eval()(torch.randn(1, 3, 61, 90)).high
+    assert high.shape == (1, 960, 8, 12)
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if "v3" not in name])
 def test_a_smaller_output_stride_computes_the_same_more_densely(name: str) -> None:
     """Dilating after a removed stride gives the strided network's values at every other place."""
     torch.manual_seed(0)
@@ -95,7 +124,7 @@ def test_every_backbone_is_known_to_the_config() -> None:
     assert set(BACKBONES) == set(get_args(BackboneName))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large"])
 def test_a_fixed_dilation_of_the_last_layers_keeps_sizes(name: str) -> None:
     backbone = build_backbone(name, "none", 32).eval()
     before = [conv.dilation for conv in conv3x3_layers(backbone).values()]

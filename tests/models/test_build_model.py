@@ -24,7 +24,7 @@ def deform(**keys: object) -> DeformConfig:
 
 
 @pytest.mark.parametrize("head", ["deeplab", "deeplabv3", "deeplabv3plus"])
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "mobilenet_v3_large"])
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_every_combination_labels_pictures_of_odd_sizes(
     backbone: str, head: str, stride: int

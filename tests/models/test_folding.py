@@ -35,6 +35,7 @@ def network(**model: Any) -> DeepLab:
     "model",
     [
         {"backbone": "mobilenet_v2", "head": "deeplabv3plus"},
+        {"backbone": "mobilenet_v3_large", "head": "deeplabv3plus"},
         {"backbone": "resnet18", "head": "deeplabv3", "output_stride": 8},
         {"backbone": "resnet50", "head": "deeplab", "auxiliary_head": True},
     ],
