@@ -27,6 +27,7 @@ from segdeform.config.schema import (
     EvalConfig,
     ModelConfig,
 )
+from segdeform.data.dataset import MAX_CLASSES
 from segdeform.data.depth import ValueRange, ranges
 from segdeform.data.rasters import Raster
 from segdeform.errors import ConfigError, ModelError, nearest
@@ -74,7 +75,7 @@ class ModelDescription(BaseModel):
     segdeform_version: str = __version__
     model: ModelConfig
     deform: DeformConfig
-    classes: tuple[str, ...] = Field(min_length=1, max_length=255)
+    classes: tuple[str, ...] = Field(min_length=1, max_length=MAX_CLASSES)
     palette: tuple[tuple[Channel, Channel, Channel], ...]
     mean: tuple[float, ...] = Field(IMAGENET_MEAN, min_length=1)  # one a channel, of 0..1
     std: tuple[Positive, ...] = IMAGENET_STD
@@ -198,7 +199,8 @@ class Segmenter:
     @overload
     def predict(self, pictures: Iterator[OnePicture]) -> Iterator[Result]: ...
     def predict(self, pictures: Any) -> Result | list[Result] | Iterator[Result]:
-        """Labels a picture: `result.labels` is the class number of every pixel, uint8 [H, W].
+        """Labels a picture: `result.labels` is the class number of every pixel, uint8 [H, W]
+        (uint16 of more than 255 classes).
 
         A picture is a path, a PIL image, or an array of uint8 or uint16: [H, W, C], for RGB also
         [H, W] grey and [H, W, 4], whose alpha is dropped; see `data.arrays.pixels_of`. A list or

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from segdeform.data.dataset import IGNORE, Dataset
 
+_SHOWN_PAIRS = 8  # of a mapping of more classes than fit on a line
+
 
 @dataclass(frozen=True)
 class Cause:
@@ -23,7 +25,10 @@ class Cause:
     @property
     def fix(self) -> str:
         """The line for the data YAML."""
-        pairs = ", ".join(f"{value}: {label}" for value, label in self.mapping.items())
+        parts = [f"{value}: {label}" for value, label in self.mapping.items()]
+        if len(parts) > IGNORE:
+            parts[_SHOWN_PAIRS:-1] = ["..."]
+        pairs = ", ".join(parts)
         return f"write label_mapping: {{{pairs}}} into the data YAML"
 
 

@@ -42,7 +42,7 @@ from segdeform.data.image_io import (
 from segdeform.errors import DataError, UnsafeInputError
 
 _MAX_COLOURS = 256  # of a colour mask; one with more shows no classes
-_MAX_VALUES = 1000  # of a 16-bit mask: enough to tell what is wrong
+_MAX_VALUES = 10_000  # of a 16-bit mask, the lowest: more than any picture shows classes
 
 Colour = tuple[int, int, int]
 
@@ -225,12 +225,8 @@ def index_facts(
     flat = np.ascontiguousarray(values).ravel()
     counts = np.bincount(flat)
     present = [int(value) for value in np.flatnonzero(counts)][:_MAX_VALUES]
-    # Searching the bytes stops at the first hit, where comparing the arrays would go on.
-    content = flat.tobytes() if flat.dtype == np.uint8 else None
-    found = {}
-    for value in present:
-        first = content.find(value) if content is not None else int(np.argmax(flat == value))
-        found[value] = (int(counts[value]), first)
+    first = _first_places(flat, present)
+    found = {value: (int(counts[value]), first[value]) for value in present}
     colours = {}
     if palette is not None:
         for value in present:
@@ -238,6 +234,18 @@ def index_facts(
             colours[value] = (red, green, blue)
     height, width = values.shape
     return Facts(height, width, values=found, colours=colours, frames=frames)
+
+
+def _first_places(flat: npt.NDArray[np.integer], present: list[int]) -> dict[int, int]:
+    """Returns the place of the first pixel of each value."""
+    if flat.dtype == np.uint8:
+        # Searching the bytes stops at the first hit, where comparing the arrays would go on.
+        content = flat.tobytes()
+        return {value: content.find(value) for value in present}
+    # Of many values, one pass for all of them: of equal ones, what is written last stays.
+    first = np.zeros(int(flat.max(initial=0)) + 1, np.int64)
+    first[flat[::-1]] = np.arange(flat.size - 1, -1, -1)
+    return {value: int(first[value]) for value in present}
 
 
 def _palette(image: ImageFile.ImageFile) -> list[int] | None:

@@ -79,6 +79,11 @@ KINDS = {
         "Masks of 0 and 255 among others",
         "255 is ignored: if it means a class here, write the number of that class",
     ),
+    "class-255": Kind(
+        "warning",
+        "Masks of 8 bits whose 255 is a class",
+        "if it means that nothing is known there, write void_id: 255 into the data YAML",
+    ),
     "palette-differs": Kind(
         "warning", "Palettes that differ", "do the masks number the classes in the same way?"
     ),

@@ -17,7 +17,7 @@ from segdeform.checking.check import check, list_splits
 from segdeform.checking.facts import Facts, mask_facts, plain_values
 from segdeform.checking.judge import class_of_colour, foreign_index
 from segdeform.checking.report import Report
-from segdeform.data.dataset import IGNORE, Dataset, Mask, read_picture
+from segdeform.data.dataset import Dataset, Labels, Mask, label_type, read_picture
 from segdeform.data.depth import as_json
 from segdeform.data.image_io import (
     UPRIGHT,
@@ -178,7 +178,7 @@ def _write_pair(dataset: Dataset, index: int, folder: Path) -> None:
     )
 
 
-def _labels(dataset: Dataset, mask: Path, turn: int) -> UInt8:
+def _labels(dataset: Dataset, mask: Path, turn: int) -> Labels:
     """Reads a mask as labels [H, W] in whatever form it comes, or raises DataError."""
     try:
         values = dataset.decode_mask(mask)
@@ -202,24 +202,24 @@ def _labels(dataset: Dataset, mask: Path, turn: int) -> UInt8:
     return _looked_up(dataset, mask, values)
 
 
-def _looked_up(dataset: Dataset, mask: Path, values: Mask) -> UInt8:
+def _looked_up(dataset: Dataset, mask: Path, values: Mask) -> Labels:
     labels = dataset.lookup[values]
     if labels.min() < 0:
         wrong = ", ".join(str(value) for value in np.unique(values[labels < 0])[:5])
         raise DataError(f"{mask}: no class is known for {wrong}")
-    return labels.astype(np.uint8)
+    return labels.astype(label_type(len(dataset.classes)))
 
 
 def _labels_of_colours(
     dataset: Dataset, mask: Path, image: Image.Image, error: MaskKindError
-) -> UInt8:
+) -> Labels:
     """Converts the classes' own colours, or grey of three equal channels, to labels."""
     pixels = np.asarray(image.convert("RGB"))
     packed = _packed(pixels)
     colours = {_pack(colour): index for colour, index in class_of_colour(dataset).items()}
     present = set(np.unique(packed).tolist())
     if image.mode in ("RGB", "RGBA") and colours and present <= colours.keys():
-        table = np.zeros(1 << 24, np.uint8)
+        table = np.zeros(1 << 24, label_type(len(dataset.classes)))
         table[list(colours)] = list(colours.values())
         return np.asarray(table[packed])
     grey = (pixels == pixels[..., :1]).all()
@@ -255,7 +255,7 @@ def _describe(datasets: Sequence[Dataset], folder: Path, result: Repair) -> None
     content: dict[str, Any] = dict(_written(folder))
     content["names"] = dict(enumerate(first.classes))
     content["palette"] = [list(colour) for colour in first.palette]
-    content["void_id"] = IGNORE
+    content["void_id"] = first.ignore
     if first.value_range:
         content["value_range"] = as_json(first.value_range)
     if first.bands:

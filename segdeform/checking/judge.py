@@ -11,7 +11,7 @@ from segdeform.checking.causes import Cause
 from segdeform.checking.facts import Colour, Facts
 from segdeform.checking.finding import Finding, Place
 from segdeform.checking.scan import PairFacts
-from segdeform.data.dataset import IGNORE, Dataset, colour_map
+from segdeform.data.dataset import Dataset, colour_map
 
 _SHOWN_VALUES = 5  # values outside the classes told of one mask
 
@@ -65,8 +65,9 @@ def _judge_picture(dataset: Dataset, index: int, picture: Facts) -> Iterator[Fin
 
 
 def label_counts(dataset: Dataset, mask: Facts) -> npt.NDArray[np.int64]:
-    """Counts a mask's pixels of each label, [256]; values outside the classes do not count."""
-    counts = np.zeros(IGNORE + 1, np.int64)
+    """Counts a mask's pixels of each label, [256] or [65536], the last one being ignored; values
+    outside the classes do not count."""
+    counts = np.zeros(dataset.ignore + 1, np.int64)
     for value, (count, _) in mask.values.items():
         if dataset.lookup[value] >= 0:
             counts[dataset.lookup[value]] += count
@@ -129,7 +130,7 @@ def _judge_values(
     if mask.frames > 1:
         text = f"{path}: has {mask.frames} frames"
         yield Finding("animated-mask", split, path, text, sample=index)
-    if mask.values and all(dataset.lookup[value] == IGNORE for value in mask.values):
+    if mask.values and all(dataset.lookup[value] == dataset.ignore for value in mask.values):
         text = f"{path}: every pixel is ignored"
         yield Finding("void-mask", split, path, text, sample=index)
 

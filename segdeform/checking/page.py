@@ -14,7 +14,7 @@ from segdeform.checking.finding import KINDS, Finding
 from segdeform.checking.report import Report
 from segdeform.checking.weights import RULE
 from segdeform.data.channels import shown_colours
-from segdeform.data.dataset import IGNORE, Dataset, read_pair, read_picture
+from segdeform.data.dataset import Dataset, read_pair, read_picture
 from segdeform.data.image_io import opened
 from segdeform.errors import SegdeformError
 from segdeform.files.atomic import write_text
@@ -72,7 +72,7 @@ def write_page(path: Path, report: Report, datasets: Sequence[Dataset]) -> None:
 
 def _samples(dataset: Dataset) -> list[_Sample]:
     """Makes thumbnails of a few pairs, evenly over a split; what cannot be read is left out."""
-    colours = np.full((IGNORE + 1, 3), _VOID, np.uint8)
+    colours = np.full((dataset.ignore + 1, 3), _VOID, np.uint8)
     colours[: len(dataset.palette)] = dataset.palette
     palette = [(int(red), int(green), int(blue)) for red, green, blue in colours]
     shown = []
@@ -126,7 +126,7 @@ def _mask_picture(dataset: Dataset, path: Path, finding: Finding) -> str:
     """Draws a mask in its classes' colours, and a ring around the pixel of the finding."""
     try:
         labels = dataset.lookup[dataset.decode_mask(path)]
-        colours = np.full((IGNORE + 2, 3), _VOID, np.uint8)
+        colours = np.full((dataset.ignore + 2, 3), _VOID, np.uint8)
         colours[: len(dataset.palette)] = dataset.palette
         colours[-1] = _OUTSIDE  # of label -1
         shown = Image.fromarray(colours[labels])

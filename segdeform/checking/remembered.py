@@ -23,7 +23,7 @@ from segdeform.files.atomic import write_bytes
 from segdeform.files.manifest import sha256
 from segdeform.version import __version__
 
-_FORMAT = 4  # another number where Facts means something else
+_FORMAT = 5  # another number where Facts means something else
 _HEADER = f"segdeform-check {_FORMAT} {__version__} pillow-{PIL.__version__}"
 # A file that was written this shortly before it was read can change again unseen: the time stamps
 # of some file systems are that coarse. Its content is compared next time.

@@ -15,7 +15,7 @@ from segdeform.checking.finding import Finding, Place
 from segdeform.checking.judge import judge_pair, label_counts
 from segdeform.checking.report import SplitCount
 from segdeform.checking.scan import PairFacts
-from segdeform.data.dataset import IGNORE, Dataset, read_picture
+from segdeform.data.dataset import IGNORE, MAX_NARROW, Dataset, read_picture
 from segdeform.data.depth import Range, ValueRange, is_one, ranges
 
 _LISTED_BANDS = 12  # named one by one
@@ -38,6 +38,7 @@ def judge(
         yield _first_of(cause, datasets, pairs)
     else:
         yield from _white_among(datasets, pairs)
+        yield from _class_255(datasets, pairs)
     for dataset, facts in zip(datasets, pairs, strict=True):
         bare = _is_bare(dataset, facts)
         if bare:
@@ -82,7 +83,7 @@ def _white_among(
     """
     first, masks = datasets[0], mask_values(pairs)
     classes = set(range(1, len(first.classes)))
-    if first.label_map is not None or not any(values & classes for values in masks):
+    if first.wide or first.label_map is not None or not any(values & classes for values in masks):
         return
     if len(classes) > 1 and any(IGNORE in values and values & classes for values in masks):
         return
@@ -94,6 +95,28 @@ def _white_among(
                 path = dataset.samples[index].mask or dataset.root
                 text = f"{path}: holds only 0 and {IGNORE}, where others hold classes"
                 yield Finding("white-mask", dataset.split, path, text, place=place, sample=index)
+
+
+def _class_255(datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]]) -> Iterator[Finding]:
+    """Yields the first 255 of masks that are all of 8 bits, where it is a class since there are
+    more than 255: in such masks it mostly means that nothing is known."""
+    first = datasets[0]
+    if not first.wide or first.label_map is not None or IGNORE in first.void:
+        return
+    if any(value > MAX_NARROW for values in mask_values(pairs) for value in values):
+        return
+    for dataset, facts in zip(datasets, pairs, strict=True):
+        for index, pair in enumerate(facts):
+            if pair.mask is not None and IGNORE in pair.mask.values:
+                count, start = pair.mask.values[IGNORE]
+                place = Place(IGNORE, *divmod(start, pair.mask.width), count)
+                path = dataset.samples[index].mask or dataset.root
+                text = (
+                    f"{path}: {IGNORE} is class {IGNORE} ({dataset.classes[IGNORE]}) of "
+                    f"{len(dataset.classes)}, and no mask holds a higher value"
+                )
+                yield Finding("class-255", dataset.split, path, text, place=place, sample=index)
+                return
 
 
 def _ranges(datasets: Sequence[Dataset], pairs: Sequence[list[PairFacts]]) -> Iterator[Finding]:
@@ -207,7 +230,8 @@ def _first_of(
 ) -> Finding:
     """Words a cause with the first pixel of the highest value as its witness."""
     used = set().union(*mask_values(pairs))
-    witness = IGNORE if cause.kind == "binary" and IGNORE in used else max(used - {IGNORE})
+    ignored = datasets[0].ignore
+    witness = ignored if cause.kind == "binary" and ignored in used else max(used - {ignored})
     for dataset, facts in zip(datasets, pairs, strict=True):
         for index, pair in enumerate(facts):
             if pair.mask is not None and witness in pair.mask.values:
@@ -222,7 +246,7 @@ def _first_of(
 
 def count_split(dataset: Dataset, facts: Sequence[PairFacts]) -> SplitCount:
     """Counts the pixels of each class in the masks of a split."""
-    counts = np.zeros(IGNORE + 1, np.int64)
+    counts = np.zeros(dataset.ignore + 1, np.int64)
     for pair in facts:
         if pair.mask is not None:
             counts += label_counts(dataset, pair.mask)
@@ -231,7 +255,7 @@ def count_split(dataset: Dataset, facts: Sequence[PairFacts]) -> SplitCount:
         dataset.split,
         len(dataset),
         tuple(map(int, classes)),
-        int(counts[IGNORE]),
+        int(counts[dataset.ignore]),
         tuple((pair.picture.height, pair.picture.width) for pair in facts),
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segdeform.cli.output import Json, print_json
+from segdeform.cli.output import MOST_ROWS, ROWS_OF_MANY, Json, print_json
 from segdeform.cli.progress import progress_bars
 from segdeform.errors import PartialFailureError, UsageError
 
@@ -124,7 +124,10 @@ def print_report(report: Report) -> None:
         source = report.splits[0].name
         print(f"Weights for rare classes, as train.class_weights=auto takes them from {source}")
         print(f"({RULE}):")
-        print(f"train: {{class_weights: [{weights}]}}")
+        if len(report.classes) <= MOST_ROWS:
+            print(f"train: {{class_weights: [{weights}]}}")
+        else:
+            print("of so many classes, --json lists them")
     print(report.summary())
 
 
@@ -132,13 +135,33 @@ def _class_table(report: Report) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("class", title="Pixels of each class")
+    shown = _told_classes(report)
+    title = "Pixels of each class"
+    if len(shown) < len(report.classes):
+        title = (
+            f"Pixels of the {len(shown)} commonest and rarest of {len(report.classes)} classes; "
+            "--json has all"
+        )
+    table = Table("class", title=title)
     for split in report.splits:
         table.add_column(escape(split.name), justify="right")
     shares = [split.shares() for split in report.splits]
-    for index, name in enumerate(report.classes):
-        table.add_row(escape(f"{index} {name}"), *(_share(column[index]) for column in shares))
+    for index in shown:
+        name = escape(f"{index} {report.classes[index]}")
+        table.add_row(name, *(_share(column[index]) for column in shares))
     return table
+
+
+def _told_classes(report: Report) -> list[int]:
+    """Returns the classes to print, in order: all, or, of more than a screen is good for, those of
+    most and of fewest pixels among those that occur."""
+    count = len(report.classes)
+    if count <= MOST_ROWS:
+        return list(range(count))
+    total = [sum(split.pixels[index] for split in report.splits) for index in range(count)]
+    present = sorted((index for index in range(count) if total[index]), key=lambda k: -total[k])
+    half = ROWS_OF_MANY // 2
+    return sorted({*present[:half], *present[-half:]})
 
 
 def _share(share: float) -> str:

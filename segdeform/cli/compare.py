@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segdeform.cli.output import Json, print_json, shown_score
+from segdeform.cli.output import MOST_ROWS, ROWS_OF_MANY, Json, print_json, shown_score
 
 if TYPE_CHECKING:
     from segdeform.evaluation.compare import Comparison, Difference
@@ -47,11 +47,17 @@ def _print(comparison: Comparison) -> None:
     table = Table("class", title=f"{comparison.pictures} pictures")
     for header in ("A", "B", "change", "95% interval"):
         table.add_column(header, justify="right")
-    for row in comparison.classes:
+    shown = _most_changed(comparison.classes)
+    for row in shown:
         change = f"{_change(row.change)}{' *' if row.clear else '  '}"
         scores = (shown_score(row.first), shown_score(row.second))
         table.add_row(escape(row.name), *scores, change, _interval(row))
     Console().print(table)
+    if len(shown) < len(comparison.classes):
+        print(
+            f"The {len(shown)} classes that changed most, of {len(comparison.classes)}: --json has "
+            "all of them"
+        )
     if any(row.clear for row in comparison.classes):
         print("* can be told from noise: the interval of the change leaves 0 out")
     lost = [image for image in comparison.images if image.change < 0]
@@ -68,6 +74,15 @@ def _print(comparison: Comparison) -> None:
         f"mIoU {shown_score(miou.first)} -> {shown_score(miou.second)}, change "
         f"{_change(miou.change)}, 95% interval {_interval(miou)}: {verdict}"
     )
+
+
+def _most_changed(rows: Sequence[Difference]) -> Sequence[Difference]:
+    """Returns the rows to print: all, or, of more classes than a screen is good for, those whose
+    IoU changed most."""
+    if len(rows) <= MOST_ROWS:
+        return rows
+    changed = [row for row in rows if row.change == row.change]
+    return sorted(changed, key=lambda row: -abs(row.change))[:ROWS_OF_MANY]
 
 
 def _print_images(title: str, images: Sequence[Difference]) -> None:

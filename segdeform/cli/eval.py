@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from segdeform.cli.inference import Inference, inference_options
-from segdeform.cli.output import Data, Json, Kind, Model, Split, print_json, shown_score
+from segdeform.cli.output import (
+    MOST_ROWS,
+    ROWS_OF_MANY,
+    Data,
+    Json,
+    Kind,
+    Model,
+    Split,
+    print_json,
+    shown_score,
+)
 from segdeform.cli.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -101,11 +111,17 @@ def print_scores(evaluation: Evaluation) -> None:
     table = Table("class", title=title, box=SIMPLE_HEAD, collapse_padding=True)
     for header in ("IoU", "95% interval", "boundary", "F1", "precision", "recall", "pixels"):
         table.add_column(header, justify="right", no_wrap=True)
-    for row in rows:
+    shown = hardest(rows)
+    for row in shown:
         scores = [_short(row[key]) for key in ("iou", "boundary_iou", "f1", "precision", "recall")]
         scores.insert(1, _interval(row["iou_interval"]))
         table.add_row(escape(row["name"]), *scores, f"{row['truth_pixels'] / total:.2%}")
     Console().print(table)
+    if len(shown) < len(rows):
+        print(
+            f"The {len(shown)} classes of the lowest IoU, of {len(rows)}: --output and --json have "
+            "all of them"
+        )
     print(
         f"mIoU {shown_score(result['miou'])} "
         f"(95% interval {_interval(result['miou_interval'])}), the mean over the classes that occur"
@@ -122,6 +138,15 @@ def print_scores(evaluation: Evaluation) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     if "official" in result:
         _print_official(result["official"])
+
+
+def hardest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows to print: all, or, of more classes than a screen is good for, those that
+    occur and have the lowest IoU, lowest first."""
+    if len(rows) <= MOST_ROWS:
+        return rows
+    present = [row for row in rows if row["iou"] is not None]
+    return sorted(present, key=lambda row: float(row["iou"]))[:ROWS_OF_MANY]
 
 
 def _print_official(official: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ import typer
 
 from segdeform.cli.inference import Inference
 from segdeform.cli.output import (
+    MOST_ROWS,
+    ROWS_OF_MANY,
     Data,
     Device,
     Json,
@@ -145,7 +147,10 @@ def _print_dilation(facts: dict[str, Any]) -> None:
     for layer in facts["layers"]:
         header = f"{layer['layer']}\n(plain: {layer['plain_dilation']:g})"
         table.add_column(header, justify="right", overflow="fold")
-    rows = zip(*(layer["classes"] for layer in facts["layers"]), strict=True)
+    rows = list(zip(*(layer["classes"] for layer in facts["layers"]), strict=True))
+    if len(rows) > MOST_ROWS:
+        table.caption = f"{ROWS_OF_MANY} of {len(rows)} classes, those of the most pixels"
+        rows = sorted(rows, key=lambda row: -int(row[0]["places"]))[:ROWS_OF_MANY]
     for row in rows:
         table.add_row(escape(row[0]["name"]), *map(_spread, row))
     table.add_section()

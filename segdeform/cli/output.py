@@ -27,6 +27,9 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of torch.", show_default="all cores")
 ]
 
+MOST_ROWS = 255  # of a table on a screen, a class each
+ROWS_OF_MANY = 40  # of a table of more classes than that
+
 
 def print_json(value: Any) -> None:
     """Prints a JSON value to stdout; NaN and infinities raise ValueError."""

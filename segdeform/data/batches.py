@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 
 from segdeform.config.schema import IMAGENET_MEAN, DataConfig
-from segdeform.data.dataset import Dataset, read_pair
+from segdeform.data.dataset import Dataset, Labels, label_type, read_pair
 from segdeform.data.image_io import UInt8
 from segdeform.data.sampler import batch_indices
 from segdeform.data.transforms import TrainTransform
 from segdeform.errors import ResourceError
 
-Batch = tuple[UInt8, UInt8]  # images [N, h, w, C], labels [N, h, w]
+Batch = tuple[UInt8, Labels]  # images [N, h, w, C], labels [N, h, w]
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,20 @@ class Batches:
         return self.dataset.channels
 
     @property
+    def _label_type(self) -> np.dtype[np.uint8 | np.uint16]:
+        return label_type(len(self.dataset.classes))
+
+    @property
     def nbytes(self) -> int:
         """How many bytes a batch has; all have the same."""
-        return (self._channels + 1) * self._pixels
+        return (self._channels + self._label_type.itemsize) * self._pixels
 
     def place(self, memory: UInt8, number: int = 0) -> Batch:
         """Returns a place for a batch in a memory, uint8 [bytes], that holds one after another."""
         place = memory[number * self.nbytes : (number + 1) * self.nbytes]
         shape = (len(self._indices(0)), *self.config.crop)
         images, labels = np.split(place, [self._channels * self._pixels])
-        return images.reshape(*shape, self._channels), labels.reshape(shape)
+        return images.reshape(*shape, self._channels), labels.view(self._label_type).reshape(shape)
 
     def fill(self, step: int, batch: Batch) -> None:
         """Makes the crops of a step.

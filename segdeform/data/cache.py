@@ -42,7 +42,8 @@ def with_cache(dataset: Dataset, say: Say) -> Dataset:
             )
         return dataset
     say(f"{dataset.split}: pictures from {folder}")
-    return replace(dataset, cache=open_cache(folder, len(dataset), dataset.channels))
+    cache = open_cache(folder, len(dataset), dataset.channels, wide=dataset.wide)
+    return replace(dataset, cache=cache)
 
 
 def cache_folder(dataset: Dataset) -> Path:

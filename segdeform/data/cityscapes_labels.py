@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from cityscapesscripts.helpers import labels as official
 
-from segdeform.data.dataset import IGNORE
+from segdeform.data.dataset import IGNORE, Labels
 from segdeform.data.image_io import UInt8
 
 
@@ -52,7 +52,7 @@ def label_ids_to_train_ids(mask: UInt8) -> UInt8:
     return _TRAIN_IDS[mask]
 
 
-def train_ids_to_label_ids(mask: UInt8) -> UInt8:
+def train_ids_to_label_ids(mask: Labels) -> UInt8:
     """Maps train ids, uint8 [H, W], to ids as the server takes them; 255 becomes 0, unlabeled.
 
     Raises ValueError for values from 19 to 254.

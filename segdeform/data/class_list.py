@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segdeform.data.channels import Bands
-from segdeform.data.dataset import IGNORE, ListingProblem, colour_map
+from segdeform.data.dataset import IGNORE, ListingProblem, colour_map, ignore_label
 from segdeform.data.depth import Range, ValueRange, ranges
 from segdeform.errors import DataError, shortened
 
@@ -89,7 +89,8 @@ def parse_class_list(content: Mapping[Any, Any], source: Path) -> ClassList:
         raise DataError(
             f"{source}: nc is {shortened(content['nc'])}, but there are {len(names)} names"
         )
-    void = content.get("void_id", IGNORE)
+    ignore = ignore_label(len(names))
+    void = content.get("void_id", ignore)
     if not _is_index(void, 1 << 16):
         raise DataError(f"{source}: void_id is a mask value from 0 to 65535, not {void!r}")
     palette = content.get("palette")
@@ -97,7 +98,7 @@ def parse_class_list(content: Mapping[Any, Any], source: Path) -> ClassList:
     return ClassList(
         names,
         colour_map(len(names)) if palette is None else _palette(palette, len(names), source),
-        frozenset({void, IGNORE}),
+        frozenset({void, ignore}),
         _label_map(content.get("label_mapping"), len(names), source),
         _range_of(content, 3 if bands is None else len(bands), source),
         bands,
@@ -145,13 +146,14 @@ def _label_map(mapping: Any, count: int, source: Path) -> dict[int, int] | None:
             f"{shortened(mapping)}"
         )
     found: dict[int, int] = {}
+    ignore = ignore_label(count)
     for key, label in mapping.items():
         # The keys of JSON are texts.
         value = int(key) if isinstance(key, str) and _NUMBER.fullmatch(key) else key
-        if not (_is_index(label, count) or (type(label) is int and label == IGNORE)):
+        if not (_is_index(label, count) or (type(label) is int and label == ignore)):
             raise DataError(
                 f"{source}: label_mapping {key}: {label!r} is neither a class "
-                f"(0 to {count - 1}) nor {IGNORE} (ignore)"
+                f"(0 to {count - 1}) nor {ignore} (ignore)"
             )
         if type(value) is not int or value >= 1 << 16:
             raise DataError(f"{source}: label_mapping holds {key!r}, which no mask can hold")

@@ -14,17 +14,31 @@ import numpy.typing as npt
 from segdeform.data.channels import Bands
 from segdeform.data.decoded import Cache
 from segdeform.data.depth import ValueRange, ranges
-from segdeform.data.image_io import UInt8, read_image, read_mask
+from segdeform.data.image_io import IndexValues, UInt8, read_image, read_mask
 from segdeform.errors import DataError
 
-Mask = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Mask = IndexValues  # [H, W] values of a file
 
-IGNORE = 255  # the label of pixels that are neither trained on nor scored
-MAX_CLASSES = 255
+Labels = IndexValues  # [H, W] classes, or what is ignored
+
+# The label of pixels that are neither trained on nor scored: of up to 255 classes, whose labels are
+# uint8, and of more, whose labels are uint16. There 255 is a class like any other.
+IGNORE, WIDE_IGNORE = 255, 65_535
+MAX_NARROW, MAX_CLASSES = 255, 65_535
 _HARMLESS = {
     *("orphan-mask", "mask-suffix", "moved-folder", "unread-files"),
     *("unused-list", "unused-key", "unused-block"),
 }
+
+
+def ignore_label(classes: int) -> int:
+    """Returns the label that is ignored beside this many classes."""
+    return IGNORE if classes <= MAX_NARROW else WIDE_IGNORE
+
+
+def label_type(classes: int) -> np.dtype[np.uint8 | np.uint16]:
+    """Returns the type of the labels of this many classes, whose highest value is ignored."""
+    return np.dtype(np.uint8 if classes <= MAX_NARROW else np.uint16)
 
 
 class MissingSplitError(DataError):
@@ -64,8 +78,8 @@ class Dataset:
     classes: tuple[str, ...]  # K names
     palette: tuple[tuple[int, int, int], ...]  # K RGB colours
     samples: tuple[Sample, ...]
-    label_map: Mapping[int, int] | None = None  # file value -> class or IGNORE; None: identity
-    void: frozenset[int] = frozenset({IGNORE})  # file values that mean IGNORE
+    label_map: Mapping[int, int] | None = None  # file value -> class or `ignore`; None: identity
+    void: frozenset[int] = frozenset({IGNORE})  # file values that mean `ignore`
     cache: Cache | None = None  # where decoded pairs are read from instead of the files
     decode_mask: Callable[[Path], Mask] = read_mask  # mask file -> its values [H, W], picklable
     problems: tuple[ListingProblem, ...] = ()  # of what is not among the samples
@@ -83,6 +97,16 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def wide(self) -> bool:
+        """Whether labels have 16 bits, since there are more classes than fit into 8."""
+        return len(self.classes) > MAX_NARROW
+
+    @property
+    def ignore(self) -> int:
+        """The label of pixels that are neither trained on nor scored: 255, or 65535."""
+        return ignore_label(len(self.classes))
 
     @property
     def channels(self) -> int:
@@ -117,20 +141,22 @@ class Dataset:
         return replace(self, samples=bare)
 
     @cached_property
-    def lookup(self) -> npt.NDArray[np.int16]:
-        """Maps every possible file value, [65536], to a class, to IGNORE, or to -1: not allowed."""
-        table = np.full(1 << 16, -1, np.int16)
+    def lookup(self) -> npt.NDArray[np.int16 | np.int32]:
+        """Maps every possible file value, [65536], to a class, to what is ignored, or to -1: not
+        allowed."""
+        kind: np.dtype[np.int16 | np.int32] = np.dtype(np.int32 if self.wide else np.int16)
+        table = np.full(1 << 16, -1, kind)
         if self.label_map is None:
             table[: len(self.classes)] = np.arange(len(self.classes))
-        table[list(self.void)] = IGNORE
+        table[list(self.void)] = self.ignore
         for value, label in (self.label_map or {}).items():
             table[value] = label
         return table
 
 
-def read_pair(dataset: Dataset, index: int) -> tuple[UInt8, UInt8]:
-    """Reads a picture, uint8 [H, W, 3] RGB or [H, W, C] of its bands, and its labels, uint8 [H, W],
-    classes or IGNORE.
+def read_pair(dataset: Dataset, index: int) -> tuple[UInt8, Labels]:
+    """Reads a picture, uint8 [H, W, 3] RGB or [H, W, C] of its bands, and its labels, uint8 [H, W]
+    (uint16 of more than 255 classes), classes or what is ignored.
 
     Raises DataError naming the file (and value and position of a label outside the classes), or
     the cache that is read instead.
@@ -157,16 +183,18 @@ def read_picture(dataset: Dataset, index: int) -> UInt8:
     return read_image(dataset.samples[index].image, dataset.value_range, dataset.bands)
 
 
-def _cached_pair(dataset: Dataset, cache: Cache, index: int) -> tuple[UInt8, UInt8]:
+def _cached_pair(dataset: Dataset, cache: Cache, index: int) -> tuple[UInt8, Labels]:
     image, labels = cache.read(index)
-    # IGNORE, 255, wraps to 0: one comparison tells every byte that is no label.
-    if (labels + np.uint8(1)).max() > len(dataset.classes):
+    # What is ignored is the highest value, and wraps to 0: one comparison tells all that is no
+    # label.
+    if (labels + labels.dtype.type(1)).max() > len(dataset.classes):
         raise cache.damaged(index)
     return image, labels
 
 
-def read_labels(dataset: Dataset, mask: Path) -> UInt8:
-    """Reads a mask file as labels uint8 [H, W]: class indices or IGNORE. Raises DataError."""
+def read_labels(dataset: Dataset, mask: Path) -> Labels:
+    """Reads a mask file as labels uint8 [H, W], uint16 of more than 255 classes: class indices or
+    what is ignored. Raises DataError."""
     values = dataset.decode_mask(mask)
     labels = dataset.lookup[values]
     if labels.min() < 0:
@@ -180,16 +208,16 @@ def read_labels(dataset: Dataset, mask: Path) -> UInt8:
             f"{len(dataset.classes)} classes (allowed: {allowed}"
             f"{f'; ignored: {ignored}' if ignored else ''})"
         )
-    return labels.astype(np.uint8)
+    return labels.astype(label_type(len(dataset.classes)))
 
 
 def colour_map(count: int) -> tuple[tuple[int, int, int], ...]:
     """Returns the first `count` RGB colours of the PASCAL VOC colour map (bits of the index dealt
-    to red, green and blue in turn, from the highest bit of each colour down)."""
+    to red, green and blue in turn, from the highest bit of each colour down), which all differ."""
     colours = []
     for index in range(count):
         channels = [0, 0, 0]
-        for bit in range(8):
+        for bit in range(index.bit_length()):
             channels[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
         colours.append((channels[0], channels[1], channels[2]))
     return tuple(colours)

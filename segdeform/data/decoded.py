@@ -1,7 +1,7 @@
 """Decoded pairs in one folder: what a cache of a split consists of.
 
-images.u8 holds all pictures, [H, W, C] each, one after the other; labels.u8 their classes, [H, W];
-index.json says which is which.
+images.u8 holds all pictures, [H, W, C] each, one after the other; labels.u8 their classes, [H, W],
+or labels.u16 where they are more than 255; index.json says which is which.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segdeform.data.image_io import UInt8
+from segdeform.data.image_io import IndexValues, UInt8
 from segdeform.errors import DataError
 
-IMAGES, LABELS, INDEX = "images.u8", "labels.u8", "index.json"
+IMAGES, INDEX = "images.u8", "index.json"
 _MEND = "remove it, or write it anew: segdeform prepare NAME --output ROOT --cache"
 
 
@@ -44,6 +44,7 @@ class Cache:
     folder: Path
     pairs: tuple[Stored, ...]
     channels: int = 3
+    wide: bool = False  # labels of 16 bits
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -53,38 +54,38 @@ class Cache:
     @cached_property
     def _files(self) -> tuple[FileIO, FileIO]:
         files = []
-        for name, channels in ((IMAGES, self.channels), (LABELS, 1)):
+        kind = label_dtype(self.wide)
+        for name, size in ((IMAGES, self.channels), (labels_name(self.wide), kind.itemsize)):
             try:
                 files.append(FileIO(self.folder / name))
             except OSError as error:
                 raise DataError(f"{self.folder}: cannot be read ({error}); {_MEND}") from error
-            if os.fstat(files[-1].fileno()).st_size != channels * self._starts[-1]:
+            if os.fstat(files[-1].fileno()).st_size != size * self._starts[-1]:
                 raise DataError(f"{self.folder}: has not the size it should have; {_MEND}")
         return files[0], files[1]
 
-    def read(self, index: int) -> tuple[UInt8, UInt8]:
+    def read(self, index: int) -> tuple[UInt8, IndexValues]:
         """Returns a picture [H, W, C] and its labels [H, W].
 
         Raises DataError when the files are missing, of another size, or cut short meanwhile.
         """
         height, width, *_ = self.pairs[index]
         start, (images, labels) = self._starts[index], self._files
-        return (
-            self._read(images, self.channels * start, (height, width, self.channels)),
-            self._read(labels, start, (height, width)),
-        )
+        image = np.empty((height, width, self.channels), np.uint8)
+        truth = np.empty((height, width), label_dtype(self.wide))
+        self._fill(image, images, self.channels * start)
+        self._fill(truth, labels, truth.itemsize * start)
+        return image, truth
 
-    def _read(self, file: FileIO, start: int, shape: tuple[int, ...]) -> UInt8:
-        pixels = np.empty(shape, np.uint8)
+    def _fill(self, pixels: IndexValues, file: FileIO, start: int) -> None:
         try:
             count = os.preadv(file.fileno(), [pixels.data], start)
         except OSError as error:
             raise DataError(f"{self.folder}: cannot be read ({error}); {_MEND}") from error
         if count != pixels.nbytes:
             raise DataError(f"{self.folder}: was cut short while it was used; {_MEND}")
-        return pixels
 
-    def read_checked(self, index: int) -> tuple[UInt8, UInt8]:
+    def read_checked(self, index: int) -> tuple[UInt8, IndexValues]:
         """Does what `read` does; raises DataError, too, unless the bytes have their SHA-256."""
         pair, (image, labels) = self.pairs[index], self.read(index)
         if pair_sha256(image, labels, pair.digest) != pair.sha256:
@@ -97,10 +98,11 @@ class Cache:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles paths and sizes, not the pictures."""
-        return {"folder": self.folder, "pairs": self.pairs, "channels": self.channels}
+        names = ("folder", "pairs", "channels", "wide")
+        return {name: getattr(self, name) for name in names}
 
 
-def open_cache(folder: Path, count: int, channels: int = 3) -> Cache:
+def open_cache(folder: Path, count: int, channels: int = 3, *, wide: bool = False) -> Cache:
     """Reads the index of a cache that should hold `count` pairs. Raises DataError."""
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -109,10 +111,20 @@ def open_cache(folder: Path, count: int, channels: int = 3) -> Cache:
         raise DataError(f"{folder / INDEX}: damaged; remove the cache") from error
     if len(pairs) != count or not all(is_sound(pair) for pair in pairs):
         raise DataError(f"{folder / INDEX}: damaged; remove the cache")
-    return Cache(folder, pairs, channels)
+    return Cache(folder, pairs, channels, wide)
 
 
-def pair_sha256(image: UInt8, labels: UInt8, digest: str) -> str:
+def labels_name(wide: bool) -> str:
+    """Returns the name of the file that holds the labels."""
+    return "labels.u16" if wide else "labels.u8"
+
+
+def label_dtype(wide: bool) -> np.dtype[np.uint8 | np.uint16]:
+    """Returns what the labels are, in the file and in memory."""
+    return np.dtype(np.uint16 if wide else np.uint8)
+
+
+def pair_sha256(image: UInt8, labels: IndexValues, digest: str) -> str:
     """Returns the sum of a picture's bytes, its labels' and its digest."""
     total = hashlib.sha256(image.data)
     total.update(labels.data)

@@ -52,7 +52,8 @@ def train_loader(
     """Yields (images, labels) of the steps first_step .. first_step + steps - 1.
 
     Images are uint8 [N, C, h, w], RGB where C is 3 (channels last in memory), labels uint8 [N, h,
-    w]. Batches depend on the arguments alone, not on `workers`; `batch_size` counts over all ranks.
+    w], of more than 255 classes int32. Batches depend on the arguments alone, not on `workers`;
+    `batch_size` counts over all ranks.
     Raises SegdeformError for a picture that cannot be read, ResourceError for lost workers and
     when memory, shared memory or open files end.
     """
@@ -85,8 +86,10 @@ def _made_by_workers(batches: Batches, steps: range, count: int) -> Iterator[tup
 
 
 def _tensors(batch: Batch) -> tuple[Tensor, Tensor]:
-    images, labels = map(torch.from_numpy, batch)
-    return images.permute(0, 3, 1, 2), labels
+    images, labels = batch
+    # Of unsigned integers of 16 bits torch knows little.
+    known = labels.astype(np.int32) if labels.dtype == np.uint16 else labels
+    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(known)
 
 
 def _start(batches: Batches, count: int, stack: ExitStack) -> tuple[UInt8, list[_Worker]]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segdeform.config.schema import IMAGENET_MEAN
-from segdeform.data.dataset import IGNORE
+from segdeform.data.dataset import Labels
 from segdeform.data.image_io import UInt8
 
 # Asked for at import, or albumentations looks for a newer version on the network.
@@ -20,6 +22,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations
 import cv2
+
+Pixels = NDArray[Any]  # of a picture, [H, W, C] uint8, or its labels, [H, W]
 
 _AT_ONCE = 4  # channels; of more, OpenCV cannot fill what lies outside
 _CROP_TRIES = 10
@@ -61,14 +65,14 @@ class TrainTransform:
     def __call__(
         self,
         image: UInt8,  # [H, W, C], RGB where C is 3
-        labels: UInt8,  # [H, W]
+        labels: Labels,  # [H, W]
         seed: int,
         epoch: int,
         index: int,
-    ) -> tuple[UInt8, UInt8]:  # [h, w, C], [h, w]: the crop's size
+    ) -> tuple[UInt8, Labels]:  # [h, w, C], [h, w]: the crop's size
         """Returns a crop of the picture and its labels; the arguments alone decide which.
 
-        Outside the picture, the crop shows a mean colour labelled IGNORE.
+        Outside the picture, the crop shows a mean colour, and a label that is ignored.
         """
         rng = np.random.Generator(
             np.random.Philox(
@@ -81,17 +85,17 @@ class TrainTransform:
         size = _bounding_size(self.crop, angle)
         window = self._draw_window(labels, size, factor, rng)
         image = _cut(image, window, size, self.fill)
-        labels = _cut(labels, window, size, IGNORE)
+        labels = _cut(labels, window, size, _ignored(labels))
         if angle:
             image = _turn(image, angle, self.crop, cv2.INTER_LINEAR, self.fill)
-            labels = _turn(labels, angle, self.crop, cv2.INTER_NEAREST, IGNORE)
+            labels = _turn(labels, angle, self.crop, cv2.INTER_NEAREST, _ignored(labels))
         if rng.random() < self.flip:
             image, labels = _mirror(image), _mirror(labels)
         return _jitter(image, self.color, rng) if self.color else image, labels
 
     def _draw_window(
         self,
-        labels: UInt8,
+        labels: Labels,
         size: tuple[int, int],
         factor: float,
         rng: np.random.Generator,
@@ -111,8 +115,14 @@ class TrainTransform:
         return window
 
 
-def _largest_share(labels: UInt8) -> float:
-    counts = np.bincount(labels.ravel(), minlength=IGNORE + 1)[:IGNORE]
+def _ignored(labels: Labels) -> int:
+    """Returns the label that is ignored: the highest value, of 8 bits and of 16."""
+    return int(np.iinfo(labels.dtype).max)
+
+
+def _largest_share(labels: Labels) -> float:
+    ignored = _ignored(labels)
+    counts = np.bincount(labels.ravel(), minlength=ignored + 1)[:ignored]
     return float(counts.max() / max(1, counts.sum()))
 
 
@@ -127,11 +137,11 @@ def _bounding_size(crop: tuple[int, int], angle: float) -> tuple[int, int]:
 
 
 def _cut(
-    pixels: UInt8,
+    pixels: Pixels,
     window: tuple[int, int, int, int],
     size: tuple[int, int],
     fill: int | tuple[int, ...],
-) -> UInt8:
+) -> Pixels:
     """Resizes the window of `pixels` to `size` (H, W): only its pixels are ever touched."""
     top, left, bottom, right = window
     height, width = pixels.shape[:2]
@@ -145,13 +155,13 @@ def _cut(
         # Linear samples 2x2 pixels, enough down to half the size and 7 times faster than areas.
         method = cv2.INTER_AREA if 2 * inner[0] < source.shape[0] else cv2.INTER_LINEAR
 
-    def resize(part: UInt8) -> UInt8:
+    def resize(part: Pixels) -> Pixels:
         return np.asarray(cv2.resize(part, inner[::-1], interpolation=method))
 
     resized = _by_channels(np.ascontiguousarray(source), resize)
     if inner == size:
         return resized
-    result = np.empty((*size, *pixels.shape[2:]), np.uint8)
+    result = np.empty((*size, *pixels.shape[2:]), pixels.dtype)
     result[:] = fill
     y, x = min(rows[0], size[0] - 1), min(columns[0], size[1] - 1)
     result[y : y + inner[0], x : x + inner[1]] = resized
@@ -163,19 +173,19 @@ def _clip(start: int, end: int, limit: int) -> tuple[int, int]:
 
 
 def _turn(
-    pixels: UInt8,
+    pixels: Pixels,
     angle: float,
     size: tuple[int, int],
     method: int,
     fill: int | tuple[int, ...],
-) -> UInt8:
+) -> Pixels:
     """Rotates by `angle` degrees about the centre and keeps the central (H, W) = `size`."""
     centre = ((pixels.shape[1] - 1) / 2, (pixels.shape[0] - 1) / 2)
     matrix = cv2.getRotationMatrix2D(centre, angle, 1.0)
     matrix[:, 2] += ((size[1] - 1) / 2 - centre[0], (size[0] - 1) / 2 - centre[1])
     fills = [fill] if isinstance(fill, int) else list(fill)
 
-    def turn(part: UInt8) -> UInt8:
+    def turn(part: Pixels) -> Pixels:
         border = [fills.pop(0) for _ in range(part.shape[2] if part.ndim == 3 else 1)]
         turned = cv2.warpAffine(
             part,
@@ -190,7 +200,7 @@ def _turn(
     return _by_channels(pixels, turn)
 
 
-def _by_channels(pixels: UInt8, work: Callable[[UInt8], UInt8]) -> UInt8:
+def _by_channels(pixels: Pixels, work: Callable[[Pixels], Pixels]) -> Pixels:
     """Has OpenCV work on as many channels at once as it can, one after the other."""
     if pixels.ndim == 2 or 1 < pixels.shape[2] <= _AT_ONCE:
         return work(pixels)
@@ -201,7 +211,7 @@ def _by_channels(pixels: UInt8, work: Callable[[UInt8], UInt8]) -> UInt8:
     return np.concatenate([part if part.ndim == 3 else part[..., None] for part in parts], axis=2)
 
 
-def _mirror(pixels: UInt8) -> UInt8:
+def _mirror(pixels: Pixels) -> Pixels:
     if pixels.ndim == 3 and pixels.shape[2] != 3:
         return np.ascontiguousarray(pixels[:, ::-1])
     return np.asarray(cv2.flip(pixels, 1))

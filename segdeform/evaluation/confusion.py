@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeform.data.dataset import IGNORE
+from segdeform.data.dataset import MAX_NARROW, ignore_label
 from segdeform.errors import DataError
 
 Labels = NDArray[np.integer[Any]]
@@ -22,30 +22,58 @@ _CHUNK = 2**20  # pixels counted at a time, so that memory does not grow with th
 
 
 def confusion_matrix(
-    truth: Labels,  # [H, W] class indices or IGNORE
+    truth: Labels,  # [H, W] class indices or what is ignored beside K classes
     prediction: Labels,  # [H, W] class indices
-    classes: int,  # K, at most 255
+    classes: int,  # K
 ) -> NDArray[np.int64]:  # [K, K] pixels, rows truth, columns prediction
-    """Counts pixels by true and predicted class; those whose truth is IGNORE are left out.
+    """Counts pixels by true and predicted class; those whose truth is ignored are left out.
 
     Raises DataError where the shapes differ or a value is no class, naming value and position.
     """
+    present, counts = class_pairs(truth, prediction, classes)
+    matrix = np.zeros((classes, classes), np.int64)
+    matrix[np.ix_(present, present)] = counts
+    return matrix
+
+
+def class_pairs(
+    truth: Labels,  # [H, W] class indices or what is ignored beside K classes
+    prediction: Labels,  # [H, W] class indices
+    classes: int,  # K
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # [P] classes; [P, P] pixels
+    """Counts as `confusion_matrix` does, which raises the same; of more than 255 classes only rows
+    and columns of those that occur, so that a picture takes no K x K numbers."""
     if truth.shape != prediction.shape:
         raise DataError(
             f"the prediction is {_size(prediction)} pixels and the mask {_size(truth)}: "
             "they must be equal"
         )
-    _refuse_other_values("mask", truth, classes, allowed=IGNORE)
+    ignore = ignore_label(classes)
+    _refuse_other_values("mask", truth, classes, allowed=ignore)
     _refuse_other_values("prediction", prediction, classes, allowed=None)
-    row = np.arange(IGNORE + 1) * classes  # first cell of each class's row
-    row[IGNORE] = classes * classes  # a row of its own below the matrix, dropped at the end
-    cells = classes * (classes + 1)
-    matrix = np.zeros(cells, np.int64)
     truth, prediction = truth.reshape(-1), prediction.reshape(-1)
+    present = np.arange(classes)
+    if classes > MAX_NARROW:
+        present = np.flatnonzero(_occurring(truth, ignore) | _occurring(prediction, ignore))
+    count = len(present)
+    column = np.zeros(ignore + 1, np.int64)
+    column[present] = np.arange(count)
+    row = column * count  # first cell of each class's row
+    row[ignore] = count * count  # a row of its own below the matrix, dropped at the end
+    cells = count * (count + 1)
+    matrix = np.zeros(cells, np.int64)
     for start in range(0, truth.size, _CHUNK):
         part = slice(start, start + _CHUNK)
-        matrix += np.bincount(row[truth[part]] + prediction[part], minlength=cells)
-    return matrix[: classes * classes].reshape(classes, classes)
+        matrix += np.bincount(row[truth[part]] + column[prediction[part]], minlength=cells)
+    return present, matrix[: count * count].reshape(count, count)
+
+
+def _occurring(labels: Labels, ignore: int) -> NDArray[np.bool_]:  # [ignore + 1]
+    """Marks the classes that a label map holds."""
+    marks = np.zeros(ignore + 1, np.bool_)
+    marks[labels] = True
+    marks[ignore] = False
+    return marks
 
 
 def _refuse_other_values(what: str, labels: Labels, classes: int, allowed: int | None) -> None:

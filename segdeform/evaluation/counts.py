@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segdeform.data.dataset import IGNORE
+from segdeform.data.dataset import Labels, ignore_label
+from segdeform.errors import DataError
 from segdeform.evaluation.boundary import boundary_counts
-from segdeform.evaluation.confusion import confusion_matrix
+from segdeform.evaluation.confusion import class_pairs
 
 if TYPE_CHECKING:
     from segdeform.machine.processes import Processes
@@ -36,6 +37,7 @@ class Column(IntEnum):
     BOUNDARY_EITHER = 6
 
 
+MAX_SCORED = 10_000  # classes: of twice as many, the matrix would take 3.2 GB
 _FACTS = 4  # index, height, width, void pixels; a digest follows
 _DIGEST = 4  # SHA-256 as four integers
 
@@ -51,10 +53,23 @@ class Counts:
     truth_sha256: str  # of the labels that were compared with, in order
 
 
+def refuse_countless(classes: int) -> None:
+    """Raises DataError for more classes than are scored."""
+    if classes > MAX_SCORED:
+        raise DataError(
+            f"{classes} classes: up to {MAX_SCORED} can be scored, whose confusion matrix takes "
+            f"{8 * MAX_SCORED**2 / 1e6:.0f} MB; merge some by label_mapping"
+        )
+
+
 class Tally:
-    """Counts pictures one after the other, of one process of perhaps several."""
+    """Counts pictures one after the other, of one process of perhaps several.
+
+    Raises DataError for more classes than are scored.
+    """
 
     def __init__(self, classes: int, boundary_width: float) -> None:
+        refuse_countless(classes)
         self._boundary_width = boundary_width
         self._matrix = np.zeros((classes, classes), np.int64)
         self._rows: list[Rows] = [np.zeros((0, len(Column)), np.int64)]
@@ -63,20 +78,20 @@ class Tally:
     def add(
         self,
         picture: int,
-        truth: NDArray[np.uint8],  # [H, W] class indices or IGNORE
-        prediction: NDArray[np.uint8],  # [H, W] class indices
+        truth: Labels,  # [H, W] class indices or what is ignored
+        prediction: Labels,  # [H, W] class indices
     ) -> None:
         """Counts one picture; raises DataError as `confusion_matrix` does."""
         classes = len(self._matrix)
-        matrix = confusion_matrix(truth, prediction, classes)
+        index, matrix = class_pairs(truth, prediction, classes)
         common, either = boundary_counts(truth, prediction, classes, self._boundary_width)
-        self._matrix += matrix
-        columns = (matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0), common, either)
-        index = np.arange(classes)
-        rows = np.column_stack([np.full(classes, picture), index, *columns])
+        self._matrix[np.ix_(index, index)] += matrix
+        columns = (matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0))
+        bands = (common[index], either[index])
+        rows = np.column_stack([np.full(len(index), picture), index, *columns, *bands])
         present = (rows[:, Column.TRUTH] > 0) | (rows[:, Column.PREDICTED] > 0)
         self._rows.append(rows[present])
-        void = int((truth == IGNORE).sum())
+        void = int((truth == ignore_label(classes)).sum())
         facts = np.array([[picture, *truth.shape, void]], np.int64)
         digest = hashlib.sha256(repr(truth.shape).encode() + truth.tobytes()).digest()
         self._facts.append(np.hstack([facts, np.frombuffer(digest, ">i8")[None].astype(np.int64)]))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import cuda_ops
 from segdeform.callbacks import Progress, Stop
-from segdeform.data.dataset import IGNORE, Dataset, Sample, read_pair
+from segdeform.data.dataset import MAX_NARROW, Dataset, Labels, Sample, read_pair
 from segdeform.data.depth import as_json
 from segdeform.errors import (
     DataError,
@@ -48,7 +48,7 @@ from segdeform.machine.processes import ALONE, Processes
 from segdeform.segmenter import Segmenter
 from segdeform.version import __version__
 
-KeepLabels = Callable[[Sample, NDArray[np.uint8]], None]  # gets label maps [H, W]
+KeepLabels = Callable[[Sample, Labels], None]  # gets label maps [H, W]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,9 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Returns scores, per-class rows, matrix and protocol as JSON values; NaN becomes None.
 
+        The matrix of more than 255 classes is three lists: truth, predicted, pixels of each cell
+        that is not 0.
+
         The timing is left out: equal evaluations are equal files, whose hashes can be compared.
         """
         truth, predicted = self.matrix.sum(axis=1), self.matrix.sum(axis=0)
@@ -125,7 +128,7 @@ class Evaluation:
             "constant_miou": json_number(self.scores.constant_miou),
             "boundary_iou": json_number(mean(self.boundary_iou)),
             "classes": rows,
-            "confusion_matrix": self.matrix.tolist(),
+            "confusion_matrix": _matrix_json(self.matrix),
             "protocol": self.protocol,
         }
         return value if self.official is None else value | {"official": self.official}
@@ -237,7 +240,7 @@ def predict_sample(
     sample: Sample,
     image: NDArray[np.uint8],  # [H, W, C]
     stop: Stop | None = None,
-) -> NDArray[np.uint8]:  # [H, W]
+) -> Labels:  # [H, W]
     """Predicts the label map of a picture; errors name its file.
 
     Raises InterruptedByUserError after a stop, which is asked for before each window.
@@ -307,12 +310,26 @@ def _label_space(dataset: Dataset) -> dict[str, Any]:
     mapping = dataset.label_map
     return {
         "classes": len(dataset.classes),
-        "ignored": IGNORE,
+        "ignored": dataset.ignore,
         "masks": "train ids" if dataset.name == "cityscapes" else "class indices",
         "void_values": sorted(dataset.void),
         "label_mapping": None
         if mapping is None
         else {str(value): label for value, label in sorted(mapping.items())},
+    }
+
+
+def _matrix_json(matrix: NDArray[np.int64]) -> list[list[int]] | dict[str, list[int]]:
+    """Returns the rows of a matrix; of more than 255 classes, of which most pairs never occur, the
+    cells that are not 0, row by row."""
+    if len(matrix) <= MAX_NARROW:
+        rows: list[list[int]] = matrix.tolist()
+        return rows
+    truth, predicted = np.nonzero(matrix)
+    return {
+        "truth": truth.tolist(),
+        "predicted": predicted.tolist(),
+        "pixels": matrix[truth, predicted].tolist(),
     }
 
 

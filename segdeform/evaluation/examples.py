@@ -11,7 +11,7 @@ from PIL import Image
 
 from segdeform.callbacks import Stop
 from segdeform.data.channels import shown_colours
-from segdeform.data.dataset import IGNORE, Dataset, read_pair
+from segdeform.data.dataset import Dataset, Labels, ignore_label, read_pair
 from segdeform.errors import InterruptedByUserError
 from segdeform.evaluation.counts import Column, union
 from segdeform.evaluation.evaluate import Evaluation, predict_sample
@@ -43,7 +43,7 @@ class Example:
     errors: str
 
 
-Look = Callable[[int], tuple[NDArray[np.uint8] | None, NDArray[np.uint8], NDArray[np.uint8]]]
+Look = Callable[[int], tuple[NDArray[np.uint8] | None, Labels, Labels]]
 """Of a picture's index: the picture [H, W, C] where there is one, its truth and its labels."""
 
 
@@ -59,7 +59,7 @@ def choose_examples(
     Raises what `evaluate` raises for a picture, InterruptedByUserError after a stop.
     """
 
-    def look(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+    def look(index: int) -> tuple[NDArray[np.uint8], Labels, Labels]:
         image, truth = read_pair(dataset, index)
         return image, truth, predict_sample(segmenter, dataset.samples[index], image, stop)
 
@@ -95,14 +95,15 @@ def draw_examples(
 def _example(
     evaluation: Evaluation,
     colours: Colours,
-    seen: tuple[NDArray[np.uint8] | None, NDArray[np.uint8], NDArray[np.uint8]],
+    seen: tuple[NDArray[np.uint8] | None, Labels, Labels],
     index: int,
     worst: bool,
 ) -> Example:
     image, truth, labels = seen
-    palette = np.full((IGNORE + 1, 3), _VOID, np.uint8)
+    ignore = ignore_label(len(colours))
+    palette = np.full((ignore + 1, 3), _VOID, np.uint8)
     palette[: len(colours)] = colours
-    wrong = np.where(truth == IGNORE, 2, truth != labels).astype(np.uint8)
+    wrong = np.where(truth == ignore, 2, truth != labels).astype(np.uint8)
     rows = evaluation.counts.rows
     rows = rows[rows[:, Column.PICTURE] == index]
     ious = rows[:, Column.CORRECT] / union(rows)
@@ -126,11 +127,13 @@ def _example(
 
 
 def _indexed(
-    labels: NDArray[np.uint8],  # [H, W]
+    labels: Labels,  # [H, W]
     palette: NDArray[np.uint8],  # [C, 3]
 ) -> str:
     """Returns a label map in its colours, shrunk without mixing any, as a PNG."""
     image = _shrunk(Image.fromarray(labels), Image.Resampling.NEAREST)
+    if labels.dtype != np.uint8:  # no palette has as many colours
+        return data_uri(Image.fromarray(palette[np.asarray(image)]), "PNG")
     image.putpalette(palette.tobytes())
     return data_uri(image, "PNG")
 

@@ -15,13 +15,18 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from segdeform.callbacks import Progress, Say, Stop
 from segdeform.data.class_list import ClassList, find_class_list, parse_class_list, read_class_list
 from segdeform.data.data_yaml import find_data_yaml, read_data_yaml
-from segdeform.data.dataset import IGNORE, Dataset, Sample, colour_map, read_labels
+from segdeform.data.dataset import (
+    IGNORE,
+    MAX_NARROW,
+    Dataset,
+    Labels,
+    Sample,
+    colour_map,
+    read_labels,
+)
 from segdeform.data.image_io import MASK_SUFFIXES, PICTURE_SUFFIXES, read_mask
 from segdeform.data.layout import common_suffix, files_by_name
 from segdeform.errors import DataError, InterruptedByUserError, UsageError
@@ -102,10 +107,8 @@ def _refuse_black_and_white(truth: Path, dataset: Dataset, counts: Counts) -> No
         )
 
 
-def label_pair(
-    dataset: Dataset, index: int, mapped: bool
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Reads truth and prediction of a pair, [H, W] each; truth may hold IGNORE.
+def label_pair(dataset: Dataset, index: int, mapped: bool) -> tuple[Labels, Labels]:
+    """Reads truth and prediction of a pair, [H, W] each; truth may hold what is ignored.
 
     Raises DataError naming the file.
     """
@@ -116,9 +119,10 @@ def label_pair(
         predicted = read_labels(dataset, sample.image)
     else:
         predicted = read_labels(replace(dataset, label_map=None, void=frozenset()), sample.image)
-    if (predicted == IGNORE).any():
+    if (predicted == dataset.ignore).any():
         raise DataError(
-            f"{sample.image}: holds pixels without a class ({IGNORE}); every pixel needs one"
+            f"{sample.image}: holds pixels without a class ({dataset.ignore}); every pixel needs "
+            "one"
         )
     return truth, predicted
 
@@ -229,6 +233,11 @@ def _classes(
     if ours is not None:
         return parse_class_list({"names": ours.get("classes")}, truth), "the prediction's summary"
     count = max(_highest(samples)) + 1
+    if count > MAX_NARROW:
+        raise DataError(
+            f"{truth}: the label maps hold values up to {count - 1}; more than {MAX_NARROW} "
+            "classes need a list, by --classes FILE, which tells what 255 means"
+        )
     labels = ClassList(tuple(f"class_{index}" for index in range(count)), colour_map(count))
     return labels, "counted in the label maps; --classes FILE names them"
 

@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeform.config.dotted import dotted
+from segdeform.data.dataset import MAX_NARROW
 from segdeform.evaluation.bootstrap import LEVEL
+from segdeform.evaluation.counts import Column, class_sums, union
 from segdeform.evaluation.evaluate import Evaluation
 from segdeform.evaluation.examples import Colours, Example
 from segdeform.evaluation.verdict import warnings
@@ -24,7 +26,8 @@ from segdeform.files.html import page_template
 
 _TEMPLATE = "report.html.j2"
 _BINS = 20  # of the pictures' mIoU
-_CONFUSIONS = 10  # listed in words
+_CONFUSIONS = 10  # listed in words, or three times as many where no matrix is drawn
+_NAMED = 60  # classes in the legend of the pictures, where there are more than 255
 _SMALLEST_SHARE = 0.005  # of a row, below which a cell stays empty: 150 classes have 22,500
 _NUMBERS_UP_TO = 24  # classes, up to which the cells hold numbers
 _LETTER, _WIDE_LETTER = 8.2, 13.0  # pixels that a letter takes at most, at 13 pixels' height
@@ -61,6 +64,7 @@ def render_report(
     metrics = evaluation.to_json()
     protocol = metrics["protocol"]
     total = max(1, int(evaluation.matrix.sum()))
+    drawn = len(evaluation.classes) <= MAX_NARROW  # of more, nobody can make anything out
     return template.render(
         title=title or f"{protocol['dataset']} {protocol['split']}",
         metrics=metrics,
@@ -69,16 +73,32 @@ def render_report(
         level=f"{LEVEL:.0%}",
         colours=[f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette],
         labels=_labels(evaluation.classes),
-        matrix=_matrix_drawing(evaluation.matrix, evaluation.classes),
-        confusions=_confusions(evaluation.matrix),
+        matrix=_matrix_drawing(evaluation.matrix, evaluation.classes) if drawn else None,
+        confusions=_confusions(evaluation.matrix, _CONFUSIONS if drawn else 3 * _CONFUSIONS),
         histogram=_histogram(evaluation.picture_scores.miou),
         examples=examples,
+        **_legend(evaluation, examples),
         warnings=list(warnings(evaluation)),
         protocol=[
             (key.replace("_", " "), _shown(value)) for key, value in dotted(protocol).items()
         ],
         timing=evaluation.timing,
     )
+
+
+def _legend(evaluation: Evaluation, examples: Sequence[Example]) -> dict[str, Any]:
+    """Returns which classes the legend names: all that occur, or, of more than 255, those that
+    cover most of the shown pictures, and how many it leaves out."""
+    ious = evaluation.scores.iou
+    if len(ious) <= MAX_NARROW:
+        return {"shown": {k for k, iou in enumerate(ious) if not math.isnan(iou)}, "unshown": 0}
+    rows = evaluation.counts.rows
+    numbers = [evaluation.pictures.index(example.name) for example in examples]
+    rows = rows[np.isin(rows[:, Column.PICTURE], numbers)]
+    pixels = class_sums(rows, union(rows), len(ious))
+    order = np.argsort(-pixels, kind="stable")[:_NAMED]
+    shown = {int(k) for k in order if pixels[k]}
+    return {"shown": shown, "unshown": int((pixels > 0).sum()) - len(shown)}
 
 
 def _matrix_drawing(matrix: NDArray[np.int64], classes: Sequence[str]) -> MatrixDrawing:
@@ -101,17 +121,19 @@ def _matrix_drawing(matrix: NDArray[np.int64], classes: Sequence[str]) -> Matrix
     )
 
 
-def _confusions(matrix: NDArray[np.int64]) -> list[Cell]:
+def _confusions(matrix: NDArray[np.int64], most: int) -> list[Cell]:
     """Returns the mistakes that cost the most pixels."""
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSIONS]
-    found = []
-    for place in order:
-        row, column = (int(i) for i in np.unravel_index(place, wrong.shape))
-        if pixels := int(wrong[row, column]):
-            found.append(Cell(row, column, pixels / int(matrix[row].sum()), pixels))
-    return found
+    rows, columns = np.nonzero(matrix)
+    mistakes = rows != columns
+    rows, columns = rows[mistakes], columns[mistakes]
+    pixels = matrix[rows, columns]
+    order = np.argsort(-pixels, kind="stable")[:most]
+    return [
+        Cell(row, column, count / int(matrix[row].sum()), count)
+        for row, column, count in zip(
+            rows[order].tolist(), columns[order].tolist(), pixels[order].tolist(), strict=True
+        )
+    ]
 
 
 def _histogram(mious: NDArray[np.float64]) -> list[int]:

@@ -7,12 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from segdeform.callbacks import Stop
 from segdeform.data.cityscapes import train_ids_to_label_ids
-from segdeform.data.dataset import Dataset, Sample
+from segdeform.data.dataset import Dataset, Labels, Sample
 from segdeform.data.image_io import write_image, write_index_png
 from segdeform.errors import InterruptedByUserError, UsageError
 from segdeform.files.atomic import atomic_path
@@ -21,8 +18,6 @@ from segdeform.files.atomic import atomic_path
 _VOC_FOLDER: Final = "results/VOC2012/Segmentation/comp6_test_cls"
 # What the servers expect before the file's name.
 _ZIP_FOLDERS: Final = {"voc": f"{_VOC_FOLDER}/", "cityscapes": ""}
-
-Labels = NDArray[np.uint8]
 
 
 def refuse_without_server(dataset: Dataset) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segdeform.data.channels import shown_colours
+from segdeform.data.dataset import Labels
 from segdeform.errors import UsageError
 from segdeform.explaining.clickable import render_page
 from segdeform.explaining.drawing import draw_offsets, draw_points, point_colours
@@ -65,7 +65,7 @@ def _facts(
     segmenter: Segmenter,
     picture: Path,
     layers: list[LayerSampling],
-    labels: NDArray[np.uint8],  # [H, W]
+    labels: Labels,  # [H, W]
     pixels: list[tuple[int, int]],  # y, x
 ) -> dict[str, Any]:
     colours = point_colours(len(pixels))
@@ -99,7 +99,7 @@ def _layer_facts(layer: LayerSampling) -> dict[str, Any]:
 def _point_facts(
     segmenter: Segmenter,
     layers: list[LayerSampling],
-    labels: NDArray[np.uint8],
+    labels: Labels,
     pixel: tuple[int, int],
     colour: tuple[int, int, int],
 ) -> dict[str, Any]:

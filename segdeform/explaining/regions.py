@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+
+from segdeform.data.dataset import Labels
 
 
 def region_centres(
-    labels: NDArray[np.uint8],  # [H, W]
+    labels: Labels,  # [H, W]
     count: int,
 ) -> list[tuple[int, int]]:
     """Finds the innermost pixel (y, x) of the largest region of each class, largest regions first.

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cuda_ops.layers import DeformConv2d
+from segdeform.data.dataset import Labels, label_type
 from segdeform.errors import DataError, ModelError, NotFiniteError
 from segdeform.inference import WHOLE_LIMIT
 from segdeform.models.deform import conv3x3_layers, deformable_layers
@@ -125,7 +126,7 @@ def explained_layers(segmenter: Segmenter) -> dict[str, DeformConv2d]:
 def record(
     segmenter: Segmenter,
     image: NDArray[np.uint8],  # [H, W, C]
-) -> tuple[list[LayerSampling], NDArray[np.uint8]]:
+) -> tuple[list[LayerSampling], Labels]:
     """Runs a model on a whole picture; returns what its deformable layers did, and [H, W] labels.
 
     Raises:
@@ -142,9 +143,9 @@ def record(
         )
     pixels = torch.tensor(image).permute(2, 0, 1)[None].to(segmenter.device, torch.float32) / 255
 
-    def predict() -> NDArray[np.uint8]:
+    def predict() -> Labels:
         logits = segmenter.model(pixels).logits[0]
-        labels: NDArray[np.uint8] = logits.argmax(0).to(torch.uint8).cpu().numpy()
+        labels: Labels = logits.argmax(0).cpu().numpy().astype(label_type(len(logits)))
         return labels
 
     # The deformable layers are the backbone's last strided or spatial ones, one after the other.

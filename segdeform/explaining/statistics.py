@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeform.callbacks import Progress, Stop
-from segdeform.data.dataset import IGNORE, Dataset, read_pair
+from segdeform.data.dataset import Dataset, Labels, ignore_label, read_pair
 from segdeform.errors import DataError, InterruptedByUserError
 from segdeform.evaluation.split import refuse_other_classes
 from segdeform.explaining.sampling import LayerSampling, explained_layers, record
@@ -29,10 +29,10 @@ class LayerStatistics:
     outside: int = 0  # samples that lie beyond the border
     moved: float = 0.0  # sum of the samples' distances from their plain places, picture pixels
 
-    def add(self, layer: LayerSampling, labels: NDArray[np.uint8]) -> None:
-        """Counts one picture; `labels` [P, Q] are those of the layer's places, 255: unknown."""
+    def add(self, layer: LayerSampling, labels: Labels) -> None:
+        """Counts one picture; `labels` [P, Q] are those of the layer's places, perhaps ignored."""
         dilation = layer.effective_dilation()
-        known = np.broadcast_to(labels != IGNORE, dilation.shape)
+        known = np.broadcast_to(labels != ignore_label(len(self.count)), dilation.shape)
         classes = np.broadcast_to(labels, dilation.shape)[known]
         values = dilation[known].astype(np.float64)
         length = len(self.count)
@@ -110,8 +110,8 @@ def effective_dilation(
 
 def labels_at(
     layer: LayerSampling,
-    mask: NDArray[np.uint8],  # [H, W]
-) -> NDArray[np.uint8]:  # [P, Q]
+    mask: Labels,  # [H, W]
+) -> Labels:  # [P, Q]
     """Picks the labels of the pixels that a layer's places are centred on."""
     rows, columns = layer.size
     y = np.minimum(np.arange(rows) * layer.output_stride, mask.shape[0] - 1)

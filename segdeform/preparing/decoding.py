@@ -17,13 +17,14 @@ from segdeform.callbacks import Progress
 from segdeform.checking.remembered import FactCache, cache_path
 from segdeform.checking.scan import facts_of_picture
 from segdeform.data.cache import VERSION, cache_folder
-from segdeform.data.dataset import Dataset, read_pair
+from segdeform.data.dataset import Dataset, Labels, read_pair
 from segdeform.data.decoded import (
     IMAGES,
     INDEX,
-    LABELS,
     Stored,
     is_sound,
+    label_dtype,
+    labels_name,
     open_cache,
     pair_sha256,
 )
@@ -72,7 +73,7 @@ def write_cache(
 def _is_intact(folder: Path, dataset: Dataset, progress: Progress) -> bool:
     count = len(dataset)
     try:
-        cache = open_cache(folder, count, dataset.channels)
+        cache = open_cache(folder, count, dataset.channels, wide=dataset.wide)
         for index in range(count):
             cache.read_checked(index)
             progress(index + 1, count)
@@ -88,21 +89,21 @@ def _partials(dataset: Dataset, folder: Path) -> Iterator[Path]:
 def _write_pairs(dataset: Dataset, partial: Path, workers: int, progress: Progress) -> list[Stored]:
     """Appends the pairs that the arrays do not hold yet; returns all of them."""
     facts = FactCache(cache_path(dataset.root))
-    channels = dataset.channels
-    pairs = _written(partial, channels)
+    channels, label_bytes = dataset.channels, label_dtype(dataset.wide).itemsize
+    pairs = _written(partial, channels, dataset.wide)
     pixels = sum(pair.height * pair.width for pair in pairs)
-    need = (channels + 1) * sum(
+    need = (channels + label_bytes) * sum(
         height * width for height, width in _sizes(dataset, len(pairs), workers)
     )
     require_space(partial, need)
     with (
         (partial / IMAGES).open("ab") as images,
-        (partial / LABELS).open("ab") as labels,
+        (partial / labels_name(dataset.wide)).open("ab") as labels,
         (partial / _JOURNAL).open("a", encoding="utf-8") as journal,
         ThreadPoolExecutor(workers) as pool,
     ):
         images.truncate(channels * pixels)
-        labels.truncate(pixels)
+        labels.truncate(label_bytes * pixels)
         # A few at a time: decoded pictures are large.
         for first in range(len(pairs), len(dataset), 2 * workers):
             indices = range(first, min(first + 2 * workers, len(dataset)))
@@ -119,7 +120,7 @@ def _write_pairs(dataset: Dataset, partial: Path, workers: int, progress: Progre
     return pairs
 
 
-def _decode(dataset: Dataset, facts: FactCache, index: int) -> tuple[UInt8, UInt8, Stored]:
+def _decode(dataset: Dataset, facts: FactCache, index: int) -> tuple[UInt8, Labels, Stored]:
     image, labels = read_pair(dataset, index)
     height, width = labels.shape
     # Known already where the data set has just been checked.
@@ -127,7 +128,7 @@ def _decode(dataset: Dataset, facts: FactCache, index: int) -> tuple[UInt8, UInt
     return image, labels, Stored(height, width, digest, pair_sha256(image, labels, digest))
 
 
-def _written(partial: Path, channels: int) -> list[Stored]:
+def _written(partial: Path, channels: int, wide: bool) -> list[Stored]:
     """Returns what an interrupted call has written, and cuts its journal to that.
 
     The last line may be half a line, and after a power loss the arrays may hold less than it says.
@@ -136,23 +137,23 @@ def _written(partial: Path, channels: int) -> list[Stored]:
     with suppress(FileNotFoundError, ValueError, TypeError):
         for line in journal.read_text(encoding="utf-8").splitlines():
             pairs.append(Stored(*json.loads(line)))
-    pairs = pairs[: _count_whole(partial, pairs, channels)]
+    pairs = pairs[: _count_whole(partial, pairs, channels, wide)]
     journal.write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs), encoding="utf-8")
     return pairs
 
 
-def _count_whole(partial: Path, pairs: Sequence[Stored], channels: int) -> int:
+def _count_whole(partial: Path, pairs: Sequence[Stored], channels: int, wide: bool) -> int:
     """Counts the pairs before the first one that the arrays do not hold as it was written."""
     count = 0
     with (
         suppress(FileNotFoundError),
         (partial / IMAGES).open("rb") as images,
-        (partial / LABELS).open("rb") as labels,
+        (partial / labels_name(wide)).open("rb") as labels,
     ):
         for pair in takewhile(is_sound, pairs):
             pixels = pair.height * pair.width
             image = np.fromfile(images, np.uint8, channels * pixels)
-            truth = np.fromfile(labels, np.uint8, pixels)
+            truth = np.fromfile(labels, label_dtype(wide), pixels)
             if pair_sha256(image, truth, pair.digest) != pair.sha256:
                 break
             count += 1

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segdeform.config.schema import TrainConfig
-from segdeform.data.dataset import IGNORE
+from segdeform.data.dataset import ignore_label
 from segdeform.machine.processes import ALONE, Processes
 
 _HALF = 2**16  # values of half the bits of a float32
@@ -19,7 +19,7 @@ _HALF = 2**16  # values of half the bits of a float32
 
 def cross_entropy(
     logits: Tensor,  # [N, K, H, W] float32
-    labels: Tensor,  # [N, H, W] int64, class indices or IGNORE
+    labels: Tensor,  # [N, H, W] int64, class indices or what is ignored beside K classes
     class_weights: Tensor | None = None,  # [K] float32
     label_smoothing: float = 0.0,
     peers: Processes = ALONE,
@@ -33,17 +33,18 @@ def cross_entropy(
         logits,
         labels,
         weight=class_weights,
-        ignore_index=IGNORE,
+        ignore_index=ignore_label(logits.shape[1]),
         reduction="sum",
         label_smoothing=label_smoothing,
     )
-    weight = _pixel_weights(labels, class_weights, label_smoothing).sum()
+    labelled = labels != ignore_label(logits.shape[1])
+    weight = _pixel_weights(labels, labelled, class_weights, label_smoothing).sum()
     return _divide(total, peers.total(weight))
 
 
 def ohem(
     logits: Tensor,  # [N, K, H, W] float32
-    labels: Tensor,  # [N, H, W] int64, class indices or IGNORE
+    labels: Tensor,  # [N, H, W] int64, class indices or what is ignored beside K classes
     class_weights: Tensor | None = None,  # [K] float32
     label_smoothing: float = 0.0,
     peers: Processes = ALONE,
@@ -56,21 +57,22 @@ def ohem(
     Hard are the labelled pixels whose true class has a probability below `threshold`, and in any
     case the `keep` share of the labelled pixels with the lowest ones (all that tie with the last).
     """
-    labelled = labels != IGNORE
+    ignore = ignore_label(logits.shape[1])
+    labelled = labels != ignore
     with torch.no_grad():
         truth = torch.where(labelled, labels, 0).unsqueeze(1)
         probability = logits.softmax(1).gather(1, truth).squeeze(1)  # [N, H, W]
         least = (keep * peers.total(labelled.sum())).ceil().long()  # a tensor: no wait for a GPU
         last = _lowest(probability, labelled, least, peers)
         hard = labelled & ((probability < threshold) | ((probability <= last) & (least > 0)))
-    selected = torch.where(hard, labels, IGNORE)
+    selected = torch.where(hard, labels, ignore)
     return cross_entropy(logits, selected, class_weights, label_smoothing, peers)
 
 
 def segmentation_loss(
     logits: Tensor,  # [N, K, H, W] float32
     auxiliary: Tensor | None,  # [N, K, H, W] float32
-    labels: Tensor,  # [N, H, W] int64, class indices or IGNORE
+    labels: Tensor,  # [N, H, W] int64, class indices or what is ignored beside K classes
     train: TrainConfig,
     class_weights: Tensor | None,  # [K] float32
     peers: Processes = ALONE,
@@ -126,8 +128,9 @@ def _bin_at(
     return found, ends[found] - counts[found]
 
 
-def _pixel_weights(labels: Tensor, class_weights: Tensor | None, smoothing: float) -> Tensor:
-    labelled = labels != IGNORE
+def _pixel_weights(
+    labels: Tensor, labelled: Tensor, class_weights: Tensor | None, smoothing: float
+) -> Tensor:
     if class_weights is None:
         return labelled
     of_label = (1 - smoothing) * class_weights + smoothing * class_weights.mean()  # [K]

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segdeform.data.dataset import IGNORE
 from segdeform.data.loader import train_loader
 from segdeform.errors import NotFiniteError
 from segdeform.training.checkpoint import TrainState
@@ -34,7 +33,7 @@ def do_step(
     plan: Plan,
     state: TrainState,
     network: nn.Module,  # the state's, as `Processes.wrap` returns it
-    batch: tuple[Tensor, Tensor],  # images [N, 3, H, W] uint8, labels [N, H, W] uint8
+    batch: tuple[Tensor, Tensor],  # images [N, 3, H, W] uint8, labels [N, H, W] uint8 or int32
     weights: Tensor | None,  # [K] float32
 ) -> Done:
     """Does the step number state.step, counted from 0, and counts it.
@@ -59,7 +58,7 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def batches_from(plan: Plan, first_step: int) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Yields this process's (images, labels) of the steps from `first_step` on, as uint8."""
+    """Yields this process's (images, labels) of the steps from `first_step` on, as integers."""
     train = plan.config.train
     yield from train_loader(
         plan.train_set,
@@ -77,7 +76,7 @@ def batches_from(plan: Plan, first_step: int) -> Generator[tuple[Tensor, Tensor]
 def _to_device(
     plan: Plan,
     images: Tensor,  # [N, 3, H, W] uint8
-    labels: Tensor,  # [N, H, W] uint8
+    labels: Tensor,  # [N, H, W] uint8 or int32
 ) -> tuple[Tensor, Tensor]:  # [N, 3, H, W] float32, 0..1; [N, H, W] int64
     """Moves the bytes first and widens them on the device: a quarter of the traffic."""
     layout = torch.channels_last if plan.config.train.channels_last else torch.contiguous_format
@@ -106,7 +105,7 @@ def _of_all(plan: Plan, loss: Tensor, labels: Tensor, step: int) -> tuple[Tensor
 
     On the CPU, where looking is free, it refuses a loss that is not finite.
     """
-    shares = torch.stack([loss.detach().double(), (labels != IGNORE).sum().double()])
+    shares = torch.stack([loss.detach().double(), (labels != plan.train_set.ignore).sum().double()])
     whole, labelled = plan.peers.total(shares)
     if plan.device.type == "cpu":
         refuse_not_finite("the loss", whole.item(), step + 1)

@@ -11,7 +11,7 @@ import numpy as np
 
 from segdeform.callbacks import Progress
 from segdeform.checking.facts import Facts, picture_facts
-from segdeform.data.dataset import Sample, colour_map
+from segdeform.data.dataset import Sample, colour_map, label_type
 from segdeform.data.file_lists import name_below
 from segdeform.data.image_io import write_index_png
 from segdeform.errors import DataError
@@ -85,7 +85,8 @@ def _background(
     name = _name(picture, images)
     facts, path = picture_facts(picture), folder / f"{name}.png"
     if facts.problem is None and not path.exists():
-        labels = np.full((facts.height, facts.width), background, np.uint8)
+        kind = label_type(len(meaning.names))
+        labels = np.full((facts.height, facts.width), background, kind)
         write_index_png(path, labels, meaning.palette or colour_map(len(meaning.names)))
     return Sample(name, picture, path), facts
 

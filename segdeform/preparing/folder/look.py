@@ -13,8 +13,8 @@ from PIL import Image
 
 from segdeform.checking.facts import Facts, plain_values
 from segdeform.data.class_list import Colour
-from segdeform.data.dataset import IGNORE
-from segdeform.data.image_io import UInt8, opened
+from segdeform.data.dataset import IGNORE, Labels, label_type
+from segdeform.data.image_io import opened
 from segdeform.errors import DataError
 
 _BLURRING = ("JPEG", "MPO", "WEBP")  # WebP unless told not to
@@ -137,10 +137,11 @@ def together(looks: Iterable[tuple[Path, Look]]) -> Seen:
 
 def labels_of(
     path: Path,
-    values: dict[int, int],  # mask value -> class or IGNORE
+    values: dict[int, int],  # mask value -> class or what is ignored
     colours: dict[Colour, int],
     threshold: int | None,
-) -> UInt8:
+    classes: int,
+) -> Labels:
     """Reads a mask of any kind as labels [H, W], by a table that has all that it holds.
 
     Raises DataError for what the table lacks.
@@ -152,22 +153,24 @@ def labels_of(
         numbers = None if by_colour else plain_values(image)
         if numbers is not None:
             grey = {red: k for (red, green, blue), k in colours.items() if red == green == blue}
-            return _looked_up(path, numbers, values | grey)
+            return _looked_up(path, numbers, values | grey, classes)
         pixels = np.asarray(image.convert("RGB")).astype(np.int32)
     packed = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
     table = {red << 16 | green << 8 | blue: k for (red, green, blue), k in colours.items()}
     # Grey that was saved with three channels, where a table of colours does not know it.
     shades = {value * 0x010101: label for value, label in values.items() if value < 256}
-    return _looked_up(path, packed, shades | table)
+    return _looked_up(path, packed, shades | table, classes)
 
 
 _COLOURED = frozenset(("RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"))
 
 
-def _looked_up(path: Path, values: npt.NDArray[np.integer], table: dict[int, int]) -> UInt8:
+def _looked_up(
+    path: Path, values: npt.NDArray[np.integer], table: dict[int, int], classes: int
+) -> Labels:
     found, inverse = np.unique(values, return_inverse=True)
     unknown = [value for value in found.tolist() if value not in table]
     if unknown:
         raise DataError(f"{path}: no class is known for {', '.join(map(str, unknown[:5]))}")
-    labels = np.array([table[value] for value in found.tolist()], np.uint8)
+    labels = np.array([table[value] for value in found.tolist()], label_type(classes))
     return labels[inverse].reshape(values.shape)

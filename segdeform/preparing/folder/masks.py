@@ -13,7 +13,7 @@ import numpy.typing as npt
 from segdeform.callbacks import Progress, Steps
 from segdeform.checking.remembered import FactCache, cache_path
 from segdeform.checking.scan import PairFacts, read_pairs
-from segdeform.data.dataset import IGNORE, Dataset, Sample, colour_map
+from segdeform.data.dataset import Dataset, Sample, colour_map
 from segdeform.data.image_io import write_index_png
 from segdeform.errors import DataError, SegdeformError, UnsafeInputError, UsageError
 from segdeform.preparing.folder.drawn import are_annotations, draw_masks
@@ -215,7 +215,7 @@ def _beside(samples: Iterable[Sample], order: Order) -> list[Path]:
 
 
 def _class_pixels(look: Look, meaning: Meaning) -> npt.NDArray[np.int64]:
-    counts = np.zeros(IGNORE + 1, np.int64)
+    counts = np.zeros(meaning.ignore + 1, np.int64)
     for value, pixels in look.values.items():
         table = meaning.colours.get((value, value, value)) if meaning.colours else None
         counts[meaning.label(value) if table is None else table] += pixels
@@ -232,9 +232,8 @@ def _write_masks(
 
     def write(sample: Sample) -> Sample:
         path = folder / f"{sample.name}.png"
-        labels = labels_of(
-            sample.mask or sample.image, meaning.table(), meaning.colours, meaning.threshold
-        )
+        mask, classes = sample.mask or sample.image, len(meaning.names)
+        labels = labels_of(mask, meaning.table(), meaning.colours, meaning.threshold, classes)
         write_index_png(path, labels, palette)
         return replace(sample, mask=path)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from segdeform.data.class_list import Colour
-from segdeform.data.dataset import IGNORE, MAX_CLASSES
+from segdeform.data.dataset import IGNORE, MAX_NARROW, ignore_label
 from segdeform.errors import DataError, UsageError
 from segdeform.preparing.folder.look import Seen
 from segdeform.preparing.folder.names import LabelNames, renamed
@@ -37,18 +37,24 @@ class Meaning:
     """The classes of masks, and which value or colour is which of them."""
 
     names: tuple[str, ...]
-    values: dict[int, int] | None = None  # mask value -> class or IGNORE; None: each is its class
+    # Mask value -> class or what is ignored; None: each is its class.
+    values: dict[int, int] | None = None
     colours: dict[Colour, int] = field(default_factory=dict)
     palette: tuple[Colour, ...] | None = None
     threshold: int | None = None  # from this grey on it is the second class
     rewrite: bool = False  # whether index masks have to be written
     told: tuple[str, ...] = ()  # what was guessed, and from what
 
+    @property
+    def ignore(self) -> int:
+        """The label of pixels that are not scored."""
+        return ignore_label(len(self.names))
+
     def label(self, value: int) -> int:
-        """Returns the class of a mask value, or IGNORE."""
+        """Returns the class of a mask value, or what is ignored."""
         if self.threshold is not None:
             return int(value >= self.threshold)
-        if self.values is None or (value == IGNORE and IGNORE not in self.values):
+        if self.values is None or (value == self.ignore and value not in self.values):
             return value
         return self.values[value]
 
@@ -58,18 +64,18 @@ class Meaning:
         if named:
             return named[0]
         if self.colours:
-            label = self.colours.get((0, 0, 0), IGNORE)
+            label = self.colours.get((0, 0, 0), self.ignore)
         elif self.threshold is None and self.values is not None:
-            label = self.values.get(0, IGNORE)
+            label = self.values.get(0, self.ignore)
         else:
             label = 0
-        return None if label == IGNORE else label
+        return None if label == self.ignore else label
 
     def table(self) -> dict[int, int]:
         """Returns the class of each mask value, for masks that are written anew."""
         if self.values is not None:
-            return {IGNORE: IGNORE} | self.values
-        return {**{index: index for index in range(len(self.names))}, IGNORE: IGNORE}
+            return {self.ignore: self.ignore} | self.values
+        return {**{index: index for index in range(len(self.names))}, self.ignore: self.ignore}
 
 
 def understand(
@@ -239,18 +245,19 @@ def _of_palettes(seen: Seen, table: LabelNames) -> dict[int, int]:
     """Takes the class of each value from the colour that palettes show it in; {} where they do not
     agree, or have colours of their own."""
     values: dict[int, int] = {}
+    ignore = ignore_label(len(table.names))
     for value, shown in seen.shown.items():
         (colour,) = shown if len(shown) == 1 else (None,)
         label = None if colour is None else (table.colours or {}).get(colour)
-        if label is None and value != IGNORE:
+        if label is None and value != ignore:
             return {}
-        values[value] = IGNORE if label is None else label
-    return dict(sorted(values.items())) if len(set(values.values()) - {IGNORE}) > 1 else {}
+        values[value] = ignore if label is None else label
+    return dict(sorted(values.items())) if len(set(values.values()) - {ignore}) > 1 else {}
 
 
 def _is_smoothed(seen: Seen) -> bool:
     between = [value for value in seen.values if 0 < value < IGNORE]
-    ends = 0 in seen.values and IGNORE in seen.values
+    ends = 0 in seen.values and max(seen.values) == IGNORE  # no white of 8 bits is higher
     return (
         ends
         and len(between) > _MANY_GREYS
@@ -260,11 +267,12 @@ def _is_smoothed(seen: Seen) -> bool:
 
 
 def _mapped(seen: Seen, table: LabelNames) -> Meaning:
-    """Takes what is said of the values; each that masks hold must be named, or 255."""
+    """Takes what is said of the values; each that masks hold must be named, or what is ignored."""
     values = dict(table.values or {})
+    ignore = ignore_label(len(table.names))
     if table.void is not None:
-        values.setdefault(table.void, IGNORE)
-    unknown = [value for value in sorted(seen.values) if value not in values and value != IGNORE]
+        values.setdefault(table.void, ignore)
+    unknown = [value for value in sorted(seen.values) if value not in values and value != ignore]
     if unknown:
         raise DataError(
             f"{next(iter(seen.first.values()))}: the masks hold values that {table.source} does "
@@ -277,16 +285,17 @@ def _mapped(seen: Seen, table: LabelNames) -> Meaning:
 
 def _of_names(seen: Seen, names: LabelNames) -> Meaning:
     """Fits names without values to the values: from 0 on, black and white, or from 1 on."""
-    if names.order is not None and set(seen.values) - {IGNORE} <= set(range(len(names.order))):
+    count = len(names.names)
+    ignore = ignore_label(count)
+    if names.order is not None and set(seen.values) - {ignore} <= set(range(len(names.order))):
         by_row = dict(enumerate(names.order))
         told = f"values count the rows of {names.source}: {told_labels(by_row, names.names)}"
         plain = all(value == label for value, label in by_row.items())
         known = None if plain else by_row
         return Meaning(names.names, known, palette=names.palette, told=(told,))
-    count = len(names.names)
-    skipped = {IGNORE, *([names.void] if names.void is not None else [])}
+    skipped = {ignore, *([names.void] if names.void is not None else [])}
     used = set(seen.values) - skipped
-    void = {names.void: IGNORE} if names.void is not None else {}
+    void = {names.void: ignore} if names.void is not None else {}
     if count == 2 and set(seen.values) == {0, IGNORE}:
         values = {0: 0, IGNORE: 1}
         told = f"all masks hold only 0 and 255: {told_labels(values, names.names)}"
@@ -326,10 +335,13 @@ def _unnamed(seen: Seen) -> Meaning:
         )
         return Meaning(names, values, told=(told,))
     count = classes[-1] + 1
-    if 2 * len(classes) < count or count > MAX_CLASSES or len(classes) < 2:
+    if 2 * len(classes) < count or count > MAX_NARROW or len(classes) < 2:
+        what = "which do not count classes from 0"
+        if count > MAX_NARROW and 2 * len(classes) >= count:
+            what = f"and more than {MAX_NARROW} classes need names: give --classes FILE, or"
         raise DataError(
-            f"{next(iter(seen.first.values()))}: the masks hold {told_values(seen)}, which do "
-            f"not count classes from 0; {line_to_give(seen, ())}"
+            f"{next(iter(seen.first.values()))}: the masks hold {told_values(seen)}, {what}"
+            f"{'' if what.endswith('or') else ';'} {line_to_give(seen, ())}"
         )
     numbered = tuple(f"class_{index}" for index in range(count))
     lacking = sorted(set(range(count)) - set(classes))

@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from segdeform.data.class_list import Colour, parse_class_list, read_class_list
+from segdeform.data.class_list import ClassList, Colour, parse_class_list, read_class_list
 from segdeform.data.data_yaml import read_data_yaml
-from segdeform.data.dataset import IGNORE
+from segdeform.data.dataset import ignore_label
 from segdeform.errors import DataError, UsageError
 
 # Looked for beside the masks and above them, in this order.
@@ -30,11 +30,11 @@ class LabelNames:
 
     names: tuple[str, ...]
     source: str  # who says so
-    values: dict[int, int] | None = None  # mask value -> class or IGNORE; None: not said
+    values: dict[int, int] | None = None  # mask value -> class or what is ignored; None: not said
     colours: dict[Colour, int] | None = None  # the same of colours
     palette: tuple[Colour, ...] | None = None
     void: int | None = None  # one more value that is not scored
-    order: tuple[int, ...] | None = None  # class or IGNORE of each row of a table of colours
+    order: tuple[int, ...] | None = None  # class, or what is ignored, of each row of colours
 
     @property
     def said(self) -> bool:
@@ -112,13 +112,10 @@ def read_names_file(path: Path) -> LabelNames:
         content = read_data_yaml(path)
         labels = parse_class_list(content, path)
         given = content.get("palette") is not None
-        extra = next((value for value in labels.void if value != IGNORE), None)
-        return _of_list(labels.names, path, labels.label_map, labels.palette, given, extra)
+        return _of_list(labels, path, given)
     if suffix == ".json":
         labels = read_class_list(path)
-        given = b'"palette"' in path.read_bytes()
-        extra = next((value for value in labels.void if value != IGNORE), None)
-        return _of_list(labels.names, path, labels.label_map, labels.palette, given, extra)
+        return _of_list(labels, path, b'"palette"' in path.read_bytes())
     lines = _lines(path)
     if suffix == ".csv":
         return _of_values(lines, path)
@@ -132,18 +129,15 @@ def read_names_file(path: Path) -> LabelNames:
     return LabelNames(tuple(name for name in names if name != "__ignore__"), str(path))
 
 
-def _of_list(
-    names: tuple[str, ...],
-    path: Path,
-    values: dict[int, int] | None,
-    palette: tuple[Colour, ...],
-    given: bool,
-    void: int | None,
-) -> LabelNames:
+def _of_list(labels: ClassList, path: Path, given: bool) -> LabelNames:
+    """Takes over a list of classes, and its palette where that is given."""
+    names, palette = labels.names, labels.palette
+    void = next((value for value in labels.void if value != ignore_label(len(names))), None)
     colours = {colour: index for index, colour in enumerate(palette)} if given else None
     if colours is not None and len(colours) < len(palette):
         colours = None  # two classes of one colour cannot be told apart
-    return LabelNames(names, str(path), values, colours, palette if given else None, void)
+    own = palette if given else None
+    return LabelNames(names, str(path), labels.label_map, colours, own, void)
 
 
 def _lines(path: Path) -> list[str]:
@@ -185,14 +179,15 @@ def _of_colours(rows: list[tuple[str, str]], path: Path) -> LabelNames:
 
 
 def _numbered(names: Sequence[str], fewest: int = 2) -> tuple[tuple[str, ...], list[int]]:
-    """Numbers names as they come; what is not to be scored is IGNORE, if classes enough are left.
+    """Numbers names as they come; what is not to be scored is ignored, if classes enough are left.
 
     Tools call the background of a single class unlabelled, too.
     """
     classes = tuple(dict.fromkeys(name for name in names if not is_void(name)))
     if len(classes) < fewest:
         classes = tuple(dict.fromkeys(names))
-    return classes, [classes.index(name) if name in classes else IGNORE for name in names]
+    numbers = {name: index for index, name in enumerate(classes)}
+    return classes, [numbers.get(name, ignore_label(len(classes))) for name in names]
 
 
 def _palette(table: dict[Colour, int], count: int) -> tuple[Colour, ...]:

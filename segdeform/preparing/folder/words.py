@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from segdeform.data.class_list import Colour
-from segdeform.data.dataset import IGNORE
+from segdeform.data.dataset import ignore_label
 from segdeform.preparing.folder.look import Seen
 
 SHOWN = 8  # values or colours named one by one
@@ -32,7 +32,7 @@ def told_labels(values: Mapping[int, int], names: Sequence[str]) -> str:
 
 def told_label(names: Sequence[str], label: int) -> str:
     """Returns the name of a class, or that it is not scored."""
-    return "not scored" if label == IGNORE else names[label]
+    return "not scored" if label == ignore_label(len(names)) else names[label]
 
 
 def told_values(seen: Seen, only: Sequence[int] | None = None) -> str:

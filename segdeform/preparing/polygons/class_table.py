@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from segdeform.data.dataset import IGNORE, MAX_CLASSES, colour_map
+from segdeform.data.dataset import MAX_CLASSES, colour_map, ignore_label
 from segdeform.errors import DataError, nearest
 from segdeform.preparing.folder.names import is_void
 from segdeform.preparing.polygons.annotation import (
@@ -25,7 +25,7 @@ class ClassTable:
 
     names: tuple[str, ...]
     palette: tuple[Colour, ...]
-    labels: dict[str, int]  # label -> class or IGNORE
+    labels: dict[str, int]  # label -> class or what is ignored
     unlabelled: int
 
     @classmethod
@@ -54,13 +54,13 @@ class ClassTable:
             if _key(label) in known:
                 labels[label] = known[_key(label)]
             elif is_void(label):
-                labels[label] = IGNORE
+                labels[label] = ignore_label(len(names))
             else:
                 raise DataError(
                     f"{picture.source}: {picture.item}: {shape.item} is called '{label}', which is "
                     f"not among the classes.{nearest(label, names)}"
                 )
-        unlabelled = IGNORE if partial_labels else known[BACKGROUND]
+        unlabelled = ignore_label(len(names)) if partial_labels else known[BACKGROUND]
         return cls(tuple(names), _palette(names, read.colours), labels, unlabelled)
 
 

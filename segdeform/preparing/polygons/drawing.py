@@ -5,10 +5,10 @@
   right or below, so that of two shapes with a common edge exactly one has it. No border is added:
   areas stay what was drawn, and neighbours meet without overlap.
 - Several rings of one shape are a union. What lies out of the picture is cut off.
-- Labels called ignore, void, unlabelled or the like are not scored (255), unless the classes that
-  were asked for name them.
+- Labels called ignore, void, unlabelled or the like are not scored (255; 65535 where there are more
+  than 255 classes), unless the classes that were asked for name them.
 - Bitmaps (run lengths, PNGs) are taken as they are, never resampled.
-- Crowds are not scored (255) where nothing else is drawn. Then come the shapes in the order of the
+- Crowds are not scored where nothing else is drawn. Then come the shapes in the order of the
   format, later ones on top; where a format has no order, those that cover fewer pixels are on top,
   and of equal ones the later.
 
@@ -25,8 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segdeform.data.dataset import IGNORE
-from segdeform.data.image_io import UInt8
+from segdeform.data.dataset import Labels, ignore_label, label_type
 from segdeform.errors import UnsafeInputError
 from segdeform.preparing.polygons.annotation import Bits, Points, Runs, Shape
 
@@ -51,15 +50,17 @@ class Patch:
 def draw(
     shapes: Sequence[Shape],
     size: tuple[int, int],  # (H, W)
-    classes: Mapping[str, int],  # label -> class or IGNORE
+    classes: Mapping[str, int],  # label -> class or what is ignored
     unlabelled: int,
     smaller_on_top: bool,
-) -> tuple[UInt8, Counter[str]]:
+    number: int,  # of classes in all
+) -> tuple[Labels, Counter[str]]:
     """Returns labels [H, W], and how many shapes left no pixel, by the reason.
 
     Raises UnsafeInputError for an outline with more edges than any picture has.
     """
-    labels = np.full(size, unlabelled, np.uint8)
+    labels = np.full(size, unlabelled, label_type(number))
+    ignore = ignore_label(number)
     lost: Counter[str] = Counter()
     kept = [shape for shape in shapes if not shape.crowd]
     if smaller_on_top and len(kept) > 1:
@@ -71,7 +72,7 @@ def draw(
         if patch is None:
             lost[_reason(shape, size)] += 1
         else:
-            labels[patch.window()][patch.bits] = IGNORE if shape.crowd else classes[shape.label]
+            labels[patch.window()][patch.bits] = ignore if shape.crowd else classes[shape.label]
     return labels, lost
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from segdeform.callbacks import Progress
-from segdeform.data.dataset import IGNORE, Sample
+from segdeform.data.dataset import Sample, ignore_label
 from segdeform.data.image_io import write_index_png
 from segdeform.data.layout import spelt
 from segdeform.errors import DataError, UnsafeInputError
@@ -55,7 +55,7 @@ def draw_annotations(
     Args:
         source: a file, or a folder of LabelMe's or YOLO's files; told by its content.
         classes: the names, which then are all that may occur; else the format's own order.
-        partial_labels: pixels without a shape are not scored (255) instead of background.
+        partial_labels: pixels without a shape are not scored instead of background.
         empty_is_background: pictures that nobody annotated are pure background, not left out.
         line_width: how wide lines are drawn, pixels; None leaves them out.
 
@@ -138,7 +138,8 @@ def _draw_one(
             for shape in shapes
         )
     try:
-        labels, lost = draw(shapes, size, table.labels, table.unlabelled, read.smaller_on_top)
+        rules = (table.labels, table.unlabelled, read.smaller_on_top, len(table.names))
+        labels, lost = draw(shapes, size, *rules)
     except UnsafeInputError as error:
         raise UnsafeInputError(f"{picture.source}: {picture.item}: {error}") from error
     assert sample.mask is not None
@@ -173,10 +174,12 @@ def _messages(
 ) -> list[str]:
     """Makes the sentences that tell what was drawn and what was not."""
     count = sum(len(picture.shapes) for picture in jobs.values())
-    rest = "not scored (255)" if table.unlabelled == IGNORE else table.names[table.unlabelled]
+    ignore = ignore_label(len(table.names))
+    unscored = f"not scored ({ignore})"
+    rest = unscored if table.unlabelled == ignore else table.names[table.unlabelled]
     told = [f"{read.form}: {count:,} shapes in {len(jobs):,} pictures; pixels of no shape: {rest}"]
     told += read.notes
-    told += [f"'{name}' is not scored (255)" for name, k in table.labels.items() if k == IGNORE]
+    told += [f"'{name}' is {unscored}" for name, k in table.labels.items() if k == ignore]
     told += [f"left out: {n:,} shapes {kind}" for kind, n in sorted(lost.items())]
     told += [f"left out: {n:,} {kind}" for kind, n in sorted(read.left_out.items())]
     empty = sum(not picture.shapes for picture in jobs.values())

@@ -150,8 +150,8 @@ def test_later_shapes_are_on_top_or_smaller_ones_and_crowds_below_all() -> None:
         Shape("equal", "2", rings=(_square(3, 3, 2),)),
         Shape("small", "3", rings=(_square(0, 0, 7),), crowd=True),
     )
-    in_order, _ = draw(shapes, (8, 8), classes, 0, smaller_on_top=False)
-    by_size, _ = draw(shapes, (8, 8), classes, 0, smaller_on_top=True)
+    in_order, _ = draw(shapes, (8, 8), classes, 0, smaller_on_top=False, number=5)
+    by_size, _ = draw(shapes, (8, 8), classes, 0, smaller_on_top=True, number=5)
     expected = np.zeros((8, 8), np.uint8)
     expected[:7, :7] = IGNORE
     expected[:5, :5] = 1
@@ -172,7 +172,7 @@ def test_shapes_that_leave_no_pixel_are_told_by_the_reason() -> None:
         Shape("a", "4", runs=Runs(0, 0, 2, 3, np.array([6]))),
         Shape("a", "5", rings=(_square(1, 1, 1),)),
     ]
-    labels, lost = draw(shapes, (6, 9), {"a": 4}, 0, smaller_on_top=False)
+    labels, lost = draw(shapes, (6, 9), {"a": 4}, 0, smaller_on_top=False, number=5)
     assert lost == {
         "with fewer than 3 points": 1,
         "without area, or too thin to cover the centre of a pixel": 2,
