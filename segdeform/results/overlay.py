@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]  # [H, W, 3] RGB
-Labels = NDArray[np.uint8] | NDArray[np.uint16]  # [H, W] class numbers
+Labels = NDArray[np.uint8 | np.uint16]  # [H, W] class numbers
 Color = tuple[int, int, int]
 
 _BORDER = 240  # opacity of a class's border, of 256; that of its area is a half
