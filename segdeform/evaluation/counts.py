@@ -102,7 +102,9 @@ class Tally:
         Raises PeerLostError where one is lost.
         """
         classes = len(self._matrix)
-        matrix = peers.gather(self._matrix.reshape(1, -1)).sum(axis=0).reshape(classes, classes)
+        parts = peers.gather(self._matrix.reshape(1, -1))
+        # Of a single process the sum would be one more copy of what may be large.
+        matrix = (parts[0] if len(parts) == 1 else parts.sum(axis=0)).reshape(classes, classes)
         rows = peers.gather(np.concatenate(self._rows))
         facts = peers.gather(np.concatenate(self._facts))
         rows = rows[np.argsort(rows[:, Column.PICTURE], kind="stable")]

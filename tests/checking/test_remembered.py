@@ -118,7 +118,7 @@ def test_damaged_files_are_never_remembered(root: Path) -> None:
         lambda content: content[: len(content) // 2],
         lambda content: content.replace(b'"height":8', b'"height":9'),
         lambda content: b"\xff\xfe" + content,
-        lambda content: content.replace(b"segdeform-check 4", b"segdeform-check 3"),
+        lambda content: content.replace(b"segdeform-check 5", b"segdeform-check 4"),
         lambda content: b"[" * 100_000,
     ],
 )

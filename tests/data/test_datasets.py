@@ -299,9 +299,12 @@ def test_another_size_and_a_missing_mask_are_named(root: Path) -> None:
         read_pair(bare, 0)
 
 
-def test_more_than_255_classes_are_refused(root: Path) -> None:
-    (root / "classes.json").write_text(json.dumps({"names": [f"c{i}" for i in range(256)]}))
-    with pytest.raises(DataError, match="256 classes"):
+def test_more_than_65535_classes_are_refused(root: Path) -> None:
+    (root / "classes.json").write_text(json.dumps({"names": [f"c{i}" for i in range(65_536)]}))
+    with pytest.raises(DataError, match="65536 classes; from 1 to 65535 are possible"):
         load_dataset("folder", root, "train")
     (root / "classes.json").write_text(json.dumps({"names": [f"c{i}" for i in range(255)]}))
-    assert len(load_dataset("folder", root, "train").palette) == 255
+    dataset = load_dataset("folder", root, "train")
+    _, labels = read_pair(dataset, 0)
+    assert len(dataset.palette) == 255 and labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, [[0, 1], [2, 255]])

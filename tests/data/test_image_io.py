@@ -6,6 +6,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -195,6 +196,17 @@ def test_index_png_round_trip(
         shown = np.asarray(image.convert("RGB"))
     expected = np.array([*palette, *[(224, 224, 224)] * (256 - classes)], np.uint8)
     np.testing.assert_array_equal(shown, expected[labels])
+
+
+def test_labels_of_16_bits_become_a_grey_png_of_16_bits(tmp_path: Path) -> None:
+    path = tmp_path / "labels.png"
+    labels = np.array([[0, 1, 254], [255, 256, 65535]], np.uint16)
+    write_index_png(path, labels, [(1, 2, 3)] * 300)
+    assert path.read_bytes()[24:26] == bytes([16, 0]), "IHDR: 16 bits, grey"
+    values = read_mask(path)
+    assert values.dtype == np.uint16
+    np.testing.assert_array_equal(values, labels)
+    assert cv2.imread(str(path), cv2.IMREAD_UNCHANGED).tolist() == labels.tolist()
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(
