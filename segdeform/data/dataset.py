@@ -14,7 +14,8 @@ import numpy.typing as npt
 from segdeform.data.channels import Bands
 from segdeform.data.decoded import Cache
 from segdeform.data.depth import ValueRange, ranges
-from segdeform.data.image_io import IndexValues, UInt8, read_image, read_mask
+from segdeform.data.image_io import UInt8, read_image, read_mask
+from segdeform.data.label_files import IndexValues
 from segdeform.errors import DataError
 
 Mask = IndexValues  # [H, W] values of a file

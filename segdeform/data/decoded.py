@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from segdeform.data.image_io import IndexValues, UInt8
+from segdeform.data.image_io import UInt8
+from segdeform.data.label_files import IndexValues
 from segdeform.errors import DataError
 
 IMAGES, INDEX = "images.u8", "index.json"

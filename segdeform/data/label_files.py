@@ -19,7 +19,7 @@ import tifffile
 from segdeform.data.georeference import Georeference
 from segdeform.files.atomic import atomic_path
 
-IndexValues = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+IndexValues = npt.NDArray[np.uint8 | np.uint16]
 Palette = Sequence[tuple[int, int, int]]
 
 _STRIP = 1 << 20  # bytes compressed at a time
