@@ -1,0 +1,146 @@
+"""Label maps as GeoJSON polygons: one for each region, with its holes.
+
+Corners are pixel edges, x to the right and y down from the upper left corner of the picture, or map
+coordinates where the picture has them. Coordinates are WGS 84 where nothing else is said (RFC
+7946); another reference system stands in the member "crs", as in GeoJSON of 2008, which GDAL and
+QGIS read and write.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segdeform.data.georeference import Georeference
+from segdeform.errors import UsageError
+from segdeform.results.outlines import Outline, outlines
+from segdeform.results.overlay import Labels
+
+_WGS84 = 4326
+_FINENESS = 1000  # parts of a pixel to which map coordinates are rounded, at least
+Ring = NDArray[np.int64] | NDArray[np.float64]  # [n, 2]
+
+
+def polygons(
+    labels: Labels,  # [H, W]
+    classes: Sequence[str],
+    *,
+    min_area: int = 1,
+    simplify: float = 0.0,
+    skip_classes: Collection[str] = (),
+    georeference: Georeference | None = None,
+) -> dict[str, Any]:
+    """Returns a GeoJSON FeatureCollection of all regions.
+
+    Args:
+        min_area: pixels; smaller regions are left out, and stay holes of what surrounds them.
+        simplify: pixels; above 0 outlines are smoothed by about this much, borders alike on both
+            sides (Visvalingam-Whyatt, by shapely). 0: along the edges of pixels, exactly.
+        skip_classes: classes without polygons.
+
+    Raises UsageError for an unknown class, too many regions, or where shapely is not installed.
+    """
+    found = features(
+        labels,
+        classes,
+        min_area=min_area,
+        simplify=simplify,
+        skip_classes=skip_classes,
+        georeference=georeference,
+    )
+    return {**_head(georeference), "features": list(found)}
+
+
+def features(
+    labels: Labels,  # [H, W]
+    classes: Sequence[str],
+    *,
+    min_area: int = 1,
+    simplify: float = 0.0,
+    skip_classes: Collection[str] = (),
+    georeference: Georeference | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yields the features of `polygons` one by one, from the top of the picture down."""
+    skip = [index for index, name in enumerate(classes) if name in skip_classes]
+    found = outlines(labels, min_area=min_area, skip=skip, junctions=simplify > 0)
+    for outline, rings in _simplified(list(found), simplify) if simplify else _exact(found):
+        yield {
+            "type": "Feature",
+            "properties": {
+                "class": classes[outline.label],
+                "class_index": outline.label,
+                "area": outline.area,  # pixels
+            },
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [_coordinates(ring, georeference) for ring in rings],
+            },
+        }
+
+
+def geojson_lines(
+    found: Iterable[dict[str, Any]], georeference: Georeference | None
+) -> Iterator[str]:
+    """Yields the text of a FeatureCollection, a line a feature."""
+    head = json.dumps(_head(georeference))
+    yield f'{head[:-1]}, "features": [\n'
+    separator = ""
+    for feature in found:
+        yield separator + json.dumps(feature)
+        separator = ",\n"
+    yield "\n]}\n"
+
+
+def _head(georeference: Georeference | None) -> dict[str, Any]:
+    head: dict[str, Any] = {"type": "FeatureCollection"}
+    if georeference is not None and georeference.epsg not in (None, _WGS84):
+        name = f"urn:ogc:def:crs:EPSG::{georeference.epsg}"
+        head["crs"] = {"type": "name", "properties": {"name": name}}
+    return head
+
+
+def _exact(found: Iterable[Outline]) -> Iterator[tuple[Outline, Sequence[Ring]]]:
+    return ((outline, outline.rings) for outline in found)
+
+
+def _simplified(
+    found: Sequence[Outline], tolerance: float
+) -> Iterator[tuple[Outline, Sequence[Ring]]]:
+    """Smooths outlines that meet in the same way on both sides."""
+    try:
+        import shapely
+    except ImportError as error:
+        raise UsageError(
+            "simpler outlines need shapely: pip install 'segdeform[polygons]', or leave --simplify "
+            "out"
+        ) from error
+    whole = [shapely.Polygon(outline.rings[0], outline.rings[1:]) for outline in found]
+    for outline, polygon in zip(found, shapely.coverage_simplify(whole, tolerance), strict=True):
+        inner = [shapely.LinearRing(ring) for ring in polygon.interiors]
+        rings = [_turning(polygon.exterior, True), *(_turning(ring, False) for ring in inner)]
+        yield outline, rings
+
+
+def _turning(ring: Any, anticlockwise: bool) -> Ring:
+    corners: NDArray[np.float64] = np.asarray(ring.coords)[:-1]
+    return corners if ring.is_ccw == anticlockwise else corners[::-1]
+
+
+def _coordinates(ring: Ring, georeference: Georeference | None) -> list[list[float]]:
+    """Returns a closed ring as JSON has it, on the map where there is one."""
+    points = ring
+    if georeference is not None:
+        a, b, _, d, e, _ = georeference.transform
+        x, y = ring.T.astype(np.float64)
+        points = np.stack(georeference.to_map(x, y), 1)
+        finest = min(math.hypot(a, d), math.hypot(b, e)) / _FINENESS
+        points = points.round(max(0, math.ceil(-math.log10(finest))))
+        if a * e < b * d:  # y goes up: what was anticlockwise is clockwise now
+            points = points[::-1]
+    closed: list[list[float]] = np.concatenate([points, points[:1]]).tolist()
+    return closed
