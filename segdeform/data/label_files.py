@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +22,7 @@ from segdeform.files.atomic import atomic_path
 IndexValues = npt.NDArray[np.uint8 | np.uint16]
 Palette = Sequence[tuple[int, int, int]]
 
+PNG_GREY, PNG_PALETTE, PNG_RGBA = 0, 3, 6  # of the specification
 _STRIP = 1 << 20  # bytes compressed at a time
 _TILE = 512  # pixels, side of a TIFF's tiles
 _CLASSIC = 1 << 31  # bytes not compressed, beyond which a TIFF is a BigTIFF; the format's end is 4G
@@ -79,26 +80,43 @@ def write_index_png_rows(path: Path, labels: IndexValues, palette: Palette) -> N
 
     Its pixels are the same, its bytes are not. Raises as that does.
     """
-    height, width = labels.shape
-    eight = labels.dtype == np.uint8
-    head = struct.pack(">IIBBBBB", width, height, 8 if eight else 16, 3 if eight else 0, 0, 0, 0)
+    rows = max(1, math.ceil(_STRIP / labels[:1].nbytes))
+    strips = (labels[top : top + rows] for top in range(0, len(labels), rows))
+    if labels.dtype == np.uint8:
+        colours = index_colours(palette).tobytes()
+        write_png_rows(path, labels.shape, PNG_PALETTE, 8, strips, colours)
+    else:
+        write_png_rows(path, labels.shape, PNG_GREY, 16, strips)
+
+
+def write_png_rows(
+    path: Path,
+    size: tuple[int, ...],  # (H, W)
+    colours: int,  # PNG_GREY, PNG_PALETTE or PNG_RGBA
+    bits: int,  # 8 or 16
+    strips: Iterable[IndexValues],  # [h, W] or [h, W, C], from the top down
+    palette: bytes = b"",  # RGB, for PNG_PALETTE
+) -> None:
+    """Writes a PNG of which only a strip is in memory; it appears whole or not at all.
+
+    Raises ResourceError or UsageError when it cannot be written.
+    """
+    head = struct.pack(">IIBBBBB", size[1], size[0], bits, colours, 0, 0, 0)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(b"\x89PNG\r\n\x1a\n")
         _write_chunk(file, b"IHDR", head)
-        if eight:
-            _write_chunk(file, b"PLTE", index_colours(palette).tobytes())
+        _write_chunk(file, b"PLTE", palette)
         packer = zlib.compressobj()
-        rows = max(1, math.ceil(_STRIP / labels[:1].nbytes))
-        for top in range(0, height, rows):
-            _write_chunk(file, b"IDAT", packer.compress(_lines(labels[top : top + rows]).data))
+        for strip in strips:
+            _write_chunk(file, b"IDAT", packer.compress(_lines(strip).data))
         _write_chunk(file, b"IDAT", packer.flush())
         _write_chunk(file, b"IEND", b"", empty=True)
 
 
-def _lines(labels: IndexValues) -> npt.NDArray[np.uint8]:
+def _lines(strip: IndexValues) -> npt.NDArray[np.uint8]:
     """Returns rows as a PNG holds them: each begins with its filter, 0 for none."""
-    values = np.ascontiguousarray(labels, labels.dtype.newbyteorder(">")).view(np.uint8)
-    return np.pad(values.reshape(len(labels), -1), ((0, 0), (1, 0)))
+    values = np.ascontiguousarray(strip, strip.dtype.newbyteorder(">")).view(np.uint8)
+    return np.pad(values.reshape(len(strip), -1), ((0, 0), (1, 0)))
 
 
 def _write_chunk(file: BinaryIO, kind: bytes, content: bytes, empty: bool = False) -> None:

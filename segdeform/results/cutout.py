@@ -22,7 +22,7 @@ def cutout(image: Raster, labels: Labels, label: int) -> NDArray[np.uint8]:  # [
 def cutout_rows(image: Raster, labels: Labels, label: int) -> Iterator[NDArray[np.uint8]]:
     """Yields `cutout` in strips of rows, [h, W, 4]."""
     for top in range(0, len(labels), _ROWS):
-        part = np.asarray(labels[top : top + _ROWS])
+        part = labels[top : top + _ROWS]
         pixels = shown_colours(image[top : top + len(part), :])
         alpha = np.where(part == label, np.uint8(255), np.uint8(0))[..., None]
         yield np.concatenate([pixels & alpha, alpha], 2)

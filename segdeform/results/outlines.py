@@ -11,6 +11,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,9 @@ _MOST_CORNERS = 2**24  # of all outlines, whose memory is some 80 bytes each
 _MOST_RUNS = 2**26  # of equal pixels in rows, of some 30 bytes each
 _EAST, _SOUTH, _WEST, _NORTH = range(4)
 _LEFT, _RIGHT = 3, 1  # turns, added to a direction
-Int32, Int64, Flags = NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
 class Outline(NamedTuple):
@@ -81,7 +84,7 @@ def outlines(
     # By region, its outer ring first, holes from the top down.
     order = np.lexsort((np.arange(len(owner)), area < 0, owner))
     first = np.append(np.flatnonzero(area[order] > 0), len(order))
-    for begin, end in zip(first[:-1], first[1:], strict=True):
+    for begin, end in pairwise(first):
         mine = order[begin:end]
         region = owner[mine[0]]
         rings = [corners[offsets[ring] : offsets[ring + 1]] for ring in mine]
@@ -95,7 +98,7 @@ def find_regions(labels: Labels) -> Regions:
     lower: list[Int32] = []
     above: tuple[Labels, Flags, Int32] | None = None  # row above the strip: labels, begins, runs
     for top, bottom in _strips(labels):
-        part = np.asarray(labels[top:bottom])
+        part = labels[top:bottom]
         begins, runs = _runs(part, before[-1])
         starts = np.flatnonzero(begins)
         lengths.append(np.diff(starts, append=part.size).astype(np.int32))
@@ -148,7 +151,7 @@ def _all_segments(labels: Labels, regions: Regions, keep: Flags, junctions: bool
     corners = 0
     above = np.full(width, -1, np.int32)
     for (top, bottom), before in zip(_strips(labels), regions.before, strict=True):
-        part = np.asarray(labels[top : bottom + 1])  # with the row below
+        part = labels[top : bottom + 1]  # with the row below
         rows = regions.of_run[_runs(part, before)[1]]
         padded = np.full((bottom - top + 2, width + 2), -1, np.int32)
         padded[0, 1:-1] = above

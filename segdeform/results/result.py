@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from segdeform.data.channels import shown_colours
 from segdeform.data.rasters import Raster
+from segdeform.results.facts import class_pixels
 from segdeform.results.overlay import Color, Labels, Picture, overlay
-
-_ROWS = 256  # rows counted at a time, so that little memory is needed
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,7 @@ class Result:
 
     def shares(self) -> dict[str, float]:
         """Returns the share of the pixels of every class that occurs, in the order of classes."""
-        counts = np.zeros(len(self.classes), np.int64)
-        for top in range(0, len(self.labels), _ROWS):
-            part = self.labels[top : top + _ROWS].ravel()
-            counts += np.bincount(part, minlength=len(counts))
-        pairs = zip(self.classes, counts, strict=True)
+        pairs = zip(self.classes, class_pixels(self.labels, len(self.classes)), strict=True)
         return {name: int(count) / self.labels.size for name, count in pairs if count}
 
     def overlay(self) -> Picture:

@@ -146,7 +146,7 @@ def coco_dataset(
     A category's id is the class number, as masks have it. Raises as `class_runs` does.
     """
     height, width = labels.shape
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for index, runs in class_runs(labels, len(classes)).items():
         segmentation = {"size": [height, width], "counts": runs.pop("counts")}
         annotations.append(

@@ -113,7 +113,9 @@ def test_simpler_outlines_share_their_borders() -> None:
     assert sum(polygon.area for polygon in shapes) == pytest.approx(120 * 150)
     assert shapely.union_all(shapes).area == pytest.approx(120 * 150)
     counts = [
-        sum(shapely.get_num_coordinates(shape(feature["geometry"])) for feature in found["features"])
+        sum(
+            shapely.get_num_coordinates(shape(feature["geometry"])) for feature in found["features"]
+        )
         for found in (exact, simple)
     ]
     assert counts[1] * 4 < counts[0]
