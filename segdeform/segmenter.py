@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, overload
 
@@ -19,7 +20,6 @@ from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from segdeform.callbacks import Stop
 from segdeform.config.schema import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -217,28 +217,35 @@ class Segmenter:
         # Strings, arrays and tensors can be iterated over too, and are no collections of pictures.
         one = isinstance(pictures, str | Path | np.ndarray | Image | Tensor)
         if one or not isinstance(pictures, Iterable):
-            return self._labelled(pictures, self._pixels(pictures))
-        return (self._labelled(picture, self._pixels(picture)) for picture in pictures)
+            return self._labelled(pictures, self._opened(pictures))
+        return (self._labelled(picture, self._opened(picture)) for picture in pictures)
 
     def _predict_all(self, pictures: Sequence[Picture]) -> list[Result]:
         with threads(1) as reader:
-            ahead = read_ahead(reader, pictures, self._pixels, depth=2)
+            ahead = read_ahead(reader, pictures, self._opened, depth=2)
             return [self._labelled(picture, reading.result()) for picture, reading in ahead]
 
-    def _labelled(self, picture: Picture, pixels: NDArray[np.uint8]) -> Result:
+    def _labelled(self, picture: Picture, opened: OpenPicture) -> Result:
         source = Path(picture) if isinstance(picture, str | Path) else None
-        return replace(self.label(pixels), source=source)
+        result = self.label(opened.pixels, keep_coarse=True)
+        return replace(result, source=source, place=opened.place)
 
-    def label(self, image: Raster, stop: Stop | None = None) -> Result:
-        """Labels a picture [H, W, C] as `read` gives it; `stop()` is asked before each window.
+    def label(self, image: Raster, **wanted: Any) -> Result:
+        """Labels a picture [H, W, C] as `open` gives it.
 
-        Raises:
-            NotFiniteError, ResourceError, InterruptedByUserError: see `inference.predict_labels`.
+        `wanted` are the keywords of `inference.predict_maps`, which has also what is raised.
         """
-        from segdeform.inference import predict_labels
+        from segdeform.inference import predict_maps
 
-        labels = predict_labels(self.model, image, self.options, self.device, stop)
-        return Result(labels, image, self.classes, self.palette)
+        compute = partial(predict_maps, self.model, image, self.options, self.device)
+        return Result(compute(**wanted), image, self.classes, self.palette, compute=compute)
+
+    def _opened(self, image: Any) -> OpenPicture:
+        from segdeform.data.opening import OpenPicture
+
+        if isinstance(image, str | Path):
+            return self.open(Path(image))
+        return OpenPicture(self._pixels(image), None)
 
     def _pixels(self, image: Any) -> NDArray[np.uint8]:  # [H, W, C]
         from segdeform.data.arrays import pixels_of

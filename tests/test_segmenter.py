@@ -24,6 +24,7 @@ from segdeform.files.manifest import MANIFEST, replacing_folder, write_manifest
 from segdeform.files.tensors import write_tensors
 from segdeform.models import build_model
 from segdeform.models.deeplab import DeepLab
+from segdeform.results.maps import Maps
 from segdeform.results.result import Result
 from segdeform.segmenter import ModelDescription, load, save_model, write_description
 
@@ -268,11 +269,28 @@ def test_several_threads_may_predict_at_once(original: Path) -> None:
         assert all(map(np.array_equal, labels, alone[first::4]))
 
 
+@pytest.mark.parametrize("options", [{"flip": False}, {"flip": True}, {"flip": False, "tile": 16}])
+def test_probabilities_are_had_on_demand(original: Path, options: dict[str, Any]) -> None:
+    segmenter = segdeform.load(original, device="cpu").with_options(**options)
+    image = np.random.default_rng(4).integers(0, 256, (21, 34, 3), np.uint8)
+    result = segmenter.predict(image)
+    expected = segmenter.logits(image).softmax(0).numpy()
+    assert result.probabilities.dtype == np.float16 and result.confidence.dtype == np.uint8
+    np.testing.assert_allclose(result.probabilities, expected, atol=1e-3)
+    top = np.round(255 * expected.max(0)).astype(int)
+    assert np.abs(result.confidence.astype(int) - top).max() <= 1
+    assert result.probabilities is result.probabilities  # computed once
+    asked = segmenter.label(image, confidence=True)
+    assert np.array_equal(asked.confidence, result.confidence)
+
+
 def test_a_result_tells_shares_and_draws_itself(original: Path) -> None:
     segmenter = segdeform.load(original, device="cpu")
     image = np.full((3, 4, 3), 100, np.uint8)
     labels = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]], np.uint8)
-    result = Result(labels, image, ("ground", "Bäume", "none"), (*segmenter.palette, (9, 9, 9)))
+    result = Result(
+        Maps(labels), image, ("ground", "Bäume", "none"), (*segmenter.palette, (9, 9, 9))
+    )
     assert result.shares() == {"ground": 0.5, "Bäume": 0.5} and result.size == (3, 4)
     drawn = result.overlay()
     # Black classes are left as they are; the other is mixed with (20, 255, 30), the border most.

@@ -28,7 +28,7 @@ def label_picture(job: Job, task: Task, seen: Seen, stop: Stop | None) -> Result
     """
     assert seen.image is not None
     try:
-        return job.segmenter.label(seen.image, stop)
+        return job.segmenter.label(seen.image, stop=stop)
     except InterruptedByUserError:
         raise
     except SegdeformError as error:

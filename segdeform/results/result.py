@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +12,60 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeform.data.channels import shown_colours
+from segdeform.data.georeference import Georeference
 from segdeform.data.rasters import Raster
 from segdeform.results.facts import class_pixels
+from segdeform.results.maps import Maps, confidence_of, probabilities_of
 from segdeform.results.overlay import Color, Labels, Picture, overlay
 
 
 @dataclass(frozen=True)
 class Result:
-    """Labels of a picture, and what can be made of them; `np.asarray(result)` are the labels."""
+    """Labels of a picture, and what can be made of them; `np.asarray(result)` are the labels.
 
-    labels: Labels  # [H, W] class numbers
+    Probabilities are computed when they are first asked for, where they were not from the start.
+    """
+
+    maps: Maps
     image: Raster  # [H, W, C], as the network knows it
     classes: tuple[str, ...]
     palette: tuple[Color, ...]
     source: Path | None = None  # the file that it was read from
+    place: Georeference | None = None  # where it lies on a map, if its file says so
+    compute: Callable[..., Maps] | None = None  # the picture's maps anew, as `predict_maps`
+
+    @property
+    def labels(self) -> Labels:
+        """The class number of every pixel, [H, W] uint8, of more than 255 classes uint16."""
+        labels: Labels = self.maps.labels
+        return labels
+
+    @cached_property
+    def confidence(self) -> NDArray[np.uint8]:
+        """The probability of the pixel's class, [H, W], 255 being certain."""
+        if self.maps.confidence is not None:
+            return self.maps.confidence
+        if self.maps.coarse is not None:
+            return confidence_of(self.maps.coarse)
+        found = self._computed(confidence=True).confidence
+        assert found is not None
+        return found
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float16]:
+        """The probability of every class at every pixel, [K, H, W]: 2 * K bytes a pixel."""
+        if self.maps.probabilities is not None:
+            return self.maps.probabilities
+        if self.maps.coarse is not None:
+            return probabilities_of(self.maps.coarse)
+        found = self._computed(probabilities=True).probabilities
+        assert found is not None
+        return found
+
+    def _computed(self, **wanted: bool) -> Maps:
+        if self.compute is None:
+            raise ValueError(f"{' and '.join(wanted)}: not computed, and no network to do it")
+        return self.compute(**wanted)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.labels, dtype=dtype, copy=copy)
