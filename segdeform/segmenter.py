@@ -140,15 +140,17 @@ class Segmenter:
         """How many channels the network's pictures have."""
         return 3 if self.bands is None else len(self.bands)
 
-    def read(self, picture: Path) -> NDArray[np.uint8]:
+    def read(self, picture: Path, frame: int = 0) -> NDArray[np.uint8]:
         """Reads a picture as the network knows them, uint8 [H, W, 3] RGB or [H, W, C] of its bands.
+
+        Of several frames or pages it is the first, or the one numbered `frame`.
 
         Raises:
             DataError: the file is no readable picture, or lacks bands.
         """
-        from segdeform.data.image_io import read_image
+        from segdeform.data.frames import read_frame
 
-        return read_image(picture, self.value_range, self.bands)
+        return read_frame(picture, frame, self.value_range, self.bands)
 
     def open(self, picture: Path, scratch: Path | None = None) -> OpenPicture:
         """Opens a picture of any size as the network knows them, and its place on a map.

@@ -55,15 +55,38 @@ class BandsFile(ImageFile.ImageFile):
             page = tifffile.TiffFile(self.fp, _multifile=False).pages[0]
         except (tifffile.TiffFileError, RuntimeError) as error:
             raise ValueError(str(error)) from error
+        self.group = 0  # of pages that are channels, the picture
+        self.plane = 0  # of a stack that is stored as one page
+        self._take(page)
+
+    def _take(self, page: object) -> None:
         assert isinstance(page, tifffile.TiffPage)
         self.page = page
+        self._im = None
         self._size = page.imagewidth, page.imagelength
         self._mode = "RGB" if page.samplesperpixel > 2 else "L"
+        self.info.pop("exif", None)
+        self._exif = None
         turn = page.tags.get(_ORIENTATION)
         if turn is not None and isinstance(turn.value, int) and 1 <= turn.value <= 8:
             exif = Image.Exif()
             exif[_ORIENTATION] = turn.value
             self.info["exif"] = exif.tobytes()
+
+    def seek(self, frame: int) -> None:
+        """Turns to another page of the file, all of them counted. Raises EOFError, ValueError."""
+        try:
+            self._take(self.page.parent.pages[frame].aspage())
+        except (tifffile.TiffFileError, RuntimeError) as error:
+            raise ValueError(str(error)) from error
+        except IndexError as error:
+            raise EOFError(f"there is no page {frame}") from error
+
+    def seek_group(self, group: int) -> None:
+        """Turns to another picture of a file whose pages are channels."""
+        self.group = group
+        self.__dict__.pop("channels", None)
+        self._take(self.channels[0])
 
     def load(self) -> Any:
         """Decodes the bands into an 8-bit picture; deeper ones are only read by `samples`."""
@@ -78,7 +101,8 @@ class BandsFile(ImageFile.ImageFile):
 
     @cached_property
     def channels(self) -> tuple[tifffile.TiffPage, ...]:
-        """The pages that are channels of the first picture; none unless the file says so."""
+        """The pages that are channels of one picture, of a time and depth; none unless the file
+        says so."""
         try:
             series = self.page.parent.series[0]
             outer = series.axes[:-2]
@@ -86,10 +110,11 @@ class BandsFile(ImageFile.ImageFile):
             count = math.prod(series.shape[:-2])
             if not known or series.kind not in _WHO_NAMES_AXES or not 1 < count <= _MAX_PAGES:
                 return ()
-            # Of time and depth, the first.
-            place = [slice(None) if axis == "C" else 0 for axis in outer]
             numbers = np.arange(count).reshape(series.shape[:-2])
-            found = [series.pages[int(number)] for number in numbers[tuple(place)]]
+            groups = np.moveaxis(numbers, outer.index("C"), -1).reshape(
+                -1, series.shape[outer.index("C")]
+            )
+            found = [series.pages[int(number)] for number in groups[self.group]]
             pages = tuple(page.aspage() for page in found if page is not None)
         except MemoryError:
             raise
@@ -97,6 +122,11 @@ class BandsFile(ImageFile.ImageFile):
             return ()
         alike = (self.page.shape, self.page.dtype)
         return pages if all((page.shape, page.dtype) == alike for page in pages) else ()
+
+    @property
+    def groups(self) -> int:
+        """How many pictures the pages make where they are channels, of times and depths."""
+        return math.prod(self.page.parent.series[0].shape[:-2]) // len(self.channels)
 
     @property
     def every_band(self) -> int:
@@ -126,8 +156,13 @@ class BandsFile(ImageFile.ImageFile):
             planes = {band: _decoded(self.channels[band], [0])[..., 0] for band in set(bands)}
             return np.stack([planes[band] for band in bands], axis=2)
         if bands is None:
-            values = _decoded(self.page, [0, 1, 2] if self.bands > 2 else [0])
+            values = self._decoded([0, 1, 2] if self.bands > 2 else [0])
             return values if self.bands > 2 else values[..., 0]
+        return self._decoded(bands)
+
+    def _decoded(self, bands: Sequence[int]) -> npt.NDArray[Any]:  # [H, W, C]
+        if self.plane:
+            return _plane(self.page, self.plane)[..., list(bands)]
         return _decoded(self.page, bands)
 
 
@@ -173,6 +208,29 @@ def _decoded(page: tifffile.TiffPage, bands: Sequence[int]) -> npt.NDArray[Any]:
     except (tifffile.TiffFileError, RuntimeError) as error:  # RuntimeError: imagecodecs'
         raise ValueError(str(error)) from error
     return values
+
+
+def _plane(page: tifffile.TiffPage, number: int) -> npt.NDArray[Any]:  # [H, W, C]
+    """Reads a plane of a stack that ImageJ stores behind its first one. Raises ValueError."""
+    _refuse_cut(page)
+    shape = page.imagelength, page.imagewidth, page.samplesperpixel
+    if number >= whole_planes(page):
+        raise ValueError(f"cut off before plane {number}")
+    assert page.dtype is not None
+    dtype, count = page.dtype.newbyteorder(page.parent.byteorder), math.prod(shape)
+    offset = page.dataoffsets[0] + number * count * dtype.itemsize
+    values = page.parent.filehandle.read_array(dtype, count, offset)
+    return np.asarray(values).reshape(shape).astype(page.dtype, copy=False)
+
+
+def whole_planes(page: tifffile.TiffPage) -> int:
+    """Counts the planes of a stack that ImageJ stores as one page, as far as the file reaches."""
+    told = _planes(page.description)
+    size = math.prod((page.imagelength, page.imagewidth, page.samplesperpixel))
+    size *= page.dtype.itemsize if page.dtype is not None else 0
+    if told < 2 or not size or page.compression != 1 or page.planarconfig != 1:
+        return 1
+    return max(1, min(told, (page.parent.filehandle.size - page.dataoffsets[0]) // size))
 
 
 def _refuse_cut(page: tifffile.TiffPage) -> None:
@@ -262,15 +320,21 @@ def frame_count(image: Image.Image) -> int:
 
 
 def _pages(file: tifffile.TiffFile) -> int:
-    count = 0
+    first = file.pages[0]
+    assert isinstance(first, tifffile.TiffPage)
+    return max(1, len(picture_pages(file)), _planes(first.description))
+
+
+def picture_pages(file: tifffile.TiffFile) -> list[int]:
+    """Lists the pages of a file that are pictures, the first in any case."""
+    found = []
     for number, page in enumerate(file.pages):
         if number >= _MAX_PAGES:
             break
         kind = page.tags.valueof(_SUBFILE, 0) if isinstance(page, tifffile.TiffPage) else 0
-        count += not (isinstance(kind, int) and kind & _REDUCED_OR_MASK)
-    first = file.pages[0]
-    assert isinstance(first, tifffile.TiffPage)
-    return max(1, count, _planes(first.description))
+        if not (isinstance(kind, int) and kind & _REDUCED_OR_MASK):
+            found.append(number)
+    return [0, *found] if found[:1] != [0] else found
 
 
 def _planes(description: object) -> int:

@@ -46,16 +46,16 @@ def band_samples(image: ImageFile.ImageFile, path: Path, bands: Bands) -> Sample
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         image = with_channels(image) or image
     if isinstance(image, BandsFile):
-        refuse_bands(path, bands, image.every_band, frame_count(image))
+        if max(bands) >= image.every_band:
+            refuse_bands(path, bands, image.every_band, frame_count(image))
         return Samples(image.samples(bands), image.white)
-    frames = frame_count(image)
-    image.seek(0)
     samples = stored_samples(image, path, every_band=True)
     if samples is None:
         image.load()
         samples = Samples(np.asarray(in_bands(image)), 255)
     values = samples.values if samples.values.ndim == 3 else samples.values[..., None]
-    refuse_bands(path, bands, values.shape[2], frames)
+    if max(bands) >= values.shape[2]:
+        refuse_bands(path, bands, values.shape[2], frame_count(image))
     return Samples(values[..., list(bands)], samples.white)
 
 

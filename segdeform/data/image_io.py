@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +78,7 @@ _PLUGINS = (
 _FORMATS = tuple(plugin.format for plugin in _PLUGINS)
 
 # What Pillow's decoders raise for damaged files, beside their own OSErrors.
-_DAMAGE = (
+DAMAGE = (
     SyntaxError,
     ValueError,
     TypeError,
@@ -137,13 +137,23 @@ def read_image(
     UnsafeInputError (more than 500 megapixels, or three bytes for each) or ResourceError.
     """
     with opened(path) as image:
-        if bands is None:
-            return np.array(upright_rgb(image, path, value_range))
-        samples = band_samples(image, path, bands)
-        pixels = samples.values
-        if samples.white != 255 or pixels.dtype != np.uint8:
-            pixels = _shown(samples, path, value_range)
-        return np.ascontiguousarray(turned(pixels, orientation(image)))
+        return pixels_of(image, path, value_range, bands)
+
+
+def pixels_of(
+    image: ImageFile.ImageFile,
+    path: Path,
+    value_range: ValueRange | None = None,
+    bands: Bands | None = None,
+) -> UInt8:
+    """Decodes an opened picture; the rules and the errors are those of `read_image`."""
+    if bands is None:
+        return np.array(upright_rgb(image, path, value_range))
+    samples = band_samples(image, path, bands)
+    pixels = samples.values
+    if samples.white != 255 or pixels.dtype != np.uint8:
+        pixels = _shown(samples, path, value_range)
+    return np.ascontiguousarray(turned(pixels, orientation(image)))
 
 
 def upright_rgb(
@@ -284,12 +294,22 @@ def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
 
     Raises DataError, UnsafeInputError or ResourceError as `read_image` does.
     """
+    with told_failures(path), open_file(path) as file:
+        yield identified(path, file)
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Opens a regular file; a FIFO or device would block or never end. Raises DataError."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DataError(f"{path}: not a regular file")
+    return path.open("rb")
+
+
+@contextmanager
+def told_failures(path: Path) -> Iterator[None]:
+    """Raises what a decoder raises inside the block as `read_image` does, with the file's name."""
     try:
-        # A FIFO or device would block or never end.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise DataError(f"{path}: not a regular file")
-        with path.open("rb") as file:
-            yield _identify(path, file)
+        yield
     except SegdeformError:
         raise
     except Image.DecompressionBombError as error:
@@ -304,7 +324,7 @@ def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
         if error.strerror:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         raise _damaged(path, error) from error  # Pillow's own words come without one
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _damaged(path, error) from error
 
 
@@ -315,7 +335,8 @@ def _damaged(path: Path, error: Exception) -> DataError:
     )
 
 
-def _identify(path: Path, file: Any) -> ImageFile.ImageFile:
+def identified(path: Path, file: BinaryIO) -> ImageFile.ImageFile:
+    """Opens a picture by its first bytes. Raises DataError, UnsafeInputError and as Pillow."""
     prefix = file.read(16)
     if not prefix:
         raise DataError(f"{path}: the file is empty")
@@ -325,17 +346,22 @@ def _identify(path: Path, file: Any) -> ImageFile.ImageFile:
         if accept is not None and accept(prefix) is True:
             file.seek(0)
             image = _open_tiff(path, file) if format_name == "TIFF" else factory(file, str(path))
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UnsafeInputError(
-                    f"{path}: {width}x{height} pixels are over the limit of 500 megapixels"
-                )
-            if width < 1 or height < 1:
-                raise DataError(f"{path}: the picture is empty ({width}x{height} pixels)")
+            refuse_size(image, path)
             return image
     kind = unread_kind(path)
     more = f"; {kind.name}: {kind.advice}" if kind else ""
     raise DataError(f"{path}: not a picture of a known format ({', '.join(_FORMATS)}){more}")
+
+
+def refuse_size(image: ImageFile.ImageFile, path: Path) -> None:
+    """Raises UnsafeInputError or DataError for a picture of too many or no pixels."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UnsafeInputError(
+            f"{path}: {width}x{height} pixels are over the limit of 500 megapixels"
+        )
+    if width < 1 or height < 1:
+        raise DataError(f"{path}: the picture is empty ({width}x{height} pixels)")
 
 
 def _open_tiff(path: Path, file: Any) -> ImageFile.ImageFile:
@@ -344,7 +370,7 @@ def _open_tiff(path: Path, file: Any) -> ImageFile.ImageFile:
         image: ImageFile.ImageFile = TiffImagePlugin.TiffImageFile(file, str(path))
         if isinstance(image, TiffImagePlugin.TiffImageFile) and not holds_bands(image):
             return image
-    except (OSError, *_DAMAGE):  # layouts that it does not know look like damage, too
+    except (OSError, *DAMAGE):  # layouts that it does not know look like damage, too
         pass
     file.seek(0)
     bands = BandsFile(file, str(path))
@@ -356,7 +382,7 @@ def orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation, 1 (upright) to 8; any other value means nothing: 1."""
     try:
         turn = int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except _DAMAGE:
+    except DAMAGE:
         return 1  # broken metadata does not make a good picture unreadable
     return turn if 1 <= turn <= 8 else 1
 
