@@ -116,8 +116,19 @@ class ModelConfig(_Section):
         description="'imagenet' (torchvision's, downloaded), 'none' (random), or the path of a "
         ".safetensors or .pth file with torchvision's keys; auto: imagenet, else none",
     )
+    stem: Literal["plain", "deep"] = Field(
+        "plain",
+        description="a ResNet's first convolution: 7x7, or three of 3x3 in its place (He et al. "
+        "2019, ResNet-C), for which weights are 'none' or a file with keys conv1.0 to conv1.6",
+    )
     head: HeadName = "deeplabv3plus"
     head_channels: int = Field(256, ge=8, description="width of the head")
+    head_convs: int = Field(
+        0, ge=0, le=16, description="3x3 convs between pyramid and scores; deeplabv3 only"
+    )
+    low_channels: int = Field(
+        48, ge=1, description="channels the low-level features are reduced to; deeplabv3plus only"
+    )
     output_stride: Literal[8, 16, 32] = 16
     aspp_rates: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         None,
@@ -125,7 +136,30 @@ class ModelConfig(_Section):
         description="dilations of the pyramid's 3x3 branches; null: 6, 12, 18 at output stride 16 "
         "(12, 24, 36 at 8), in proportion smaller where a side of data.crop is below 512",
     )
+    aspp_mixing: Literal[1, 3] = Field(
+        1, description="kernel of the conv that mixes the pyramid's branches"
+    )
     auxiliary_head: bool = Field(False, description="FCN head on the last stage but one")
+
+    @model_validator(mode="after")
+    def _only_what_is_used(self) -> ModelConfig:
+        if self.stem == "deep" and not self.backbone.startswith("resnet"):
+            raise ValueError(f"model.stem = deep is of ResNets, not of {self.backbone}")
+        if self.stem == "deep" and self.weights == "imagenet":
+            raise ValueError(
+                "model.stem = deep has no ImageNet weights to download: set model.weights to none "
+                "or a file"
+            )
+        for key, head in (("head_convs", "deeplabv3"), ("low_channels", "deeplabv3plus")):
+            if self.head != head and key in self._changed():
+                raise ValueError(f"model.{key} is of model.head = {head}, not of {self.head}")
+        if self.head == "deeplab" and "aspp_mixing" in self._changed():
+            raise ValueError("model.aspp_mixing is of heads with a pyramid, not of deeplab")
+        return self
+
+    def _changed(self) -> set[str]:
+        fields = type(self).model_fields.items()
+        return {key for key, field in fields if getattr(self, key) != field.default}
 
 
 class DeformConfig(_Section):

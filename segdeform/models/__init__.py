@@ -41,7 +41,13 @@ def build_model(
         ModelError, DownloadError: the weights are damaged, do not fit, or cannot be fetched.
     """
     weights = model.weights if pretrained else "none"
-    backbone = build_backbone(model.backbone, weights, model.output_stride, len(mean))
+    backbone = build_backbone(
+        model.backbone,
+        weights,
+        model.output_stride,
+        len(mean),
+        deep_stem=model.stem == "deep",
+    )
     if deform.dilation is not None:
         layers = deform.layers
         covered = max(3, layers) if isinstance(layers, int) else layers
@@ -67,9 +73,24 @@ def _build_head(model: ModelConfig, backbone: Backbone, classes: int) -> nn.Modu
     if model.head == "deeplab":
         return DeepLabHead(backbone.channels, classes, width)
     if model.head == "deeplabv3":
-        return DeepLabV3Head(backbone.channels, classes, width, rates)
-    ratio = backbone.stride // backbone.low_stride
-    return DeepLabV3PlusHead(backbone.channels, backbone.low_channels, classes, width, rates, ratio)
+        return DeepLabV3Head(
+            backbone.channels,
+            classes,
+            width,
+            rates,
+            mixing=model.aspp_mixing,
+            convs=model.head_convs,
+        )
+    return DeepLabV3PlusHead(
+        backbone.channels,
+        backbone.low_channels,
+        classes,
+        width,
+        rates,
+        backbone.stride // backbone.low_stride,
+        reduced=model.low_channels,
+        mixing=model.aspp_mixing,
+    )
 
 
 __all__ = [

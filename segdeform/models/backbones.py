@@ -20,7 +20,7 @@ from segdeform.models.blocks import (
 )
 from segdeform.models.deform import Layers, choose_layers
 from segdeform.models.mobilenet_v3 import large_features
-from segdeform.models.stem import widen_first
+from segdeform.models.stem import deepen_first, widen_first
 from segdeform.models.weights import load_weights
 
 # Of the classifiers, whose random weights are drawn, too, and dropped: so a seed gives the network
@@ -74,7 +74,7 @@ class ResNet(Backbone):
         self, block: type[BasicBlock | Bottleneck], counts: Sequence[int], output_stride: int
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.conv1: nn.Module = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
@@ -163,7 +163,9 @@ BACKBONES: dict[str, Callable[[int], Backbone]] = {
 }
 
 
-def build_backbone(name: str, weights: str, output_stride: int, channels: int = 3) -> Backbone:
+def build_backbone(
+    name: str, weights: str, output_stride: int, channels: int = 3, *, deep_stem: bool = False
+) -> Backbone:
     """Builds a backbone by its name in BACKBONES and loads its weights.
 
     Where pictures have other than 3 channels, its first convolution is widened as `widened` says.
@@ -172,12 +174,15 @@ def build_backbone(name: str, weights: str, output_stride: int, channels: int = 
         weights: "imagenet" (downloaded), "none" (random), or the path of a file with torchvision's
             keys.
         output_stride: 8, 16 or 32, height of the input / height of the last features.
+        deep_stem: of ResNets, as `deepen_first` says.
 
     Raises:
         ModelError: the file is damaged or does not fit.
         DownloadError: the download failed.
     """
     backbone = BACKBONES[name](output_stride)
+    if deep_stem:
+        deepen_first(backbone)
     load_weights(backbone, name, weights)
     if channels != 3:
         widen_first(backbone, channels)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cuda_ops.layers import DeformConv2d, ModulatedDeformConv2d
-from segdeform.models.frozen import FrozenBatchNorm2d
+from segdeform.models.frozen import FoldedSequential, FrozenBatchNorm2d
 
 # Exact types: a subclass may compute its weight when it is called.
 _CONVOLUTIONS = (nn.Conv2d, DeformConv2d, ModulatedDeformConv2d)
@@ -25,7 +25,8 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
     The convolution's weight is scaled and its bias moved, in float64, and an Identity takes the
     norm's place. In evaluation mode the module computes what it did, but for rounding. Pairs are
     looked for where their order is known: neighbours in an `nn.Sequential`, and siblings called
-    conv1 and bn1, conv2 and bn2, ..., as in torchvision's ResNets. Others stay.
+    conv1 and bn1, conv2 and bn2, ..., as in torchvision's ResNets, where conv1 may be an
+    `nn.Sequential` that ends in a convolution. Others stay.
     """
     for parent in list(module.modules()):
         for conv, name, norm in list(_pairs(parent)):
@@ -44,6 +45,9 @@ def _pairs(parent: nn.Module) -> Iterator[tuple[nn.Conv2d | DeformConv2d, str, n
         neighbours = [(name.replace("bn", "conv"), name) for name in norms if name in children]
     for before, name in neighbours:
         conv, norm = children[before], children[name]
+        exact = type(conv) in (nn.Sequential, FoldedSequential)
+        if exact and isinstance(conv, nn.Sequential) and len(conv):
+            conv = conv[-1]
         if type(conv) in _CONVOLUTIONS and type(norm) in _NORMS and norm.running_var is not None:
             yield conv, name, norm  # type: ignore[misc]
 

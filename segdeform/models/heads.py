@@ -16,8 +16,6 @@ from torch.nn import functional as F
 from segdeform.models.backbones import Features
 from segdeform.models.resizing import enlarge
 
-LOW_LEVEL_CHANNELS = 48  # DeepLabV3+, table 1
-
 
 class DeepLabHead(nn.Module):
     """Scores the last features by two 1x1 convolutions."""
@@ -34,23 +32,44 @@ class DeepLabHead(nn.Module):
 
 
 class DeepLabV3Head(nn.Module):
-    """Scores the last features after atrous spatial pyramid pooling."""
+    """Scores the last features after atrous spatial pyramid pooling, and 3x3 convolutions if any.
+
+    Args:
+        mixing: kernel of the convolution that mixes the pyramid's branches, 1 or 3.
+        convs: how many 3x3 convolutions follow.
+    """
 
     def __init__(
-        self, channels: int, classes: int, head_channels: int, rates: Sequence[int]
+        self,
+        channels: int,
+        classes: int,
+        head_channels: int,
+        rates: Sequence[int],
+        *,
+        mixing: int = 1,
+        convs: int = 0,
     ) -> None:
         super().__init__()
-        self.aspp = ASPP(channels, head_channels, rates, separable=False, dropout=0.5)
+        self.aspp = ASPP(channels, head_channels, rates, False, dropout=0.5, mixing=mixing)
+        self.convs = nn.Sequential(
+            *(conv_bn_relu(head_channels, head_channels, 3) for _ in range(convs))
+        )
         self.score = nn.Conv2d(head_channels, classes, 1)
         initialize(self)
 
     def forward(self, features: Features) -> Tensor:  # [N, K, h, w] at the output stride
-        scores: Tensor = self.score(self.aspp(features.high))
+        scores: Tensor = self.score(self.convs(self.aspp(features.high)))
         return scores
 
 
 class DeepLabV3PlusHead(nn.Module):
-    """Scores pyramid features refined by low-level ones; its 3x3 convolutions are separable."""
+    """Scores pyramid features refined by low-level ones; its 3x3 convolutions are separable.
+
+    Args:
+        reduced: channels to which the low-level features are reduced (table 1 of the paper).
+        mixing: kernel of the convolution that mixes the pyramid's branches, 1 or 3; of 3 it is a
+            plain one.
+    """
 
     def __init__(
         self,
@@ -60,13 +79,16 @@ class DeepLabV3PlusHead(nn.Module):
         head_channels: int,
         rates: Sequence[int],
         ratio: int = 4,  # stride of the last features / stride of the low-level ones
+        *,
+        reduced: int = 48,
+        mixing: int = 1,
     ) -> None:
         super().__init__()
         self.ratio = ratio
-        self.aspp = ASPP(channels, head_channels, rates, separable=True, dropout=0.1)
-        self.low_level = conv_bn_relu(low_channels, LOW_LEVEL_CHANNELS, 1)
+        self.aspp = ASPP(channels, head_channels, rates, True, dropout=0.1, mixing=mixing)
+        self.low_level = conv_bn_relu(low_channels, reduced, 1)
         self.decoder = nn.Sequential(
-            separable_conv(head_channels + LOW_LEVEL_CHANNELS, head_channels),
+            separable_conv(head_channels + reduced, head_channels),
             separable_conv(head_channels, head_channels),
         )
         self.score = nn.Conv2d(head_channels, classes, 1)
@@ -108,6 +130,7 @@ class ASPP(nn.Module):
         rates: Sequence[int],
         separable: bool,
         dropout: float,
+        mixing: int = 1,  # kernel of the convolution that mixes the branches
     ) -> None:
         super().__init__()
         self.branches = nn.ModuleList([conv_bn_relu(channels, out_channels, 1)])
@@ -120,7 +143,7 @@ class ASPP(nn.Module):
         self.pooled = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, out_channels, 1), nn.ReLU(inplace=True)
         )
-        self.project = conv_bn_relu((len(rates) + 2) * out_channels, out_channels, 1)
+        self.project = conv_bn_relu((len(rates) + 2) * out_channels, out_channels, mixing)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, h, w] -> [N, out_channels, h, w]

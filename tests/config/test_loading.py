@@ -284,3 +284,20 @@ def test_a_draft_is_refused_before_a_data_set_is_seen(override: str, message: st
 def test_what_may_be_right_once_the_rest_is_chosen_is_taken() -> None:
     draft = load_draft("folder", ["train.warmup_steps=50000", "train.class_weights=[0, 1]"])
     assert draft.filled().train.class_weights == (0, 1)  # a class may be left out of the loss
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["model.stem=deep"], "no ImageNet weights"),
+        (["model.stem=deep", "model.weights=none", "model.backbone=mobilenet_v2"], "of ResNets"),
+        (["model.head_convs=1"], "model.head = deeplabv3, not of deeplabv3plus"),
+        (["model.head=deeplabv3", "model.low_channels=12"], "not of deeplabv3"),
+        (["model.head=deeplab", "model.aspp_mixing=3"], "not of deeplab"),
+    ],
+)
+def test_a_part_that_the_network_does_not_have_is_refused(
+    tmp_path: Path, overrides: list[str], named: str
+) -> None:
+    message = problem(tmp_path, "{}", *overrides)
+    assert named in message and any(override in message for override in overrides)

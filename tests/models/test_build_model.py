@@ -43,6 +43,36 @@ def test_every_combination_labels_pictures_of_odd_sizes(
     )
 
 
+@pytest.mark.parametrize(
+    ("keys", "shapes"),
+    [
+        (
+            {"head": "deeplabv3", "aspp_mixing": 3, "head_convs": 2},
+            {
+                "head.aspp.project.0.weight": (16, 5 * 16, 3, 3),
+                "head.convs.1.0.weight": (16, 16, 3, 3),
+            },
+        ),
+        (
+            {"head": "deeplabv3plus", "low_channels": 13, "aspp_mixing": 3},
+            {
+                "head.aspp.project.0.weight": (16, 5 * 16, 3, 3),
+                "head.low_level.0.weight": (13, 64, 1, 1),
+                "head.decoder.0.0.0.weight": (29, 1, 3, 3),
+            },
+        ),
+    ],
+)
+def test_the_parts_of_a_head_are_what_the_config_says(
+    keys: dict[str, object], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    model = build_model(config(**keys), deform(), 5)
+    parameters = dict(model.named_parameters())
+    assert {name: tuple(parameters[name].shape) for name in shapes} == shapes
+    model(torch.rand(1, 3, 45, 71)).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_the_auxiliary_head_works_in_training_only(backbone: str, stride: int) -> None:

@@ -37,6 +37,7 @@ def network(**model: Any) -> DeepLab:
         {"backbone": "mobilenet_v2", "head": "deeplabv3plus"},
         {"backbone": "mobilenet_v3_large", "head": "deeplabv3plus"},
         {"backbone": "resnet18", "head": "deeplabv3", "output_stride": 8},
+        {"stem": "deep", "head": "deeplabv3", "aspp_mixing": 3, "head_convs": 2},
         {"backbone": "resnet50", "head": "deeplab", "auxiliary_head": True},
     ],
 )

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from segdeform.config.schema import DeformConfig, ModelConfig
 from segdeform.models import build_model
-from segdeform.models.backbones import BACKBONES, build_backbone
+from segdeform.models.backbones import BACKBONES, ResNet, build_backbone
 from segdeform.models.stem import widened
 
 FIRST = {"resnet18": "conv1.weight", "mobilenet_v2": "features.0.0.weight"}
@@ -73,3 +73,25 @@ def test_networks_of_any_channels_are_built_also_without_memory(name: str) -> No
         shapes = {key: value.shape for key, value in model.state_dict().items()}
         assert shapes == {key: value.shape for key, value in empty.state_dict().items()}
         assert empty.mean.device.type == "cpu"
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+def test_a_deep_stem_is_three_small_convolutions_of_the_same_stride(channels: int) -> None:
+    torch.manual_seed(2)
+    net = build_backbone("resnet18", "none", 16, channels, deep_stem=True).eval()
+    plain = build_backbone("resnet18", "none", 16, channels).eval()
+    assert isinstance(net, ResNet) and isinstance(net.conv1, nn.Sequential)
+    convs = [layer for layer in net.conv1 if isinstance(layer, nn.Conv2d)]
+    assert [(c.in_channels, c.out_channels, c.kernel_size, c.stride) for c in convs] == [
+        (channels, 32, (3, 3), (2, 2)),
+        (32, 32, (3, 3), (1, 1)),
+        (32, 64, (3, 3), (1, 1)),
+    ]
+    kinds = [type(layer) for layer in net.conv1]
+    assert kinds == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * 2 + [nn.Conv2d]
+    later = {k: v.shape for k, v in net.state_dict().items() if not k.startswith("conv1.")}
+    assert later == {k: v.shape for k, v in plain.state_dict().items() if k != "conv1.weight"}
+    images = torch.rand(1, channels, 45, 67)
+    with torch.inference_mode():
+        sizes = [features.shape for features in net(images)]
+        assert sizes == [features.shape for features in plain(images)]
