@@ -104,6 +104,10 @@ class Frames:
             if frame < self._image.tell():  # Pillow goes back in an APNG only to lose its way
                 self._file.seek(0)
                 self._image = identified(self.path, self._file)
+            if self._image.format == "PNG":  # whose frames rest on those before as decoded
+                for before in range(self._image.tell(), frame):
+                    self._image.seek(before)
+                    self._image.load()
             self._image.seek(frame)
             return self._image
         if self._grouped:
