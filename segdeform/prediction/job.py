@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from segdeform.data.depth import as_json
-from segdeform.prediction.place import output_paths
+from segdeform.prediction.outputs import Forms
+from segdeform.prediction.place import output_path
 from segdeform.prediction.records import Done, is_same_file
 from segdeform.segmenter import Segmenter
 from segdeform.version import __version__
@@ -27,16 +28,25 @@ class Job:
 
     segmenter: Segmenter
     output: Path
-    outputs: tuple[str, ...]  # "masks", "overlays"
+    outputs: tuple[str, ...]  # names of outputs.KINDS
     settings: str  # digest of the model and how it is used
+    forms: Forms
 
     def is_done(self, task: Task, entry: Done | None) -> bool:
         """Tells whether a picture's outputs are there, of this very file by these settings."""
-        if entry is None or entry.input is None or entry.settings != self.settings:
+        if entry is None or entry.input is None or not self.is_made(entry):
             return False
         if entry.source != task.source or not is_same_file(task.source, entry.input):
             return False
-        return all(path.is_file() for path in output_paths(self.output, entry, self.outputs))
+        paths = (output_path(self.output, entry, name) for name in self.outputs)
+        return all(path.is_file() for path in paths)
+
+    def is_made(self, entry: Done) -> bool:
+        """Tells whether a record is of these settings, and of all outputs as they are asked for."""
+        made = entry.outputs
+        return entry.settings == self.settings and all(
+            made.get(name) == self.forms.of(name) for name in self.outputs
+        )
 
 
 def settings_of(segmenter: Segmenter) -> Mapping[str, Any]:

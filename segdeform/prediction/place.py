@@ -1,6 +1,6 @@
-"""Where predictions are written: never among the files of others, never over another's mask.
+"""Where predictions are written: never among the files of others, never over another's outputs.
 
-An output folder remembers in summary.json which picture each of its masks is of.
+An output folder remembers in summary.json which picture each name is of.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from segdeform.data.georeference import Georeference
 from segdeform.errors import UsageError
 from segdeform.files.atomic import is_temporary
 from segdeform.model_folder import DESCRIPTION
+from segdeform.prediction.outputs import DEFAULT, KINDS
 from segdeform.prediction.records import FAILURES, PREDICTIONS, Done
+from segdeform.results.overlay import reduced_size
 
 FORMAT = "segdeform-prediction"  # how a summary.json of ours is told from anybody else's
 SUMMARY = "summary.json"
-FOLDERS = ("masks", "overlays")  # one an output, mirroring the inputs
-MASK_SUFFIXES = ("png", "tif")
+FOLDERS = tuple(KINDS)  # one an output, mirroring the inputs
 _LARGEST_PNG = 2**30  # pixels
 _JPEG_SIDE = 65_500  # pixels, the most that a JPEG has
 _FILES = ("overview.png", PREDICTIONS, FAILURES, SUMMARY)
@@ -56,16 +56,22 @@ def refuse_foreign(output: Path, inputs: Iterable[Path] = ()) -> None:
             f"{output}: holds {', '.join(present)} from something else than an earlier prediction; "
             "choose another --output"
         )
+    written = _written(output)
     for name in present:
+        if name in FOLDERS and name not in written and any((output / name).glob("*")):
+            raise UsageError(
+                f"{output / name}: holds something that no prediction wrote; choose another "
+                "--output, or move it away"
+            )
         what, is_one = ("folder", Path.is_dir) if name in FOLDERS else ("file", Path.is_file)
         if not is_one(output / name):
             raise UsageError(f"{output / name}: is not a {what}; remove it")
 
 
 def earlier_sources(output: Path) -> dict[str, str]:
-    """Returns {name: absolute path of its picture} of the masks that lie in an output folder.
+    """Returns {name: absolute path of its picture} of the outputs that lie in a folder.
 
-    A mask whose picture nobody noted has "".
+    Those whose picture nobody noted have "".
     """
     summary = read_summary(output) or {}
     noted = summary.get("sources")
@@ -77,18 +83,30 @@ def earlier_sources(output: Path) -> dict[str, str]:
             if isinstance(entry, dict)
             and all(isinstance(entry.get(key), str) for key in ("name", "picture"))
         }
-    masks = output / "masks"
-    found = chain.from_iterable(masks.rglob(f"*.{suffix}") for suffix in MASK_SUFFIXES)
-    files = (path for path in found if path.is_file())
-    whole = (path for path in files if not is_temporary(path.name))
-    names = (path.relative_to(masks).with_suffix("").as_posix() for path in whole)
+    names = set()
+    for folder, kind in KINDS.items():
+        for suffix in kind.suffixes:
+            for path in (output / folder).rglob(f"*.{suffix}"):
+                if path.is_file() and not is_temporary(path.name):
+                    names.add(path.relative_to(output / folder).with_suffix("").as_posix())
     return {name: str(noted.get(name, "")) for name in sorted(names)}
+
+
+def written_outputs(output: Path, outputs: Iterable[str]) -> list[str]:
+    """Returns the kinds of outputs that predictions into a folder wrote, with those of now."""
+    known = {*outputs, *_written(output)}
+    return [name for name in KINDS if name in known]
+
+
+def _written(output: Path) -> tuple[str, ...]:
+    noted = (read_summary(output) or {}).get("folders")
+    return tuple(map(str, noted)) if isinstance(noted, list) else DEFAULT
 
 
 def refuse_others_masks(
     output: Path, earlier: Mapping[str, str], pictures: Iterable[tuple[Path, str]]
 ) -> None:
-    """Raises UsageError where a picture's mask has the name of one of another picture.
+    """Raises UsageError where a picture's outputs have the name of those of another picture.
 
     `pictures` are (source, name); `earlier` is what `earlier_sources` says.
     """
@@ -99,11 +117,16 @@ def refuse_others_masks(
     ]
     if others:
         source, name = others[0]
-        more = f" (and {len(others) - 1} more such masks)" if len(others) > 1 else ""
+        more = f" (and {len(others) - 1} more such files)" if len(others) > 1 else ""
+        there = next((path for path in every_path(output, name) if path.is_file()), output / name)
         raise UsageError(
-            f"{output / 'masks' / name}.png is the mask of {earlier[name] or 'another picture'}, "
+            f"{there} is the {_called(there, output)} of {earlier[name] or 'another picture'}, "
             f"not of {source}{more}: choose another --output"
         )
+
+
+def _called(path: Path, output: Path) -> str:
+    return "mask" if path.is_relative_to(output / "masks") else "output"
 
 
 def identity(path: Path) -> Path:
@@ -125,21 +148,21 @@ def mask_path(output: Path, name: str, suffix: str = "png") -> Path:
     return output / "masks" / f"{name}.{suffix}"
 
 
-def mask_paths(output: Path, name: str) -> list[Path]:
-    """Returns where a mask of either kind lies or would lie."""
-    return [mask_path(output, name, suffix) for suffix in MASK_SUFFIXES]
-
-
 def overlay_path(output: Path, done: Done) -> Path:
     """Returns where a picture's overlay lies: a JPEG, or a PNG where a side is too long for it."""
-    suffix = "jpg" if max(done.size) <= _JPEG_SIDE else "png"
+    suffix = "jpg" if max(reduced_size(done.size)) <= _JPEG_SIDE else "png"
     return output / "overlays" / f"{done.name}.{suffix}"
 
 
-def output_paths(output: Path, done: Done, outputs: Iterable[str]) -> list[Path]:
-    """Returns where the outputs of a picture lie, of those that are asked for."""
-    places = {
-        "masks": mask_path(output, done.name, done.mask),
-        "overlays": overlay_path(output, done),
-    }
-    return [places[name] for name in outputs]
+def output_path(output: Path, done: Done, name: str) -> Path:
+    """Returns where an output of a picture lies."""
+    if name == "masks":
+        return mask_path(output, done.name, done.mask)
+    if name == "overlays":
+        return overlay_path(output, done)
+    return output / name / f"{done.name}.{KINDS[name].suffixes[0]}"
+
+
+def every_path(output: Path, name: str, kinds: Iterable[str] = FOLDERS) -> list[Path]:
+    """Returns where all outputs of a name lie or would lie, in all their forms."""
+    return [output / kind / f"{name}.{end}" for kind in kinds for end in KINDS[kind].suffixes]

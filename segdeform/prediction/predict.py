@@ -2,18 +2,19 @@
 
     OUTPUT/masks/...png        palette PNG, the pixel values are class indices
     OUTPUT/overlays/...jpg     the picture tinted in the classes' colours
+    OUTPUT/polygons/...        and others that are asked for: `outputs.KINDS` has all
     OUTPUT/overview.png        up to 12 overlays with their names, and the legend, on one sheet
     OUTPUT/predictions.jsonl   a line a predicted picture, as it finishes
     OUTPUT/failures.jsonl      a line a picture that failed, with the reason
     OUTPUT/summary.json        all of it together, and what was skipped
 
-The trees below masks/ and overlays/ mirror the inputs. The same command after an interruption does
-what is left and ends with the files of an unbroken one; several processes can share the pictures.
+The trees below these folders mirror the inputs. The same command after an interruption does what is
+left and ends with the files of an unbroken one; several processes can share the pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from segdeform.files.lock import run_lock, shared_lock
 from segdeform.machine.pipeline import Behind, read_ahead, threads
 from segdeform.prediction.inputs import Found, find_images
 from segdeform.prediction.job import Job, Task, settings_of
+from segdeform.prediction.outputs import DEFAULT, Forms
 from segdeform.prediction.overview import write_overview
 from segdeform.prediction.place import (
     FOLDERS,
@@ -48,6 +50,7 @@ from segdeform.prediction.records import (
     read_failures,
     settings_digest,
     summing_up,
+    with_outputs_of,
     write_anew,
 )
 from segdeform.prediction.summary import Summary, sum_up, write_summary
@@ -75,7 +78,8 @@ def predict(
     inputs: Sequence[Path],
     output: Path,
     *,
-    outputs: Sequence[str] = ("masks", "overlays"),
+    outputs: Sequence[str] = DEFAULT,
+    forms: Forms = Forms(),  # noqa: B008, frozen
     overwrite: bool = False,
     shard: Shard = ALL,
     progress: Progress | None = None,
@@ -93,32 +97,36 @@ def predict(
     each window of one.
 
     Raises:
-        UsageError: a missing input; an output folder in a model, with masks that are not an earlier
-            prediction or that are those of other pictures.
+        UsageError: a missing input; an output folder in a model, with files that are not of an
+            earlier prediction or that are of other pictures; a form of a class that is not there.
         RunLockedError: another process predicts into the folder, other than in shards.
         DataError: no picture at all.
         ResourceError, InterruptedByUserError: a full disk, a stop; then summary.json says
             "finished": false, and the same call goes on.
     """
+    forms.check(outputs, segmenter.classes)
     refuse_foreign(output, inputs)
     earlier = earlier_sources(output)
     found = find_images(inputs, [output / name for name in OUTPUTS], earlier)
     _refuse_nothing(inputs, found)
     refuse_others_masks(output, earlier, found.pictures)
     tasks = [Task(*picture) for picture in found.pictures]
-    job = Job(segmenter, output, tuple(outputs), settings_digest(settings_of(segmenter)))
+    settings = settings_digest(settings_of(segmenter))
+    job = Job(segmenter, output, tuple(outputs), settings, forms)
 
     mine = tasks[shard.number :: shard.count]
+    before: dict[str, Done] = {}  # what the records told when this process began
 
     def begin() -> None:
+        before.update(read_done(output))
         _clear(job, mine, keep=not overwrite)
         write_summary(
-            sum_up(output, found, earlier, job.settings), segmenter, outputs, finished=False
+            sum_up(output, found, earlier, job.is_made), segmenter, outputs, finished=False
         )
 
     def end() -> Summary:
         with summing_up(output):
-            summary = sum_up(output, found, earlier, job.settings)
+            summary = sum_up(output, found, earlier, job.is_made)
             if not summary.left and "overlays" in outputs:
                 write_overview(output, summary.done, segmenter.classes, segmenter.palette)
             write_summary(summary, segmenter, outputs, finished=not summary.left)
@@ -126,12 +134,13 @@ def predict(
 
     with _held(output, shard, begin, partial(_put_in_order, job, tasks)):
         done = read_done(output)
+        known = done | before
         todo = [task for task in mine if overwrite or not job.is_done(task, done.get(task.name))]
         for entry in (done[task.name] for task in todo if task.name in done):
             # Of several processes only the first begins with a clean record.
             add_done(output, replace(entry, input=None, settings=""))
         try:
-            _predict_all(job, todo, len(mine), progress, stop)
+            _predict_all(job, todo, known, len(mine), progress, stop)
         except InterruptedByUserError as error:
             summary = end()
             raise InterruptedByUserError(
@@ -197,7 +206,12 @@ def _put_in_order(job: Job, tasks: Sequence[Task]) -> None:
 
 
 def _predict_all(
-    job: Job, todo: Sequence[Task], total: int, progress: Progress | None, stop: Stop | None
+    job: Job,
+    todo: Sequence[Task],
+    before: Mapping[str, Done],
+    total: int,
+    progress: Progress | None,
+    stop: Stop | None,
 ) -> None:
     """Predicts pictures in order, reading and writing beside it; notes what becomes of each."""
     settled, failed = total - len(todo), read_failures(job.output)
@@ -205,7 +219,8 @@ def _predict_all(
     def settle(task: Task, future: Future[Done]) -> None:
         nonlocal settled
         try:
-            add_done(job.output, future.result())
+            done = future.result()
+            add_done(job.output, with_outputs_of(done, before.get(done.name)))
             if str(task.source) in failed:  # in an earlier run of several processes
                 add_failure(job.output, task.source, "")
         except PartialFailureError as failure:

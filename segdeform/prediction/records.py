@@ -17,7 +17,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Done:
     """One predicted picture."""
 
     source: Path
-    name: str  # of its outputs, below masks/ and overlays/, without suffix
+    name: str  # of its outputs, below masks/, overlays/ and the others, without suffix
     size: tuple[int, int]  # H, W
     shares: dict[str, float]  # class -> share of the picture's pixels; absent classes left out
     frames: int = 1  # frames or pages in the file; the first one was predicted
@@ -49,11 +49,22 @@ class Done:
     settings: str = ""  # of the model and how it was used, `settings_digest`
     note: str = ""  # what a person should know of it
     mask: str = "png"  # suffix of its mask: "tif" where the picture is georeferenced
+    # The outputs that are of these settings, with what each was asked to be like.
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""
         entry = asdict(self) | {"size": list(self.size)}
         return {"picture": str(entry.pop("source")), **entry}
+
+
+def with_outputs_of(done: Done, before: Done | None) -> Done:
+    """Adds the outputs that an earlier record tells of the same file by the same settings."""
+    if before is None or before.settings != done.settings or before.source != done.source:
+        return done
+    if before.input is None or done.input is None or before.input.sha256 != done.input.sha256:
+        return done
+    return replace(done, outputs={**before.outputs, **done.outputs})
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
@@ -97,6 +108,7 @@ def read_done(output: Path) -> dict[str, Done]:
                 settings=str(entry["settings"]),
                 note=str(entry.get("note", "")),
                 mask="tif" if entry.get("mask") == "tif" else "png",
+                outputs=dict(entry.get("outputs", {"masks": {}, "overlays": {}})),
             )
         except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError):
             continue  # edited by somebody

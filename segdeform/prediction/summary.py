@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from segdeform.files.atomic import write_json
 from segdeform.prediction.inputs import Found
-from segdeform.prediction.place import FORMAT, SUMMARY, identity, mask_paths
+from segdeform.prediction.place import FORMAT, SUMMARY, every_path, identity, written_outputs
 from segdeform.prediction.records import Done, read_done, read_failures
 from segdeform.segmenter import Segmenter
 
@@ -25,9 +25,9 @@ class Summary:
     # In the input folders: other files with what they are, and earlier predictions of ours.
     skipped: list[tuple[Path, str]] = field(default_factory=list)
     own: list[Path] = field(default_factory=list)
-    earlier: int = 0  # masks of earlier predictions of other pictures, left where they are
+    earlier: int = 0  # other pictures of earlier predictions, whose outputs stay where they are
     left: int = 0
-    # Of every mask below `output`, also of earlier predictions: name -> its picture, absolute
+    # Of all outputs in the folder, also of earlier predictions: name -> its picture, absolute
     sources: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -59,8 +59,8 @@ class Summary:
 def sum_up(
     output: Path,
     found: Found,
-    earlier: Mapping[str, str],  # name -> picture, of masks that were there before
-    settings: str,
+    earlier: Mapping[str, str],  # name -> picture, of outputs that were there before
+    is_made: Callable[[Done], bool],  # whether a record is of this job
 ) -> Summary:
     """Reads what all processes have noted of the pictures found."""
     done, failures = read_done(output), read_failures(output)
@@ -72,13 +72,13 @@ def sum_up(
         if str(source) in failures:
             summary.failed.append((source, failures[str(source)]))
             failed.add(name)
-        elif entry is not None and entry.settings == settings and entry.source == source:
+        elif entry is not None and is_made(entry) and entry.source == source:
             summary.done.append(entry)
         else:
             summary.left += 1
     owners = {**earlier, **planned}
-    # Of one that failed, an old mask may be left that nobody may remove.
-    gone = {name for name in failed if not any(path.is_file() for path in mask_paths(output, name))}
+    # Of one that failed, an old output may be left that nobody may remove.
+    gone = {name for name in failed if not any(path.is_file() for path in every_path(output, name))}
     summary.sources = {name: path for name, path in owners.items() if name not in gone}
     summary.earlier = len(earlier.keys() - planned.keys())
     return summary
@@ -95,5 +95,6 @@ def write_summary(
         "classes": list(segmenter.classes),
         "inference": segmenter.options.model_dump(mode="json"),
         "outputs": list(outputs),
+        "folders": written_outputs(summary.output, outputs),
     }
     write_json(summary.output / SUMMARY, header | summary.to_json())

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+
+from segdeform.data.channels import shown_colours
+from segdeform.data.rasters import Raster
 
 Picture = NDArray[np.uint8]  # [H, W, 3] RGB
 Labels = NDArray[np.uint8 | np.uint16]  # [H, W] class numbers
 Color = tuple[int, int, int]
 
 _BORDER = 240  # opacity of a class's border, of 256; that of its area is a half
+_MOST_PIXELS = 2**26  # of a picture whose overlay is drawn at its size
+_STRIP = 2**22  # pixels of a larger one read at a time
 _ROWS = 64  # rows blended at a time, so that little memory is needed beside the picture
 
 
@@ -48,6 +55,38 @@ def overlay(
         mixed.reshape(-1, 3)[border] = (ours * _BORDER + theirs * (256 - _BORDER)) >> 8
         result[rows] = mixed
     return result
+
+
+def reduction(size: tuple[int, int]) -> int:
+    """Returns how many times smaller than the picture, (H, W), its overlay is drawn; mostly 1."""
+    return max(1, math.ceil(math.sqrt(size[0] * size[1] / _MOST_PIXELS)))
+
+
+def reduced_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Returns the (H, W) of the overlay of a picture."""
+    times = reduction(size)
+    return math.ceil(size[0] / times), math.ceil(size[1] / times)
+
+
+def reduced_overlay(image: Raster, labels: Labels, palette: Sequence[Color]) -> Picture:
+    """Draws the overlay of a picture of any size, `reduced_size` of it, read in strips of rows.
+
+    A pixel of it is the mean of the picture's, with the label in the middle of them.
+    """
+    height, width = labels.shape
+    times = reduction((height, width))
+    if times == 1:
+        return overlay(shown_colours(image[:, :]), labels, palette)
+    small = np.empty((*reduced_size((height, width)), 3), np.uint8)
+    rows = times * max(1, _STRIP // (width * times))
+    for top in range(0, height, rows):
+        part = Image.fromarray(np.ascontiguousarray(shown_colours(image[top : top + rows, :])))
+        done = np.asarray(part.reduce(times))
+        small[top // times : top // times + len(done)] = done
+    middle = [
+        np.minimum(np.arange(0, side, times) + times // 2, side - 1) for side in (height, width)
+    ]
+    return overlay(small, labels[middle[0]][:, middle[1]], palette, out=small)
 
 
 def _borders(labels: Labels, rows: slice, reach: int) -> NDArray[np.bool_]:

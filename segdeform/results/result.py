@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from segdeform.data.channels import shown_colours
 from segdeform.data.georeference import Georeference
 from segdeform.data.rasters import Raster
-from segdeform.results.facts import class_pixels
+from segdeform.results.facts import class_facts, class_pixels
 from segdeform.results.maps import Maps, confidence_of, probabilities_of
 from segdeform.results.overlay import Color, Labels, Picture, overlay
 
@@ -79,6 +79,10 @@ class Result:
         """Returns the share of the pixels of every class that occurs, in the order of classes."""
         pairs = zip(self.classes, class_pixels(self.labels, len(self.classes)), strict=True)
         return {name: int(count) / self.labels.size for name, count in pairs if count}
+
+    def facts(self) -> dict[str, Any]:
+        """Returns the size, and pixels, share and mean confidence of every class that occurs."""
+        return class_facts(self.labels, self.classes, self.confidence)
 
     def overlay(self) -> Picture:
         """Draws the picture tinted in the classes' colours, uint8 [H, W, 3]."""
