@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from segdeform.cli.inference import Inference, inference_options
+from segdeform.cli.groups import option_groups
+from segdeform.cli.inference import Inference
 from segdeform.cli.output import (
     MOST_ROWS,
     ROWS_OF_MANY,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from segdeform.evaluation.evaluate import Evaluation
 
 
-@inference_options
+@option_groups
 def evaluate(
     model: Model,
     data: Data = None,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -20,6 +18,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Inference:
     """Options of the command line, in the order of `--help`; None: what the model says."""
+
+    PANEL: ClassVar[str] = "How the model is used"
 
     tile: Annotated[
         int | None,
@@ -63,28 +63,6 @@ class Inference:
         keep_freed_memory()
         device = own_device(resolve_device(self.device))
         return load(model, str(device)).with_options(**options)
-
-
-def inference_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command these options in the place of its one parameter `inference`.
-
-    Typer knows no groups of options; it reads the signature, so that is what is written anew.
-    """
-    names = {field.name for field in fields(Inference)}
-
-    def with_options(**given: Any) -> None:
-        inference = Inference(**{name: given.pop(name) for name in names})
-        command(**given, inference=inference)
-
-    parameters = []
-    options = list(inspect.signature(Inference, eval_str=True).parameters.values())
-    for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        parameters += options if parameter.name == "inference" else [parameter]
-    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-    with_options.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
-    with_options.__annotations__ = {p.name: p.annotation for p in keyword}
-    with_options.__doc__, with_options.__name__ = command.__doc__, command.__name__
-    return with_options
 
 
 def _numbers(text: str) -> tuple[float, ...]:

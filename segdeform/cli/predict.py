@@ -11,8 +11,10 @@ from typing import Annotated
 
 import typer
 
-from segdeform.cli.inference import Inference, inference_options
+from segdeform.cli.groups import option_groups
+from segdeform.cli.inference import Inference
 from segdeform.cli.output import Json, Model, print_json
+from segdeform.cli.outputs import Outputs
 from segdeform.cli.progress import progress_bars
 from segdeform.errors import PartialFailureError, UsageError
 from segdeform.machine.interrupts import stop_on_interrupt
@@ -20,7 +22,7 @@ from segdeform.machine.interrupts import stop_on_interrupt
 _LISTED = 10  # files of a kind named on the terminal; summary.json has all
 
 
-@inference_options
+@option_groups
 def predict(
     model: Model,
     inputs: Annotated[
@@ -28,9 +30,6 @@ def predict(
         typer.Argument(metavar="INPUT...", help="Pictures or folders.", show_default=False),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the results.", show_default=False)],
-    overlays: Annotated[
-        bool, typer.Option("--overlays/--no-overlays", help="Write tinted pictures as well.")
-    ] = True,
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Predict again what is done; else only what is left."),
@@ -52,14 +51,16 @@ def predict(
         ),
     ] = None,
     *,
+    writing: Outputs,
     inference: Inference,
     json_output: Json = False,
 ) -> None:
-    """Write a mask and an overlay for each picture; folders are searched recursively.
+    """Write a mask and an overlay for each picture, or other outputs; folders are searched through.
 
     FOLDER/street/a.jpg becomes OUTPUT/masks/street/a.png, whatever lies beside it; a picture given
-    by name becomes OUTPUT/masks/a.png. No mask takes the place of another picture's: a second a.png
-    in the same folder is listed as failed, and an output folder with another a.png is refused.
+    by name becomes OUTPUT/masks/a.png; of pictures on a map masks are GeoTIFFs. Nothing takes the
+    place of another picture's: a second a.png in the same folder is listed as failed, and an output
+    folder with another a.png is refused.
 
     predictions.jsonl and failures.jsonl in OUTPUT have a line for each picture as it finishes. The
     same command after an interruption, or with more pictures, does what is left; a picture that has
@@ -72,6 +73,7 @@ def predict(
     share = None if shard is None else _shard(shard)
     limits = None if value_range is None else _range(value_range)
     inference.options()
+    outputs, forms = writing.names(), writing.forms()
     refuse_missing_model(model)  # all that needs no torch, before its seconds of import
     refuse_missing(inputs)
     refuse_foreign(output, inputs)
@@ -88,7 +90,8 @@ def predict(
             segmenter,
             inputs,
             output,
-            outputs=("masks", "overlays") if overlays else ("masks",),
+            outputs=outputs,
+            forms=forms,
             overwrite=overwrite,
             shard=Shard(*(share or own_share())),
             progress=shown,
@@ -97,10 +100,10 @@ def predict(
     if json_output:
         print_json({"output": str(output), **summary.to_json()})
     else:
-        others = len(summary.skipped)
-        skipped = f", {_count(others, 'other file')} skipped" if others else ""
+        count = len(summary.skipped)
+        skipped = f", {_count(count, 'other file')} skipped" if count else ""
         kept = f", {summary.kept} of them before" if summary.kept else ""
-        print(f"{_count(len(summary.done))} predicted{kept}{skipped}: {output / 'masks'}")
+        print(f"{_count(len(summary.done))} predicted{kept}{skipped}: {output / outputs[0]}")
         if summary.left:
             print(f"{_count(summary.left)} left to other processes")
         _list("skipped", [f"{path} ({reason})" for path, reason in summary.skipped])
@@ -109,8 +112,9 @@ def predict(
         _list("only the first of several frames or pages was predicted", several)
         _list("warning", [f"{d.source}: {d.note}" for d in summary.done if d.note])
         if summary.earlier:
-            print(f"{_count(summary.earlier, 'mask')} of earlier predictions lie there as well")
-        if overlays and summary.done:
+            others = _count(summary.earlier, "picture")
+            print(f"What earlier predictions made of {others} lies there as well")
+        if "overlays" in outputs and summary.done:
             print(f"Look at {output / 'overview.png'}")
     for source, reason in summary.failed[:_LISTED]:
         print(f"{source}: {reason}", file=sys.stderr)

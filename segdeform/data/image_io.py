@@ -279,6 +279,8 @@ def write_index_png(
 def write_image(path: Path, pixels: UInt8) -> None:
     """Writes uint8 [H, W, 3] RGB as JPEG (by suffix) or PNG; the file appears whole or not at all.
 
+    As PNG also [H, W] grey and [H, W, 4] RGBA.
+
     Raises ResourceError or UsageError when it cannot be written.
     """
     image = Image.fromarray(np.ascontiguousarray(pixels))

@@ -60,7 +60,7 @@ class Forms:
         """Raises UsageError for a class that is not there, or cut-outs of none."""
         for name in self.skip_classes:
             if name not in classes:
-                raise UsageError(f"--skip-classes: no class '{name}'.{nearest(name, classes)}")
+                raise UsageError(f"--skip-class: no class '{name}'.{nearest(name, classes)}")
         if "cutouts" not in outputs:
             return
         if self.cutout_class is None:
@@ -72,9 +72,8 @@ class Forms:
             )
 
 
-def parse_outputs(text: str) -> tuple[str, ...]:
-    """Reads names with commas between, in the order of KINDS, each once. Raises UsageError."""
-    names = [part.strip() for part in text.split(",")]
+def known_outputs(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns names in the order of KINDS, each once. Raises UsageError for an unknown one."""
     for name in names:
         if name not in KINDS:
             raise UsageError(f"--outputs: no output '{name}'.{nearest(name, KINDS)}")

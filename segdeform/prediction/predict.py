@@ -32,7 +32,7 @@ from segdeform.files.lock import run_lock, shared_lock
 from segdeform.machine.pipeline import Behind, read_ahead, threads
 from segdeform.prediction.inputs import Found, find_images
 from segdeform.prediction.job import Job, Task, settings_of
-from segdeform.prediction.outputs import DEFAULT, Forms
+from segdeform.prediction.outputs import DEFAULT, Forms, known_outputs
 from segdeform.prediction.overview import write_overview
 from segdeform.prediction.place import (
     FOLDERS,
@@ -98,12 +98,13 @@ def predict(
 
     Raises:
         UsageError: a missing input; an output folder in a model, with files that are not of an
-            earlier prediction or that are of other pictures; a form of a class that is not there.
+            earlier prediction or that are of other pictures; an output or class that is not there.
         RunLockedError: another process predicts into the folder, other than in shards.
         DataError: no picture at all.
         ResourceError, InterruptedByUserError: a full disk, a stop; then summary.json says
             "finished": false, and the same call goes on.
     """
+    outputs = known_outputs(outputs)
     forms.check(outputs, segmenter.classes)
     refuse_foreign(output, inputs)
     earlier = earlier_sources(output)
@@ -112,7 +113,7 @@ def predict(
     refuse_others_masks(output, earlier, found.pictures)
     tasks = [Task(*picture) for picture in found.pictures]
     settings = settings_digest(settings_of(segmenter))
-    job = Job(segmenter, output, tuple(outputs), settings, forms)
+    job = Job(segmenter, output, outputs, settings, forms)
 
     mine = tasks[shard.number :: shard.count]
     before: dict[str, Done] = {}  # what the records told when this process began

@@ -32,6 +32,7 @@ from segdeform.files.lock import run_lock, shared_lock
 from segdeform.prediction import predict as module
 from segdeform.prediction import records, writing
 from segdeform.prediction.job import settings_of
+from segdeform.prediction.outputs import KINDS, Forms
 from segdeform.prediction.place import earlier_sources
 from segdeform.prediction.predict import Shard, predict
 from segdeform.prediction.records import (
@@ -351,21 +352,24 @@ def test_leftovers_of_a_killed_run_are_removed(counted: Any, tmp_path: Path) -> 
     assert tree(out) == before | {"masks/deep/mine.tmp": hashlib.sha256(b"somebody's").hexdigest()}
 
 
+FORMS = Forms(cutout_class="red", min_area=3)
 KILLED = """
 import sys, time
 from pathlib import Path
 import numpy as np, torch
 from segdeform.config.schema import EvalConfig
+from segdeform.prediction.outputs import KINDS
 from segdeform.prediction.predict import predict
 from segdeform.segmenter import Segmenter
 from tests.prediction.test_predict import PALETTE, Reddest
+from tests.prediction.test_records import FORMS
 
 torch.set_num_threads(1)
 segmenter = Segmenter(
     Reddest(), ("green", "red", "blue"), PALETTE, EvalConfig(), torch.device("cpu"), {"sha256": "k"}
 )
 print("ready", flush=True)
-predict(segmenter, [Path(sys.argv[1])], Path(sys.argv[2]))
+predict(segmenter, [Path(sys.argv[1])], Path(sys.argv[2]), outputs=tuple(KINDS), forms=FORMS)
 """
 
 
@@ -395,9 +399,11 @@ def test_kills_lose_nothing(segmenter: Any, tmp_path: Path, kills: int) -> None:
         (pictures / f"{k % 7}" / f"{k:02d}.png").write_bytes(b"broken")
     killed_runs(pictures, tmp_path / "killed", kills)
     segmenter.info = {"sha256": "k"}
-    summary = predict(segmenter, [pictures], tmp_path / "whole")
+    whole_run: dict[str, Any] = {"outputs": tuple(KINDS), "forms": FORMS}
+    summary = predict(segmenter, [pictures], tmp_path / "whole", **whole_run)
     assert (len(summary.done), len(summary.failed)) == (58, 2)
     killed, whole = tree(tmp_path / "killed"), tree(tmp_path / "whole")
+    assert len(whole) == 58 * len(KINDS) + 4
     assert killed.keys() == whole.keys()
     assert {name for name in whole if killed[name] != whole[name]} <= {"summary.json"}
     assert len(names(tmp_path / "killed" / "predictions.jsonl")) == 58
