@@ -287,7 +287,7 @@ def write_image(path: Path, pixels: UInt8) -> None:
     if path.suffix.lower() in (".jpg", ".jpeg"):
         _save(path, image, "JPEG", quality=95, subsampling=0)
     else:
-        _save(path, image, "PNG", compress_level=3)
+        _save(path, image, "PNG", compress_level=1)
 
 
 @contextmanager

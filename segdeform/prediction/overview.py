@@ -65,7 +65,7 @@ def thumbnail(image: Picture) -> Picture:
     step = max(1, int(shrink) // 4)  # a giant picture is thinned out before it is smoothed
     size = (max(1, round(width / shrink)), max(1, round(height / shrink)))
     small = Image.fromarray(np.ascontiguousarray(image[::step, ::step]))
-    return np.asarray(small.resize(size, Image.Resampling.LANCZOS if shrink > 1 else None))
+    return np.asarray(small.resize(size, Image.Resampling.HAMMING if shrink > 1 else None))
 
 
 def overview(images: Sequence[Picture], names: Sequence[str], columns: int = 4) -> Picture:
