@@ -47,6 +47,7 @@ from segdeform.models import build_model
 from segdeform.models.deeplab import DeepLab
 from segdeform.models.deform import deformable_layers
 from segdeform.models.folding import fold_batch_norm
+from segdeform.models.precision import Asked, Precision, compute_in, resolve_precision
 from segdeform.models.pyramid import fitting_tile, misfit, silence_unreachable_taps
 from segdeform.results.result import Result
 from segdeform.version import __version__
@@ -134,6 +135,7 @@ class Segmenter:
     info: dict[str, Any]
     value_range: ValueRange | None = None
     bands: tuple[int, ...] | None = None
+    precision: Precision = "fp32"  # what the network computes in
 
     @property
     def channels(self) -> int:
@@ -299,19 +301,23 @@ def read_description(path: Path) -> ModelDescription:
         raise ModelError(f"{path} is damaged: {key}: {first['msg']}") from error
 
 
-def load(path: str | Path, device: str = "auto", *, trainable: bool = False) -> Segmenter:
+def load(
+    path: str | Path, device: str = "auto", *, precision: Asked = "fp32", trainable: bool = False
+) -> Segmenter:
     """Loads a trained network from a model folder, a run folder or a checkpoint folder.
 
     Of a run folder: its model, or while it is still training the newest checkpoint that is intact.
     Of a checkpoint: the averaged weights where there are any. All files are checked by SHA-256.
     The network is made for inference, with every BatchNorm folded into the convolution before it;
-    `trainable` keeps it as it was trained.
+    `trainable` keeps it as it was trained. `precision` bf16 computes in bfloat16, auto does where
+    the processor or GPU is faster with it.
 
     Raises:
         ModelError: there is no model, or a file is damaged or does not fit.
-        UsageError: no such device.
+        UsageError: no such device, or bf16 on a GPU without it.
     """
     where = resolve_device(device)
+    numbers = resolve_precision(precision, where)
     require_right_kernels(where)
     try:
         folder, digests = find_model(Path(path))
@@ -326,6 +332,7 @@ def load(path: str | Path, device: str = "auto", *, trainable: bool = False) -> 
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if not trainable:
         fold_batch_norm(model)
+    compute_in(model, numbers)
     model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     info = description.model_dump(mode="json") | {
         "path": str(folder),
@@ -343,6 +350,7 @@ def load(path: str | Path, device: str = "auto", *, trainable: bool = False) -> 
         info,
         description.value_range,
         description.bands,
+        numbers,
     )
 
 

@@ -78,6 +78,7 @@ def evaluate(
             boundary_width=boundary_width,
             device=inference.device,
             threads=inference.threads,
+            precision=inference.precision or "fp32",
             options=options,
             progress=progress,
             say=partial(print, file=sys.stderr),

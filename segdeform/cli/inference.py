@@ -12,6 +12,7 @@ from segdeform.cli.output import Device, Threads
 from segdeform.errors import UsageError
 
 if TYPE_CHECKING:
+    from segdeform.models.precision import Asked
     from segdeform.segmenter import Segmenter
 
 
@@ -37,6 +38,13 @@ class Inference:
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Average over a flip too.")
     ] = None
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"] | None,
+        typer.Option(
+            help="Numbers of the network; auto: bf16 where processor or GPU is faster with it.",
+            show_default="auto for predictions, fp32 for scores",
+        ),
+    ] = None
     device: Device = "auto"
     threads: Threads = None
 
@@ -46,8 +54,11 @@ class Inference:
         given["scales"] = None if self.scales is None else _numbers(self.scales)
         return {key: value for key, value in given.items() if value is not None}
 
-    def load(self, model: Path) -> Segmenter:
-        """Loads a model to be used like this; raises what `segmenter.load` does, and UsageError."""
+    def load(self, model: Path, precision: Asked = "fp32") -> Segmenter:
+        """Loads a model to be used like this; in `precision` where no other was given.
+
+        Raises what `segmenter.load` does, and UsageError.
+        """
         import torch
 
         from segdeform.machine.cpu import available_cores, keep_freed_memory
@@ -62,7 +73,8 @@ class Inference:
             torch.set_num_threads(max(1, available_cores() // neighbours()))
         keep_freed_memory()
         device = own_device(resolve_device(self.device))
-        return load(model, str(device)).with_options(**options)
+        numbers = self.precision or precision
+        return load(model, str(device), precision=numbers).with_options(**options)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

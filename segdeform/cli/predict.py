@@ -81,7 +81,7 @@ def predict(
     from segdeform.machine.processes import own_share
     from segdeform.prediction.predict import Shard, predict
 
-    segmenter = inference.load(model)
+    segmenter = inference.load(model, "auto")
     if limits is not None:
         segmenter.value_range = limits
     with progress_bars() as progress, stop_on_interrupt() as stop:

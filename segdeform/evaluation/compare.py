@@ -140,7 +140,8 @@ def _refuse_other_data(first: Result, second: Result) -> None:
 
 def _other_protocol(first: Any, second: Any) -> dict[str, tuple[Any, Any]]:
     """Finds the differing values of two protocols."""
-    a, b = dotted(first), dotted(second)
+    # Earlier versions computed in float32 and did not tell.
+    a, b = (dotted({"precision": "fp32"} | protocol) for protocol in (first, second))
     keys = sorted((a.keys() | b.keys()) - _EXPECTED_TO_DIFFER)
     return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
 

@@ -285,6 +285,7 @@ def _protocol(
     return protocol | {
         "inference": segmenter.options.model_dump(mode="json")
         | {"tiled_above_pixels": WHOLE_LIMIT, "tiled_above_bytes": WHOLE_BYTES},
+        "precision": segmenter.precision,
         "training_crop": segmenter.info.get("crop"),
         "model_sha256": segmenter.info["sha256"],
         "device": torch.cuda.get_device_name() if device == "cuda" else device,

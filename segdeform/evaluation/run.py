@@ -39,6 +39,7 @@ from segdeform.machine.cpu import available_cores, keep_freed_memory
 from segdeform.machine.device import resolve_device
 from segdeform.machine.interrupts import stop_on_interrupt
 from segdeform.machine.processes import ALONE, Processes, own_device, processes
+from segdeform.models.precision import Asked
 from segdeform.segmenter import Segmenter, load
 
 
@@ -60,6 +61,7 @@ def run_evaluation(
     boundary_width: float = BOUNDARY_WIDTH,
     device: str = "auto",
     threads: int | None = None,  # of torch; None: as many as there are cores
+    precision: Asked = "fp32",
     options: Mapping[str, Any] | None = None,  # in the place of the model's own inference options
     progress: Steps | None = None,
     say: Say | None = None,
@@ -81,7 +83,7 @@ def run_evaluation(
     keep_freed_memory()
     with processes(own) as peers:
         shown = progress if peers.first and progress is not None else _hide
-        segmenter = load(model, str(own)).with_options(**(options or {}))
+        segmenter = load(model, str(own), precision=precision).with_options(**(options or {}))
         dataset = load_split(segmenter, kind, data, split)
         check_wanted(dataset, wanted)
         labelled = True

@@ -49,6 +49,7 @@ class DeepLab(nn.Module):
     ) -> None:
         super().__init__()
         self.stride, self.auxiliary_stride = stride, auxiliary_stride
+        self.features_dtype: torch.dtype | None = None  # None: that of the pictures
         self.backbone = backbone
         self.head = head
         self.auxiliary_head = auxiliary_head
@@ -68,7 +69,10 @@ class DeepLab(nn.Module):
         return stride_of(maps, size) if self.stride is None else self.stride
 
     def _features(self, images: Tensor) -> Features:
-        features: Features = self.backbone((images - self.mean) / self.std)
+        normalized = (images - self.mean) / self.std
+        if self.features_dtype is not None:
+            normalized = normalized.to(self.features_dtype)
+        features: Features = self.backbone(normalized)
         return features
 
     def forward(self, images: Tensor) -> Output | Tensor:  # [N, C, H, W] float, 0..1

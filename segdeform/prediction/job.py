@@ -51,7 +51,9 @@ class Job:
 
 def settings_of(segmenter: Segmenter) -> Mapping[str, Any]:
     """Returns all that a mask depends on beside its picture."""
-    return {
+    # Named only where it is another, so that what earlier versions did is known again.
+    numbers = {} if segmenter.precision == "fp32" else {"precision": segmenter.precision}
+    return numbers | {
         "model": segmenter.info["sha256"],
         "inference": segmenter.options.model_dump(mode="json"),
         "value_range": segmenter.value_range and as_json(segmenter.value_range),

@@ -94,6 +94,7 @@ def write_summary(
         "model_sha256": segmenter.info["sha256"],
         "classes": list(segmenter.classes),
         "inference": segmenter.options.model_dump(mode="json"),
+        "precision": segmenter.precision,
         "outputs": list(outputs),
         "folders": written_outputs(summary.output, outputs),
     }

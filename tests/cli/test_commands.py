@@ -214,7 +214,7 @@ def test_predict_writes_masks_goes_on_after_a_bad_picture_and_ends_with_8(
     shutil.copytree(shapes / "val" / "images", inputs / "deep")
     (inputs / "bad.jpg").write_bytes(b"no picture")
     output = tmp_path / "out"
-    ended = command("predict", run, inputs, "--output", output)
+    ended = command("predict", run, inputs, "--output", output, "--precision", "fp32")
     assert ended.code == 8
     assert "2 pictures predicted" in ended.out and str(output / "overview.png") in ended.out
     assert "bad.jpg" in ended.err
@@ -228,6 +228,30 @@ def test_predict_writes_masks_goes_on_after_a_bad_picture_and_ends_with_8(
     again = command("predict", run, inputs, "--output", output, "--no-overlays", "--json")
     assert again.code == 0
     assert len(json.loads(again.out)["done"]) == 2
+
+
+def test_predictions_are_in_bf16_where_that_is_faster_and_scores_only_where_told(
+    command: Command, run: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def predicted(*options: object) -> tuple[str, int]:
+        picture = shapes / "val" / "images" / "00000.png"
+        ended = command("predict", run, picture, "--output", tmp_path, "--no-overlays", *options)
+        assert ended.code == 0
+        said = json.loads((tmp_path / "summary.json").read_bytes())["precision"]
+        return said, ended.out.count("1 of them before")
+
+    def scored(*options: object) -> str:
+        ended = command("eval", run, "--data", shapes, "--json", *options)
+        precision: str = json.loads(ended.out)["protocol"]["precision"]
+        return precision
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert predicted() == ("bf16", 0)
+    assert predicted("--precision", "bf16") == ("bf16", 1)  # what auto comes to, again
+    assert predicted("--precision", "fp32") == ("fp32", 0)
+    assert (scored(), scored("--precision", "auto")) == ("fp32", "bf16")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert predicted() == ("fp32", 1)
 
 
 def test_info_shows_what_the_folder_holds(command: Command, run: Path) -> None:

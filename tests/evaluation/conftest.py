@@ -38,6 +38,7 @@ def segmenter(model: nn.Module | None = None, **options: Any) -> Any:
         options=EvalConfig(**options),
         device=torch.device("cpu"),
         info={"sha256": "abc"},
+        precision="fp32",
     )
 
 

@@ -49,6 +49,7 @@ def segmenter_for(dataset: Dataset) -> Any:
         options=EvalConfig(),
         device=torch.device("cpu"),
         info={"sha256": "abc"},
+        precision="fp32",
     )
 
 
