@@ -144,11 +144,11 @@ def print_scores(evaluation: Evaluation) -> None:
 
 def hardest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the rows to print: all, or, of more classes than a screen is good for, those that
-    occur and have the lowest IoU, lowest first."""
+    occur and have the lowest IoU, lowest first; of equal ones the commonest."""
     if len(rows) <= MOST_ROWS:
         return rows
     present = [row for row in rows if row["iou"] is not None]
-    return sorted(present, key=lambda row: float(row["iou"]))[:ROWS_OF_MANY]
+    return sorted(present, key=lambda row: (row["iou"], -row["truth_pixels"]))[:ROWS_OF_MANY]
 
 
 def _print_official(official: dict[str, Any]) -> None:

@@ -18,7 +18,17 @@ from segdeform.data.dataset import MAX_NARROW, ignore_label
 from segdeform.errors import DataError
 
 Labels = NDArray[np.integer[Any]]
+MAX_SCORED = 10_000  # classes; the matrix of as many takes 800 MB, of 65,535 it would take 34 GB
 _CHUNK = 2**20  # pixels counted at a time, so that memory does not grow with the picture
+
+
+def refuse_countless(classes: int) -> None:
+    """Raises DataError for more classes than are scored."""
+    if classes > MAX_SCORED:
+        raise DataError(
+            f"{classes} classes: up to {MAX_SCORED} can be trained on and scored, of which the "
+            f"confusion matrix takes {8 * MAX_SCORED**2 // 10**6} MB; merge some by label_mapping"
+        )
 
 
 def confusion_matrix(

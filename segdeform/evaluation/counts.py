@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeform.data.dataset import Labels, ignore_label
-from segdeform.errors import DataError
 from segdeform.evaluation.boundary import boundary_counts
-from segdeform.evaluation.confusion import class_pairs
+from segdeform.evaluation.confusion import class_pairs, refuse_countless
 
 if TYPE_CHECKING:
     from segdeform.machine.processes import Processes
@@ -37,7 +36,6 @@ class Column(IntEnum):
     BOUNDARY_EITHER = 6
 
 
-MAX_SCORED = 10_000  # classes: of twice as many, the matrix would take 3.2 GB
 _FACTS = 4  # index, height, width, void pixels; a digest follows
 _DIGEST = 4  # SHA-256 as four integers
 
@@ -51,15 +49,6 @@ class Counts:
     sizes: NDArray[np.int64]  # [N, 2] pixels, height, width
     void: NDArray[np.int64]  # [N] pixels that were not scored
     truth_sha256: str  # of the labels that were compared with, in order
-
-
-def refuse_countless(classes: int) -> None:
-    """Raises DataError for more classes than are scored."""
-    if classes > MAX_SCORED:
-        raise DataError(
-            f"{classes} classes: up to {MAX_SCORED} can be scored, whose confusion matrix takes "
-            f"{8 * MAX_SCORED**2 / 1e6:.0f} MB; merge some by label_mapping"
-        )
 
 
 class Tally:

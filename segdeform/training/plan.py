@@ -17,6 +17,7 @@ from segdeform.config.schema import IMAGENET_MEAN, IMAGENET_STD, Config, EvalCon
 from segdeform.data.dataset import Dataset
 from segdeform.data.depth import as_json
 from segdeform.errors import ConfigError, DataError
+from segdeform.evaluation.confusion import refuse_countless
 from segdeform.machine.cpu import available_cores
 from segdeform.machine.processes import Processes, neighbours
 from segdeform.machine.signals import StopSignals
@@ -77,8 +78,10 @@ def check_config(
 
     Raises:
         ConfigError: names the key.
+        DataError: more classes than can be scored.
     """
     train = config.train
+    refuse_countless(len(train_set.classes))
     refuse_class_weights(train.class_weights, train_set)
     if train.precision == "fp16" and device.type != "cuda":
         raise ConfigError("train.precision = fp16 needs a CUDA device: use bf16 or fp32")

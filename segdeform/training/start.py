@@ -9,6 +9,7 @@ from segdeform.config.schema import Config
 from segdeform.data import load_dataset
 from segdeform.data.dataset import Dataset
 from segdeform.errors import ConfigError, ModelError
+from segdeform.evaluation.confusion import refuse_countless
 from segdeform.training.run_folder import checkpoint_folders, refuse_output
 
 _NO_FILES = ("none", "imagenet")  # values of model.weights
@@ -34,10 +35,12 @@ def refuse_start(
 
 
 def refuse_data(config: Config, data: Path) -> None:
-    """Raises DataError where the data set is not there, lacks the splits to use, or files, and
-    ConfigError where train.class_weights are those of another number of classes."""
+    """Raises DataError where the data set is not there, lacks the splits to use, or files, or has
+    more classes than can be scored, and ConfigError where train.class_weights are those of another
+    number of classes."""
     for split in dict.fromkeys((config.data.train_split, config.data.val_split)):
         dataset = load_dataset(config.data.name, data, split)
+        refuse_countless(len(dataset.classes))
         refuse_class_weights(config.train.class_weights, dataset)
 
 

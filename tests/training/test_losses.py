@@ -109,3 +109,29 @@ def test_auxiliary_loss_is_weighted() -> None:
         auxiliary, labels, ignore_index=255
     )
     torch.testing.assert_close(segmentation_loss(logits, auxiliary, labels, train, None), expected)
+
+
+def test_of_many_classes_255_counts_and_65535_does_not() -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = 2 * torch.randn(2, 300, 3, 5, generator=generator)
+    labels = torch.randint(0, 300, (2, 3, 5), generator=generator)
+    labels[0, 0] = 255
+    labels[1, 1:] = 65535
+    weights = torch.rand(300, generator=generator) + 0.5
+    terms, total, log_p = [], 0.0, logits.double().log_softmax(1)
+    for n, y, x in zip(*torch.nonzero(labels != 65535, as_tuple=True), strict=True):
+        k = int(labels[n, y, x])
+        terms.append(-float(log_p[n, k, y, x] * weights[k]))
+        total += float(weights[k])
+    assert len(terms) == 20
+    expected = pytest.approx(math.fsum(terms) / total, rel=1e-5)
+    assert cross_entropy(logits, labels, weights).item() == expected
+    # All pixels kept, hard ones are all that are labelled.
+    assert ohem(logits, labels, weights, keep=1.0, threshold=0.0).item() == expected
+    half = ohem(logits, labels, keep=0.5, threshold=0.0).item()
+    hardest = sorted(-float(log_p[n, int(labels[n, y, x]), y, x]) for n, y, x in _labelled(labels))
+    assert half == pytest.approx(sum(hardest[10:]) / 10, rel=1e-5)
+
+
+def _labelled(labels: Tensor) -> list[list[int]]:
+    return torch.nonzero(labels != 65535).tolist()
