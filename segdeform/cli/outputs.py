@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from segdeform.errors import UsageError
-from segdeform.prediction.outputs import DEFAULT, KINDS, Forms, Numbers, known_outputs
+from segdeform.results.outputs import DEFAULT, KINDS, Forms, Numbers, known_outputs
 
 _KINDS_HELP = "\n\n".join(f"{name}: {kind.help}." for name, kind in KINDS.items())
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from segdeform.data.depth import as_json
-from segdeform.prediction.outputs import Forms
 from segdeform.prediction.place import output_path
 from segdeform.prediction.records import Done, is_same_file
+from segdeform.results.outputs import Forms
 from segdeform.segmenter import Segmenter
 from segdeform.version import __version__
 

@@ -15,8 +15,8 @@ from segdeform.data.georeference import Georeference
 from segdeform.errors import UsageError
 from segdeform.files.atomic import is_temporary
 from segdeform.model_folder import DESCRIPTION
-from segdeform.prediction.outputs import DEFAULT, KINDS
 from segdeform.prediction.records import FAILURES, PREDICTIONS, Done
+from segdeform.results.outputs import DEFAULT, KINDS
 from segdeform.results.overlay import reduced_size
 
 FORMAT = "segdeform-prediction"  # how a summary.json of ours is told from anybody else's

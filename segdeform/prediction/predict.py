@@ -32,7 +32,6 @@ from segdeform.files.lock import run_lock, shared_lock
 from segdeform.machine.pipeline import Behind, read_ahead, threads
 from segdeform.prediction.inputs import Found, find_images
 from segdeform.prediction.job import Job, Task, settings_of
-from segdeform.prediction.outputs import DEFAULT, Forms, known_outputs
 from segdeform.prediction.overview import write_overview
 from segdeform.prediction.place import (
     FOLDERS,
@@ -55,6 +54,7 @@ from segdeform.prediction.records import (
 )
 from segdeform.prediction.summary import Summary, sum_up, write_summary
 from segdeform.prediction.writing import label_picture, remove_outputs, write_outputs
+from segdeform.results.outputs import DEFAULT, Forms, known_outputs
 from segdeform.segmenter import Segmenter
 
 _GIANT = 2**24  # pixels, from which on a picture is not read while another is in work

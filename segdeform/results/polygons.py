@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeform.data.georeference import Georeference
-from segdeform.errors import UsageError
+from segdeform.errors import UsageError, nearest
 from segdeform.results.outlines import Outline, outlines
 from segdeform.results.overlay import Labels
 
@@ -66,6 +66,9 @@ def features(
     georeference: Georeference | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yields the features of `polygons` one by one, from the top of the picture down."""
+    for name in skip_classes:
+        if name not in classes:
+            raise UsageError(f"polygons: no class '{name}'.{nearest(name, classes)}")
     skip = [index for index, name in enumerate(classes) if name in skip_classes]
     found = outlines(labels, min_area=min_area, skip=skip, junctions=simplify > 0)
     for outline, rings in _simplified(list(found), simplify) if simplify else _exact(found):

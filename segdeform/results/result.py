@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,12 @@ from segdeform.data.channels import shown_colours
 from segdeform.data.georeference import Georeference
 from segdeform.data.rasters import Raster
 from segdeform.results.facts import class_facts, class_pixels
+from segdeform.results.files import output_of, write_output
 from segdeform.results.maps import Maps, confidence_of, probabilities_of
+from segdeform.results.outputs import Forms, known_outputs
 from segdeform.results.overlay import Color, Labels, Picture, overlay
+from segdeform.results.polygons import polygons
+from segdeform.results.rle import coco_dataset
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,47 @@ class Result:
 
     def facts(self) -> dict[str, Any]:
         """Returns the size, and pixels, share and mean confidence of every class that occurs."""
-        return class_facts(self.labels, self.classes, self.confidence)
+        facts = class_facts(self.labels, self.classes, self.confidence)
+        if self.place is not None:
+            facts["georeference"] = {"transform": self.place.transform, "epsg": self.place.epsg}
+        return facts
+
+    def polygons(
+        self, *, min_area: int = 1, simplify: float = 0.0, skip_classes: Collection[str] = ()
+    ) -> dict[str, Any]:
+        """Returns the regions as GeoJSON, on the map where it has one: see `polygons.polygons`."""
+        return polygons(
+            self.labels,
+            self.classes,
+            min_area=min_area,
+            simplify=simplify,
+            skip_classes=skip_classes,
+            georeference=self.place,
+        )
+
+    def rle(self) -> dict[str, Any]:
+        """Returns the labels as a COCO data set of one image: see `rle.coco_dataset`."""
+        name = "" if self.source is None else self.source.name
+        return coco_dataset(self.labels, self.classes, name)
+
+    def save(self, path: str | Path, output: str | None = None, **forms: Any) -> Path:
+        """Writes an output of `outputs.KINDS` and returns where; the file appears whole.
+
+        By default the suffix tells which: .png or .tif the mask, .jpg the overlay, .npz all
+        probabilities, .geojson polygons, .json the facts. In a folder it is the mask, called like
+        the picture. `forms` are those of `outputs.Forms`:
+        `save("cut.png", "cutouts", cutout_class="road")`.
+
+        Raises:
+            UsageError: an unknown output or suffix, or the file cannot be written.
+            ResourceError: the disk is full.
+        """
+        where = Path(path)
+        if where.is_dir():
+            where /= f"{self.source.stem if self.source else 'result'}.png"
+        name = known_outputs([output])[0] if output else output_of(where)
+        write_output(where, name, self, Forms(**forms))
+        return where
 
     def overlay(self) -> Picture:
         """Draws the picture tinted in the classes' colours, uint8 [H, W, 3]."""

@@ -18,11 +18,11 @@ from scipy.special import softmax
 from segdeform.cli import main
 from segdeform.errors import ResourceError, UsageError
 from segdeform.prediction import predict as module
-from segdeform.prediction import writing
-from segdeform.prediction.outputs import KINDS, Forms, known_outputs
 from segdeform.prediction.predict import predict
 from segdeform.prediction.records import read_done
+from segdeform.results import files
 from segdeform.results import overlay as overlay_module
+from segdeform.results.outputs import KINDS, Forms, known_outputs
 from tests.prediction.test_georeferenced import PLACE, save_geotiff
 from tests.prediction.test_predict import save_picture, segmenter, tree
 
@@ -84,8 +84,8 @@ def test_giants_are_written_in_strips_with_a_smaller_overlay(
     pixels = save_picture(folder / "a.png", 0, (41, 62)).astype(int)
     (folder / "b.png").write_bytes((folder / "a.png").read_bytes())
     run(segmenter, folder / "a.png", tmp_path / "whole")
-    monkeypatch.setattr(writing, "_IN_STRIPS", 100)
-    monkeypatch.setattr(writing, "_ROWS", 7)
+    monkeypatch.setattr(files, "_IN_STRIPS", 100)
+    monkeypatch.setattr(files, "_ROWS", 7)
     monkeypatch.setattr(overlay_module, "_MOST_PIXELS", 600)
     monkeypatch.setattr(overlay_module, "_STRIP", 62 * 8)
     green = segmenter.palette  # black, so that the picture shows
@@ -224,7 +224,7 @@ def test_a_folder_that_somebody_else_filled_is_refused(
 def test_a_disk_that_is_full_keeps_what_is_done(
     segmenter: Any, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "_IN_STRIPS", 5000)
+    monkeypatch.setattr(files, "_IN_STRIPS", 5000)
     folder, out = tmp_path / "in", tmp_path / "out"
     save_picture(folder / "0.png", 0, (6, 8))
     save_picture(folder / "1.png", 1, (200, 300))

@@ -18,10 +18,10 @@ from segdeform.cli import main
 from segdeform.config.schema import EvalConfig
 from segdeform.errors import DataError, InterruptedByUserError, ResourceError, UsageError
 from segdeform.prediction import predict as module
-from segdeform.prediction import writing
 from segdeform.prediction.predict import predict
 from segdeform.prediction.records import read_done
 from segdeform.prediction.summary import Summary
+from segdeform.results import files
 from segdeform.segmenter import Segmenter
 from tests.conftest import external_data
 
@@ -226,7 +226,7 @@ def test_a_full_disk_ends_the_work(
     def full(*_: object) -> None:
         raise ResourceError("a.png: cannot be written: no space")
 
-    monkeypatch.setattr(writing, "write_index_png", full)
+    monkeypatch.setattr(files, "write_index_png", full)
     with pytest.raises(ResourceError, match="no space"):
         predict(segmenter, [tmp_path / "in"], tmp_path / "out")
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["finished"] is False

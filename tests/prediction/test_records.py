@@ -32,7 +32,6 @@ from segdeform.files.lock import run_lock, shared_lock
 from segdeform.prediction import predict as module
 from segdeform.prediction import records, writing
 from segdeform.prediction.job import settings_of
-from segdeform.prediction.outputs import KINDS, Forms
 from segdeform.prediction.place import earlier_sources
 from segdeform.prediction.predict import Shard, predict
 from segdeform.prediction.records import (
@@ -43,6 +42,8 @@ from segdeform.prediction.records import (
     read_done,
     read_failures,
 )
+from segdeform.results import files
+from segdeform.results.outputs import KINDS, Forms
 from tests.prediction.test_predict import Reddest, save_picture, segmenter, tree
 
 __all__ = ["segmenter"]  # a fixture
@@ -319,7 +320,7 @@ def test_a_disk_that_is_full_keeps_what_is_done(
 ) -> None:
     segmenter, seen = counted
     pictures, out = folder_of(tmp_path / "in", 6), tmp_path / "out"
-    write = writing.write_index_png
+    write = files.write_index_png
     left = 2
 
     def fills_up(*arguments: Any) -> None:
@@ -330,7 +331,7 @@ def test_a_disk_that_is_full_keeps_what_is_done(
         write(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "write_index_png", fills_up)
+        patch.setattr(files, "write_index_png", fills_up)
         with pytest.raises(ResourceError, match="no space left"):
             predict(segmenter, [pictures], out)
     assert names(out / "predictions.jsonl") == ["00", "01"]
@@ -358,7 +359,7 @@ import sys, time
 from pathlib import Path
 import numpy as np, torch
 from segdeform.config.schema import EvalConfig
-from segdeform.prediction.outputs import KINDS
+from segdeform.results.outputs import KINDS
 from segdeform.prediction.predict import predict
 from segdeform.segmenter import Segmenter
 from tests.prediction.test_predict import PALETTE, Reddest
@@ -577,7 +578,7 @@ def test_a_mask_that_could_not_be_replaced_stays_that_of_its_picture(
         raise UsageError("cannot be written")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "write_index_png", refuse)
+        patch.setattr(files, "write_index_png", refuse)
         patch.setattr(module, "remove_outputs", lambda output, name: None)
         assert len(predict(segmenter, [pictures], out, overwrite=True).failed) == 2
     assert len(predict(segmenter, [pictures], out).done) == 2

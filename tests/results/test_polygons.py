@@ -99,6 +99,8 @@ def test_small_regions_and_skipped_classes_are_left_out() -> None:
     found = polygons(labels, NAMES, skip_classes=["class 0", "class 2"])
     assert [feature["properties"]["class"] for feature in found["features"]] == ["class 1"]
     assert polygons(labels, NAMES, min_area=100)["features"] == []
+    with pytest.raises(UsageError, match="Did you mean 'class 2'"):
+        polygons(labels, NAMES, skip_classes=["clas 2"])
 
 
 def test_simpler_outlines_share_their_borders() -> None:

@@ -1,0 +1,77 @@
+"""A result in Python: the same files as the command writes, by the name of the file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segdeform.data.georeference import Georeference
+from segdeform.data.image_io import read_mask
+from segdeform.errors import UsageError
+from segdeform.results.maps import Maps
+from segdeform.results.result import Result
+
+PLACE = Georeference((2.0, 0.0, 10.0, 0.0, -2.0, 50.0), 25832)
+
+
+@pytest.fixture
+def result() -> Result:
+    rng = np.random.default_rng(4)
+    probabilities = rng.dirichlet(np.ones(3), (9, 14)).transpose(2, 0, 1).astype(np.float16)
+    maps = Maps(
+        labels=probabilities.argmax(0).astype(np.uint8),
+        confidence=(255 * probabilities.max(0)).round().astype(np.uint8),
+        probabilities=probabilities,
+    )
+    image = rng.integers(0, 256, (9, 14, 3)).astype(np.uint8)
+    palette = ((0, 0, 0), (200, 0, 0), (0, 0, 200))
+    return Result(maps, image, ("sky", "road", "car"), palette, source=Path("street/a.jpg"))
+
+
+def test_the_name_tells_what_is_written(result: Result, tmp_path: Path) -> None:
+    assert result.save(tmp_path) == tmp_path / "a.png"
+    assert result.save(str(tmp_path / "new" / "b.tif")) == tmp_path / "new" / "b.tif"
+    for name in ("a.png", "new/b.tif"):
+        np.testing.assert_array_equal(read_mask(tmp_path / name), result.labels)
+    result.save(tmp_path / "a.JPG")
+    tinted = np.asarray(Image.open(tmp_path / "a.JPG")).astype(int)
+    assert abs(tinted - result.overlay()).mean() < 12  # JPEG of noise
+    result.save(tmp_path / "o.png", "overlays")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), result.overlay())
+    with np.load(result.save(tmp_path / "a.npz", probabilities_type="uint8")) as file:
+        assert abs(file["rows_0"] / 255 - result.probabilities).max() < 0.003
+    written = json.loads(result.save(tmp_path / "a.geojson", min_area=2).read_text())
+    assert written == result.polygons(min_area=2) != result.polygons()
+    rle = json.loads(result.save(tmp_path / "r.json", "rle").read_text())
+    assert rle == result.rle() and rle["images"][0]["file_name"] == "a.jpg"
+    facts = json.loads(result.save(tmp_path / "a.json").read_text())
+    assert facts == result.facts() and facts["size"] == [9, 14]
+    cut = np.asarray(Image.open(result.save(tmp_path / "c.png", "cutouts", cutout_class="road")))
+    np.testing.assert_array_equal(cut[..., 3] == 255, result.labels == 1)
+    grey = np.asarray(Image.open(result.save(tmp_path / "g.png", "confidence")))
+    np.testing.assert_array_equal(grey, result.confidence)
+
+
+def test_what_cannot_be_meant_is_refused(result: Result, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no known suffix. Did you mean '\.geojson'"):
+        result.save(tmp_path / "a.json5geo")
+    with pytest.raises(UsageError, match="Did you mean 'cutouts'"):
+        result.save(tmp_path / "a.png", "cutout")
+    with pytest.raises(UsageError, match="need --cutout-class|no class"):
+        result.save(tmp_path / "a.png", "cutouts", cutout_class="rode")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_result_on_the_map_is_saved_there(result: Result, tmp_path: Path) -> None:
+    placed = replace(result, place=PLACE)
+    (first, *_) = placed.polygons()["features"]
+    assert [10.0, 50.0] in first["geometry"]["coordinates"][0]
+    assert placed.facts()["georeference"] == {"transform": PLACE.transform, "epsg": 25832}
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+    with rasterio.open(placed.save(tmp_path / "a.tif")) as file:
+        assert tuple(file.transform)[:6] == PLACE.transform
