@@ -60,16 +60,17 @@ class Forms:
         """Raises UsageError for a class that is not there, or cut-outs of none."""
         for name in self.skip_classes:
             if name not in classes:
-                raise UsageError(f"--skip-class: no class '{name}'.{nearest(name, classes)}")
+                raise UsageError(f"polygons: no class '{name}'.{nearest(name, classes)}")
         if "cutouts" not in outputs:
             return
         if self.cutout_class is None:
-            raise UsageError(f"cutouts need --cutout-class NAME: one of {', '.join(classes)}")
-        if self.cutout_class not in classes:
             raise UsageError(
-                f"--cutout-class: no class '{self.cutout_class}'."
-                f"{nearest(self.cutout_class, classes)}"
+                "cutouts need a class: --cutout-class NAME, in Python cutout_class, of "
+                f"{', '.join(classes)}"
             )
+        if self.cutout_class not in classes:
+            wrong = self.cutout_class
+            raise UsageError(f"cutouts: no class '{wrong}'.{nearest(wrong, classes)}")
 
 
 def known_outputs(names: Sequence[str]) -> tuple[str, ...]:

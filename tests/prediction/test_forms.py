@@ -270,7 +270,7 @@ def test_outputs_are_named(tmp_path: Path, segmenter: Any) -> None:
     save_picture(tmp_path / "in" / "a.png")
     for forms, outputs, told in (
         (Forms(cutout_class="rad"), ["cutouts"], "no class 'rad'. Did you mean 'red'"),
-        (Forms(), ["cutouts"], "cutouts need --cutout-class NAME: one of green, red, blue"),
+        (Forms(), ["cutouts"], "cutouts need a class: --cutout-class NAME.* of green, red, blue"),
         (Forms(skip_classes=("greem",)), ["polygons"], "Did you mean 'green'"),
     ):
         with pytest.raises(UsageError, match=told):

@@ -59,11 +59,13 @@ def test_the_name_tells_what_is_written(result: Result, tmp_path: Path) -> None:
 
 def test_what_cannot_be_meant_is_refused(result: Result, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no known suffix. Did you mean '\.geojson'"):
-        result.save(tmp_path / "a.json5geo")
+        result.save(tmp_path / "a.geojso")
     with pytest.raises(UsageError, match="Did you mean 'cutouts'"):
         result.save(tmp_path / "a.png", "cutout")
-    with pytest.raises(UsageError, match="need --cutout-class|no class"):
+    with pytest.raises(UsageError, match="no class 'rode'"):
         result.save(tmp_path / "a.png", "cutouts", cutout_class="rode")
+    with pytest.raises(UsageError, match="cutouts need a class"):
+        result.save(tmp_path / "a.png", "cutouts")
     assert not list(tmp_path.iterdir())
 
 
