@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
 import tracemalloc
 from pathlib import Path
@@ -19,7 +21,8 @@ from segdeform.evaluation.boundary import boundary_counts
 from segdeform.evaluation.confusion import class_pairs, confusion_matrix
 from segdeform.evaluation.counts import Column, Tally
 from segdeform.evaluation.evaluate import Evaluation
-from segdeform.evaluation.folders import score_folders
+from segdeform.evaluation.examples import draw_examples
+from segdeform.evaluation.folders import label_pair, score_folders
 from segdeform.machine.processes import ALONE
 
 IGNORED = 65535
@@ -170,6 +173,29 @@ def test_what_is_written_stays_readable(
     shown = capsys.readouterr().out
     assert "The 40 classes that changed most, of 300" in shown
     assert "mIoU" in shown and len(shown.splitlines()) < 60
+
+
+def test_pictures_of_the_report_are_in_the_colours_of_the_classes(
+    folders: tuple[Path, Path],
+) -> None:
+    evaluation, dataset = score_folders(*folders)
+    examples = draw_examples(
+        evaluation, dataset.palette, lambda index: (None, *label_pair(dataset, index, False))
+    )
+    example = next(example for example in examples if example.name == "0")
+    truth = np.array(Image.open(folders[0] / "0.png"))
+    said = np.array(Image.open(folders[1] / "0.png"))
+    colours = np.full((IGNORED + 1, 3), 224, np.uint8)
+    colours[:300] = dataset.palette
+    np.testing.assert_array_equal(drawn(example.truth), colours[truth])
+    np.testing.assert_array_equal(drawn(example.prediction), colours[said])
+    unscored = (drawn(example.errors) == 255).all(axis=2)
+    np.testing.assert_array_equal(unscored, truth == IGNORED)
+
+
+def drawn(uri: str) -> NDArray[np.uint8]:
+    content = base64.b64decode(uri.partition(",")[2])
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
 def test_up_to_255_classes_the_page_and_the_json_are_whole(tmp_path: Path) -> None:
