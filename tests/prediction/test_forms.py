@@ -298,7 +298,7 @@ def test_the_command_writes_what_is_asked_for(
     folders: list[str],
 ) -> None:
     save_picture(tmp_path / "a.png")
-    monkeypatch.setattr("segdeform.segmenter.load", lambda *_: segmenter)
+    monkeypatch.setattr("segdeform.segmenter.load", lambda *_, **__: segmenter)
     monkeypatch.setattr("segdeform.model_folder.refuse_missing_model", lambda path: None)
     out = tmp_path / "out"
     call = ["predict", "model", str(tmp_path / "a.png"), "--output", str(out), *words]

@@ -413,7 +413,7 @@ def test_an_earlier_prediction_is_no_input(
     with pytest.raises(DataError, match="old holds an earlier prediction, whose masks are not pic"):
         predict(segmenter, [tmp_path / "in" / "old"], tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    monkeypatch.setattr("segdeform.segmenter.load", lambda *_: segmenter)
+    monkeypatch.setattr("segdeform.segmenter.load", lambda *_, **__: segmenter)
     monkeypatch.setattr("segdeform.model_folder.refuse_missing_model", lambda path: None)
     words = ["predict", "model", str(tmp_path / "in"), "--output", str(tmp_path / "new")]
     assert main(words) == 0
@@ -430,7 +430,7 @@ def test_the_range_of_deep_pictures_can_be_given(
     values[:, :4] = 1000
     Image.fromarray(values).save(tmp_path / "deep.tif")
     segmenter.model = ByBrightness()
-    monkeypatch.setattr("segdeform.segmenter.load", lambda *_: segmenter)
+    monkeypatch.setattr("segdeform.segmenter.load", lambda *_, **__: segmenter)
     monkeypatch.setattr("segdeform.model_folder.refuse_missing_model", lambda path: None)
     words = ["predict", "model", str(tmp_path / "deep.tif"), "--output", str(tmp_path / "out")]
     assert main(words) == 8
@@ -454,7 +454,7 @@ def test_deep_pictures_that_would_be_nearly_black_are_told(
     Image.fromarray(values).save(folder / "deep.png")
     Image.fromarray(values * 16).save(folder / "whole.png")
     Image.fromarray((values // 256).astype(np.uint8)).save(folder / "night.png")
-    monkeypatch.setattr("segdeform.segmenter.load", lambda *_: segmenter)
+    monkeypatch.setattr("segdeform.segmenter.load", lambda *_, **__: segmenter)
     monkeypatch.setattr("segdeform.model_folder.refuse_missing_model", lambda path: None)
     words = ["predict", "model", str(folder), "--output", str(tmp_path / "out")]
     for _ in range(2):  # what was kept is told again
@@ -511,7 +511,7 @@ def test_only_the_first_of_several_frames_is_predicted_and_said(
         frames[0].save(tmp_path / "in" / name)
     for number in range(12):
         (tmp_path / "in" / f"notes{number:02d}.txt").touch()
-    monkeypatch.setattr("segdeform.segmenter.load", lambda *_: segmenter)
+    monkeypatch.setattr("segdeform.segmenter.load", lambda *_, **__: segmenter)
     monkeypatch.setattr("segdeform.model_folder.refuse_missing_model", lambda path: None)
     assert main(["predict", "model", str(tmp_path / "in"), "--output", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
