@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -50,6 +51,9 @@ def predict(
             show_default="what the model says",
         ),
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say what took the time, and what would take less.")
+    ] = False,
     *,
     writing: Outputs,
     inference: Inference,
@@ -79,12 +83,19 @@ def predict(
     refuse_foreign(output, inputs)
 
     from segdeform.machine.processes import own_share
+    from segdeform.machine.stopwatch import Stopwatch, untimed
     from segdeform.prediction.predict import Shard, predict
+    from segdeform.prediction.profile import lines, network_timed, profile_of
 
     segmenter = inference.load(model, "auto")
     if limits is not None:
         segmenter.value_range = limits
-    with progress_bars() as progress, stop_on_interrupt() as stop:
+    watch = Stopwatch() if profile else None
+    with (
+        progress_bars() as progress,
+        stop_on_interrupt() as stop,
+        network_timed(segmenter, watch) if watch else nullcontext(),
+    ):
         shown = partial(progress, "predicting")
         summary = predict(
             segmenter,
@@ -96,9 +107,12 @@ def predict(
             shard=Shard(*(share or own_share())),
             progress=shown,
             stop=stop,
+            clock=watch or untimed,
         )
+    found = profile_of(watch) if watch else None
     if json_output:
-        print_json({"output": str(output), **summary.to_json()})
+        told = {"profile": found.to_json()} if found else {}
+        print_json({"output": str(output), **summary.to_json(), **told})
     else:
         count = len(summary.skipped)
         skipped = f", {_count(count, 'other file')} skipped" if count else ""
@@ -116,6 +130,8 @@ def predict(
             print(f"What earlier predictions made of {others} lies there as well")
         if "overlays" in outputs and summary.done:
             print(f"Look at {output / 'overview.png'}")
+        if found:
+            print("\n".join(lines(found, segmenter)))
     for source, reason in summary.failed[:_LISTED]:
         print(f"{source}: {reason}", file=sys.stderr)
     if summary.failed:

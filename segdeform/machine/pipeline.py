@@ -10,10 +10,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
+
+from segdeform.machine.stopwatch import Clock, untimed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# What a clock is told of the caller's thread: it waits for what is read ahead, or done behind.
+WAITING_FOR_READERS: Final = "waiting for readers"
+WAITING_FOR_WRITERS: Final = "waiting for writers"
 
 
 @contextmanager
@@ -27,16 +33,29 @@ def threads(count: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def read_ahead(
-    pool: ThreadPoolExecutor, items: Iterable[Item], read: Callable[[Item], Result], depth: int
+    pool: ThreadPoolExecutor,
+    items: Iterable[Item],
+    read: Callable[[Item], Result],
+    depth: int,
+    clock: Clock = untimed,
 ) -> Iterator[tuple[Item, Future[Result]]]:
-    """Yields items in order, each with what `read` makes of it, begun `depth` items before."""
+    """Yields items in order, each with what `read` makes of it, begun `depth` items before.
+
+    The futures are done when they come.
+    """
     waiting: deque[tuple[Item, Future[Result]]] = deque()
+
+    def next_one() -> tuple[Item, Future[Result]]:
+        with clock(WAITING_FOR_READERS):
+            waiting[0][1].exception()  # waits
+        return waiting.popleft()
+
     for item in items:
         waiting.append((item, pool.submit(read, item)))
         if len(waiting) > depth:
-            yield waiting.popleft()
+            yield next_one()
     while waiting:
-        yield waiting.popleft()
+        yield next_one()
 
 
 class Behind(Generic[Item, Result]):
@@ -47,9 +66,10 @@ class Behind(Generic[Item, Result]):
         pool: ThreadPoolExecutor,
         settle: Callable[[Item, Future[Result]], None],
         depth: int,  # how many may be under way
+        clock: Clock = untimed,
     ) -> None:
         """`settle(item, future)` is called in the caller's thread, once the future is done."""
-        self._pool, self._settle, self._depth = pool, settle, depth
+        self._pool, self._settle, self._depth, self._clock = pool, settle, depth, clock
         self._waiting: deque[tuple[Item, Future[Result]]] = deque()
 
     def submit(self, item: Item, work: Callable[[], Result]) -> None:
@@ -66,5 +86,6 @@ class Behind(Generic[Item, Result]):
     def _settle_while(self, condition: Callable[[], bool]) -> None:
         while condition():
             item, future = self._waiting.popleft()
-            future.exception()  # waits
+            with self._clock(WAITING_FOR_WRITERS):
+                future.exception()  # waits
             self._settle(item, future)

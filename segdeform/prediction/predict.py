@@ -29,7 +29,8 @@ from segdeform.errors import (
 )
 from segdeform.files.atomic import remove_temporaries
 from segdeform.files.lock import run_lock, shared_lock
-from segdeform.machine.pipeline import Behind, read_ahead, threads
+from segdeform.machine.pipeline import WAITING_FOR_READERS, Behind, read_ahead, threads
+from segdeform.machine.stopwatch import Clock, untimed
 from segdeform.prediction.inputs import Found, find_images
 from segdeform.prediction.job import Job, Task, settings_of
 from segdeform.prediction.overview import write_overview
@@ -40,7 +41,8 @@ from segdeform.prediction.place import (
     refuse_foreign,
     refuse_others_masks,
 )
-from segdeform.prediction.reading import read_picture
+from segdeform.prediction.profile import LABELLING, LOOP, READING, WRITING
+from segdeform.prediction.reading import Seen, read_picture
 from segdeform.prediction.records import (
     Done,
     add_done,
@@ -55,6 +57,7 @@ from segdeform.prediction.records import (
 from segdeform.prediction.summary import Summary, sum_up, write_summary
 from segdeform.prediction.writing import label_picture, remove_outputs, write_outputs
 from segdeform.results.outputs import DEFAULT, Forms, known_outputs
+from segdeform.results.result import Result
 from segdeform.segmenter import Segmenter
 
 _GIANT = 2**24  # pixels, from which on a picture is not read while another is in work
@@ -84,6 +87,7 @@ def predict(
     shard: Shard = ALL,
     progress: Progress | None = None,
     stop: Stop | None = None,
+    clock: Clock = untimed,
 ) -> Summary:
     """Writes the outputs of all pictures below `output`; returns what became of each.
 
@@ -94,7 +98,7 @@ def predict(
     each does its `shard`; the last one to end leaves the whole summary.
 
     `progress(done, total)` is called after each picture, `stop()` is asked before each and before
-    each window of one.
+    each window of one. `clock` is told what `profile` makes sense of.
 
     Raises:
         UsageError: a missing input; an output folder in a model, with files that are not of an
@@ -141,7 +145,8 @@ def predict(
             # Of several processes only the first begins with a clean record.
             add_done(output, replace(entry, input=None, settings=""))
         try:
-            _predict_all(job, todo, known, len(mine), progress, stop)
+            with clock(LOOP):
+                _predict_all(job, todo, known, len(mine), progress, stop, clock)
         except InterruptedByUserError as error:
             summary = end()
             raise InterruptedByUserError(
@@ -213,6 +218,7 @@ def _predict_all(
     total: int,
     progress: Progress | None,
     stop: Stop | None,
+    clock: Clock,
 ) -> None:
     """Predicts pictures in order, reading and writing beside it; notes what becomes of each."""
     settled, failed = total - len(todo), read_failures(job.output)
@@ -231,24 +237,33 @@ def _predict_all(
         if progress is not None:
             progress(settled, total)
 
+    def read(task: Task) -> Seen:
+        with clock(READING):
+            return read_picture(job, task, limit=_GIANT)
+
+    def write(task: Task, seen: Seen, result: Result) -> Done:
+        with clock(WRITING):
+            return write_outputs(job, task, seen, result)
+
     # One writes, so that of two outputs that want one path the same gets it every time.
     with threads(_READERS) as readers, threads(1) as writer:
-        behind: Behind[Task, Done] = Behind(writer, settle, _BEHIND)
-        small = partial(read_picture, job, limit=_GIANT)
+        behind: Behind[Task, Done] = Behind(writer, settle, _BEHIND, clock)
         try:
-            for task, reading in read_ahead(readers, todo, small, _AHEAD):
+            for task, reading in read_ahead(readers, todo, read, _AHEAD, clock):
                 if stop is not None and stop():
                     raise InterruptedByUserError("interrupted")
                 try:
                     seen = reading.result()
                     if seen.image is None:
                         behind.finish()  # a giant is in memory alone
-                        seen = read_picture(job, task)
-                    result = label_picture(job, task, seen, stop)
+                        with clock(WAITING_FOR_READERS):
+                            seen = read_picture(job, task)
+                    with clock(LABELLING):
+                        result = label_picture(job, task, seen, stop)
                 except PartialFailureError as failure:
                     behind.submit(task, partial(_fail, failure))
                     continue
-                behind.submit(task, partial(write_outputs, job, task, seen, result))
+                behind.submit(task, partial(write, task, seen, result))
                 del seen, result, reading
         finally:
             behind.finish()
