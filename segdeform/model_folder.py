@@ -15,6 +15,7 @@ WEIGHTS: Final = "model.safetensors"
 AVERAGED_WEIGHTS: Final = "ema.safetensors"  # in checkpoints
 DESCRIPTION: Final = "model.json"
 TRAINING_STATE: Final = "state.json"  # in checkpoints
+EXPORT: Final = "export.json"  # in folders of exported networks, in the place of weights
 
 _FILES = (DESCRIPTION, WEIGHTS)
 

@@ -25,6 +25,7 @@ from segdeform.cli.compare import compare
 from segdeform.cli.doctor import doctor
 from segdeform.cli.eval import evaluate
 from segdeform.cli.explain import explain
+from segdeform.cli.export import export
 from segdeform.cli.info import info
 from segdeform.cli.predict import predict
 from segdeform.cli.prepare import prepare
@@ -60,6 +61,7 @@ for function, name in (
     (compare, "compare"),
     (predict, "predict"),
     (explain, "explain"),
+    (export, "export"),
     (ablate, "ablate"),
     (info, "info"),
     (doctor, "doctor"),

@@ -1,0 +1,162 @@
+"""How far an exported network is from the network that it was made of, measured on pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from cuda_ops.labels import enlarged_labels
+from segdeform.export.network import Form, Precision
+from segdeform.models.deeplab import DeepLab
+from segdeform.models.resizing import enlarge
+from segdeform.runtimes.sessions import Run
+
+# Sides of the generated pictures, pixels: odd, prime, wide, high; two at a time.
+SIZES = ((61, 43), (97, 128), (40, 203), (129, 97))
+
+
+class Bar(NamedTuple):
+    """What must hold of an export."""
+
+    logits: float  # largest difference of scores / largest score
+    labels: float  # share of the pixels with the same label
+    probabilities: float  # largest difference
+
+
+BARS: dict[Precision, Bar] = {
+    "fp32": Bar(1e-3, 0.9999, 1e-3),
+    "fp16": Bar(3e-2, 0.995, 3e-2),
+    "bf16": Bar(2e-1, 0.97, 2e-1),
+}
+
+
+class Picture(NamedTuple):
+    """One or more pictures of one size to compare on."""
+
+    name: str
+    pixels: NDArray[np.uint8]  # [N, H, W, C]
+
+
+@dataclass
+class Parity:
+    """What was measured over all pictures."""
+
+    pixels: int = 0
+    equal: int = 0
+    largest_score: float = 0.0
+    largest: float = 0.0  # difference of scores
+    summed: float = 0.0
+    scores: int = 0
+    probabilities: float | None = None  # largest difference
+    finite: bool = True
+    other_shape: str = ""  # of an output, where it has not the one that it must have
+
+    def failure(self, bar: Bar) -> str:
+        """Says what is wrong; "" where all is well."""
+        if self.other_shape:
+            return self.other_shape
+        if not self.finite:
+            return "it gives NaN or infinity"
+        if self.relative > bar.logits:
+            return f"scores differ by up to {self.relative:.1e} of the largest ({bar.logits:g} may)"
+        if self.share < bar.labels:
+            least = f"{bar.labels:.2%} must"
+            return f"only {self.share:.4%} of the pixels have the same label ({least})"
+        if self.probabilities is not None and self.probabilities > bar.probabilities:
+            return f"probabilities differ by up to {self.probabilities:.1e}"
+        return ""
+
+    @property
+    def share(self) -> float:
+        """The share of the pixels with the same label."""
+        return self.equal / max(1, self.pixels)
+
+    @property
+    def relative(self) -> float:
+        """The largest difference of scores / the largest score."""
+        return self.largest / max(self.largest_score, 1e-30)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns JSON values."""
+        found = {
+            "pixels": self.pixels,
+            "equal_labels": self.share,
+            "different_labels": self.pixels - self.equal,
+            "largest_logit_difference": self.largest,
+            "mean_logit_difference": self.summed / max(1, self.scores),
+            "largest_logit": self.largest_score,
+        }
+        if self.probabilities is not None:
+            found["largest_probability_difference"] = self.probabilities
+        return found
+
+
+def generated(channels: int) -> list[Picture]:
+    """Makes pictures of several odd sizes, smooth with edges and noise, the same every time."""
+    random = torch.Generator().manual_seed(0)
+    pictures = []
+    for height, width in SIZES:
+        coarse = torch.rand(2, channels, 5, 7, generator=random)
+        smooth = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
+        patches = torch.rand(2, channels, 9, 8, generator=random)
+        edges = F.interpolate(patches, (height, width), mode="nearest")
+        noise = torch.rand(2, channels, height, width, generator=random)
+        mixed = (0.5 * smooth + 0.4 * edges + 0.1 * noise).clamp(0, 1)
+        pixels = (255 * mixed).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        pictures.append(Picture(f"generated {height}x{width}", pixels.numpy()))
+    return pictures
+
+
+@torch.inference_mode()
+def compare(network: DeepLab, run: Run, form: Form, pictures: Iterable[Picture]) -> Parity:
+    """Runs both on all pictures; labels are compared with those that `predict` writes."""
+    parity = Parity(probabilities=0.0 if form.probabilities else None)
+    for picture in pictures:
+        images = torch.from_numpy(picture.pixels).permute(0, 3, 1, 2).float() / 255
+        scores, size = network.maps(images), (images.shape[2], images.shape[3])
+        stride = network.map_stride(scores, size)
+        labels = enlarged_labels(scores, stride, size)
+        given = picture.pixels if form.input == "uint8" else images.contiguous().numpy()
+        found = dict(zip(form.outputs, run(given, form.outputs), strict=True))
+        _add(parity, scores, labels, torch.tensor(found["scores"]), torch.tensor(found["labels"]))
+        if parity.probabilities is not None:
+            wanted = enlarge(scores, stride, size).softmax(1)
+            apart = (torch.tensor(found["probabilities"]) - wanted).abs().max()
+            parity.probabilities = max(parity.probabilities, float(apart))
+    return parity
+
+
+def _add(parity: Parity, scores: Tensor, labels: Tensor, its: Tensor, its_labels: Tensor) -> None:
+    if its.shape != scores.shape or its_labels.shape != labels.shape:
+        parity.other_shape = (
+            f"its scores and labels are {list(its.shape)} and {list(its_labels.shape)}, not "
+            f"{list(scores.shape)} and {list(labels.shape)}"
+        )
+        return
+    parity.finite &= bool(torch.isfinite(its).all())
+    apart = (its.double() - scores.double()).abs()
+    parity.pixels += labels.numel()
+    parity.equal += int((its_labels.int() == labels.int()).sum())
+    parity.largest_score = max(parity.largest_score, float(scores.abs().max()))
+    parity.largest = max(parity.largest, float(apart.max()))
+    parity.summed += float(apart.sum())
+    parity.scores += apart.numel()
+
+
+def worded(runtime: str, version: str, parity: Parity, pictures: int) -> str:
+    """Says in one line what was measured."""
+    share = math.floor(parity.share * 10**6) / 10**6  # 100% is said of all pixels alone
+    return (
+        f"{runtime} {version}: {share:.4%} of the labels equal ({parity.pixels - parity.equal} of "
+        f"{parity.pixels} pixels differ), scores differ by up to {parity.largest:.1e}, "
+        f"{parity.summed / max(1, parity.scores):.1e} on average, of "
+        f"{parity.largest_score:.1f}; {pictures} pictures"
+    )

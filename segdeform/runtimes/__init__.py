@@ -1,0 +1,1 @@
+"""Exported networks: what their folders say, and the runtimes that run their files."""
