@@ -30,10 +30,11 @@ _REDUCED_OR_MASK = 0b101  # bits of NewSubfileType: overviews and masks are no p
 # Tags.
 _SUBFILE, _BITS, _PHOTOMETRIC = 254, 258, 262
 _DESCRIPTION, _ORIENTATION, _SAMPLES, _PLANES = 270, 274, 277, 284
+_COMPRESSION, _STRIPS, _TILES = 259, 273, 324
 _GREY, _RGB = 1, 2  # photometric interpretations; others (palettes, CMYK, JPEG's) are Pillow's
 # None, LZW, deflate, PackBits, deflate, LZMA, Zstandard: of imagecodecs' many decoders the only
 # ones that ever see a byte of an input; they stop at the size that the header asks for.
-_COMPRESSIONS = {1, 5, 8, 32773, 32946, 34925, 50000}
+COMPRESSIONS = {1, 5, 8, 32773, 32946, 34925, 50000}
 _WHO_NAMES_AXES = {"imagej", "ome", "shaped"}  # tifffile's names of who says what pages are
 # Scale and tie points, their matrix, and the keys of a GeoTIFF.
 _GEOREFERENCE = (33550, 33922, 34264, 34735)
@@ -169,7 +170,7 @@ class BandsFile(ImageFile.ImageFile):
 def _refuse_unknown(page: tifffile.TiffPage, path: object) -> None:
     known = (
         page.photometric in (_GREY, _RGB)
-        and page.compression in _COMPRESSIONS
+        and page.compression in COMPRESSIONS
         and page.dtype is not None
         and page.dtype.kind in "uif"
         and page.imagedepth == 1
@@ -258,7 +259,18 @@ def holds_bands(image: TiffImagePlugin.TiffImageFile) -> bool:
         return False
     samples, bits = tags.get(_SAMPLES, 1), tags.get(_BITS, (1,))
     plain = samples == 1 if kind == _GREY else samples == 3 and max(bits) <= 8
-    return not plain or tags.get(_PLANES, 1) != 1
+    return not plain or tags.get(_PLANES, 1) != 1 or _has_holes(image)
+
+
+def _has_holes(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Tells whether strips or tiles of a sparse file are left out, for which Pillow reads others.
+
+    They are zeros.
+    """
+    tags = image.tag_v2
+    offsets = tags.get(_TILES, tags.get(_STRIPS, ()))
+    known = tags.get(_COMPRESSION, 1) in COMPRESSIONS and min(tags.get(_BITS, (1,))) >= 8
+    return known and isinstance(offsets, tuple) and 0 in offsets
 
 
 def with_channels(image: TiffImagePlugin.TiffImageFile) -> BandsFile | None:

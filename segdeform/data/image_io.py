@@ -58,6 +58,7 @@ from segdeform.files.atomic import atomic_path
 UInt8 = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 500_000_000
+MAX_IN_WINDOWS = 2**40  # pixels of a TIFF, of which only parts are decoded
 PICTURE_SUFFIXES = frozenset(
     """.jpg .jpeg .jpe .jfif .mpo .png .apng .webp .bmp .tif .tiff .gif .ppm .pgm .pbm
     .pnm""".split()  # noqa: SIM905, a list would take a page
@@ -115,6 +116,15 @@ _COLOUR_MODES = frozenset(("RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _STRETCH = {"L": 1, "L;4": 17, "L;2": 85}
 
 
+class _Tiff(TiffImagePlugin.TiffImageFile):
+    """A TIFF whose size is limited by `refuse_size` alone, as that of the other formats is."""
+
+    def load_prepare(self) -> None:
+        if self._im is None:
+            self.im = _imaging.new(self.mode, self._tile_size)
+        super().load_prepare()
+
+
 class MaskKindError(DataError):
     """A picture that can be read, and is no index mask; `kind` says of which other kind it is."""
 
@@ -152,7 +162,7 @@ def pixels_of(
     samples = band_samples(image, path, bands)
     pixels = samples.values
     if samples.white != 255 or pixels.dtype != np.uint8:
-        pixels = _shown(samples, path, value_range)
+        pixels = shown(samples, path, value_range)
     return np.ascontiguousarray(turned(pixels, orientation(image)))
 
 
@@ -165,7 +175,7 @@ def upright_rgb(
         image.load()
         rgb = to_rgb(image)
     else:
-        rgb = Image.fromarray(_shown(samples, path, value_range)).convert("RGB")
+        rgb = Image.fromarray(shown(samples, path, value_range)).convert("RGB")
     turn = UPRIGHT.get(orientation(image))  # asked now: Pillow turns TIFFs itself, while decoding
     return rgb if turn is None else rgb.transpose(turn)
 
@@ -173,7 +183,7 @@ def upright_rgb(
 def count_frames(path: Path, bands: Bands | None = None) -> int:
     """Counts the frames or pages of a picture, of which `read_image` reads the first."""
     try:
-        with opened(path) as image:
+        with opened(path, in_windows=True) as image:
             frames = frame_count(image)
             return frames if bands is None else max(1, frames // channel_pages(image))
     except (DataError, UnsafeInputError):
@@ -188,8 +198,11 @@ def deep_samples(image: ImageFile.ImageFile, path: Path) -> Samples | None:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Returns the (H, W) that `read_image` would give, from the header. Raises as it does."""
-    with opened(path) as image:
+    """Returns the (H, W) of the upright picture, from the header. Raises as `read_image` does.
+
+    A TIFF may be larger than what is read whole.
+    """
+    with opened(path, in_windows=True) as image:
         return upright_size(image)
 
 
@@ -291,13 +304,14 @@ def write_image(path: Path, pixels: UInt8) -> None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+def opened(path: Path, *, in_windows: bool = False) -> Iterator[ImageFile.ImageFile]:
     """Lends a picture of a known format, not decoded yet; failures inside the block count as its.
 
+    With `in_windows` a TIFF may be larger than what is decoded whole.
     Raises DataError, UnsafeInputError or ResourceError as `read_image` does.
     """
     with told_failures(path), open_file(path) as file:
-        yield identified(path, file)
+        yield identified(path, file, in_windows)
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -337,7 +351,7 @@ def _damaged(path: Path, error: Exception) -> DataError:
     )
 
 
-def identified(path: Path, file: BinaryIO) -> ImageFile.ImageFile:
+def identified(path: Path, file: BinaryIO, in_windows: bool = False) -> ImageFile.ImageFile:
     """Opens a picture by its first bytes. Raises DataError, UnsafeInputError and as Pillow."""
     prefix = file.read(16)
     if not prefix:
@@ -348,19 +362,21 @@ def identified(path: Path, file: BinaryIO) -> ImageFile.ImageFile:
         if accept is not None and accept(prefix) is True:
             file.seek(0)
             image = _open_tiff(path, file) if format_name == "TIFF" else factory(file, str(path))
-            refuse_size(image, path)
+            refuse_size(
+                image, path, MAX_IN_WINDOWS if in_windows and format_name == "TIFF" else MAX_PIXELS
+            )
             return image
     kind = unread_kind(path)
     more = f"; {kind.name}: {kind.advice}" if kind else ""
     raise DataError(f"{path}: not a picture of a known format ({', '.join(_FORMATS)}){more}")
 
 
-def refuse_size(image: ImageFile.ImageFile, path: Path) -> None:
+def refuse_size(image: ImageFile.ImageFile, path: Path, limit: int = MAX_PIXELS) -> None:
     """Raises UnsafeInputError or DataError for a picture of too many or no pixels."""
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    if width * height > limit:
         raise UnsafeInputError(
-            f"{path}: {width}x{height} pixels are over the limit of 500 megapixels"
+            f"{path}: {width}x{height} pixels are over the limit of {limit // 10**6} megapixels"
         )
     if width < 1 or height < 1:
         raise DataError(f"{path}: the picture is empty ({width}x{height} pixels)")
@@ -369,7 +385,7 @@ def refuse_size(image: ImageFile.ImageFile, path: Path) -> None:
 def _open_tiff(path: Path, file: Any) -> ImageFile.ImageFile:
     """Opens a TIFF by Pillow, or by tifffile where Pillow would read it wrong or not at all."""
     try:
-        image: ImageFile.ImageFile = TiffImagePlugin.TiffImageFile(file, str(path))
+        image: ImageFile.ImageFile = _Tiff(file, str(path))
         if isinstance(image, TiffImagePlugin.TiffImageFile) and not holds_bands(image):
             return image
     except (OSError, *DAMAGE):  # layouts that it does not know look like damage, too
@@ -394,7 +410,8 @@ def _stored_as(image: ImageFile.ImageFile) -> str:
     return str(arguments if isinstance(arguments, str) else (arguments or [image.mode])[0])
 
 
-def _shown(samples: Samples, path: Path, value_range: ValueRange | None) -> UInt8:
+def shown(samples: Samples, path: Path, value_range: ValueRange | None) -> UInt8:
+    """Makes 8 bits of stored values, [H, W] or [H, W, C]. Raises DataError as `read_image` does."""
     values, white = samples
     if value_range is None and white is None:
         raise DataError(
