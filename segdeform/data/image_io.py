@@ -8,6 +8,7 @@ left to `bands` (TIFFs) and `depth`.
 from __future__ import annotations
 
 import ctypes
+import os
 import stat
 import struct
 import warnings
@@ -101,6 +102,8 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _IN_STRIPS = 2**24  # pixels, beyond which a mask is written without a copy of the whole
 _EXIF_ORIENTATION = 0x0112
+_PNG_KEYWORD = 80  # bytes, of a text with its end
+_METADATA_KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # of texts in a PNG
 # What turns the stored pixels of each EXIF orientation upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -116,10 +119,25 @@ _COLOUR_MODES = frozenset(("RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _STRETCH = {"L": 1, "L;4": 17, "L;2": 85}
 
 
+_NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
+
+
 class _Tiff(TiffImagePlugin.TiffImageFile):
-    """A TIFF whose size is limited by `refuse_size` alone, as that of the other formats is."""
+    """A TIFF whose size is limited by `refuse_size` alone, as that of the other formats is.
+
+    It is read and not mapped: Pillow takes a map for upright where the picture is turned. What
+    libtiff unpacks has the machine's byte order, which Pillow knows of 16 bits without a sign only.
+    """
+
+    def load_read(self, count: int) -> bytes:
+        assert self.fp is not None
+        return self.fp.read(count)
 
     def load_prepare(self) -> None:
+        if self.tile and self.tile[0].codec_name == "libtiff":
+            tile = self.tile[0]
+            raw, *others = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+            self.tile = [tile._replace(args=(_NATIVE.get(str(raw), raw), *others))]
         if self._im is None:
             self.im = _imaging.new(self.mode, self._tile_size)
         super().load_prepare()
@@ -362,18 +380,16 @@ def identified(path: Path, file: BinaryIO, in_windows: bool = False) -> ImageFil
         if accept is not None and accept(prefix) is True:
             file.seek(0)
             image = _open_tiff(path, file) if format_name == "TIFF" else factory(file, str(path))
-            refuse_size(
-                image, path, MAX_IN_WINDOWS if in_windows and format_name == "TIFF" else MAX_PIXELS
-            )
+            refuse_size(image, path, in_windows and format_name == "TIFF")
             return image
     kind = unread_kind(path)
     more = f"; {kind.name}: {kind.advice}" if kind else ""
     raise DataError(f"{path}: not a picture of a known format ({', '.join(_FORMATS)}){more}")
 
 
-def refuse_size(image: ImageFile.ImageFile, path: Path, limit: int = MAX_PIXELS) -> None:
+def refuse_size(image: ImageFile.ImageFile, path: Path, in_windows: bool = False) -> None:
     """Raises UnsafeInputError or DataError for a picture of too many or no pixels."""
-    width, height = image.size
+    (width, height), limit = image.size, MAX_IN_WINDOWS if in_windows else MAX_PIXELS
     if width * height > limit:
         raise UnsafeInputError(
             f"{path}: {width}x{height} pixels are over the limit of {limit // 10**6} megapixels"
@@ -399,10 +415,35 @@ def _open_tiff(path: Path, file: Any) -> ImageFile.ImageFile:
 def orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation, 1 (upright) to 8; any other value means nothing: 1."""
     try:
-        turn = int(image.getexif().get(_EXIF_ORIENTATION, 1))
+        turn = int(_exif(image).get(_EXIF_ORIENTATION, 1))
     except DAMAGE:
         return 1  # broken metadata does not make a good picture unreadable
     return turn if 1 <= turn <= 8 else 1
+
+
+def _exif(image: Image.Image) -> Image.Exif:
+    """Returns the metadata of a picture that stays as it is: not decoded, if it was not."""
+    if isinstance(image, PngImagePlugin.PngImageFile) and image.tile and image.fp is not None:
+        # Pillow decodes a PNG to see what stands behind its pixels.
+        if not _has_metadata_behind(image.fp.fileno()):
+            return Image.Image.getexif(image)
+        with PngImagePlugin.PngImageFile(str(image.filename)) as other:
+            return other.getexif()
+    return image.getexif()
+
+
+def _has_metadata_behind(descriptor: int) -> bool:
+    """Tells whether a PNG has EXIF or XMP behind its pixels, by the heads of its chunks."""
+    at, behind = 8, False
+    while len(head := os.pread(descriptor, 8 + _PNG_KEYWORD, at)) >= 8:
+        kind, keyword = head[4:8], head[8:].split(b"\0")[0]
+        if kind == b"IEND":
+            return False
+        if behind and (kind == b"eXIf" or keyword in _METADATA_KEYWORDS):
+            return True
+        behind = behind or kind == b"IDAT"
+        at += 12 + int.from_bytes(head[:4])
+    return False
 
 
 def _stored_as(image: ImageFile.ImageFile) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
 import tifffile
 from PIL import ImageFile, TiffImagePlugin
 
@@ -34,6 +33,8 @@ _LARGEST_SEGMENT = 1 << 26  # bytes, of a strip or tile, unpacked
 _MOST_BYTES = 1 << 32  # of a strip or tile at all, unpacked
 _ROWS_AT_ONCE = 2048  # of the picture, which a row of windows is thought to take at most
 _JPEG = 7  # a compression
+_WITHOUT_PREDICTOR = (1, 32773)  # none, PackBits
+_NO_FRAMES = (0xC4, 0xC8, 0xCC)  # markers among those that begin a JPEG's picture
 # Photometric interpretations, and how many samples they have.
 _WHITE_IS_ZERO, _GREY, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _SAMPLES = {_WHITE_IS_ZERO: 1, _GREY: 1, _RGB: 3, _PALETTE: 1, _YCBCR: 3}
@@ -254,7 +255,7 @@ class _Page:
         try:
             if page.compression == _JPEG:
                 colours = _JPEG_COLOURS[page.photometric]
-                rows, columns = simplejpeg.decode_jpeg_header(packed)[:2]
+                rows, columns = _jpeg_size(packed)
                 if rows > self.rows or columns > self._columns:
                     raise ValueError(f"a strip or tile of {rows}x{columns} pixels is too large")
                 shown = "RGB" if colours == "YCBCR" else colours
@@ -271,6 +272,18 @@ class _Page:
         if values.shape[0] < height or values.shape[1] < width or values.shape[2] != self._samples:
             raise ValueError(f"a strip or tile of {values.shape} lacks pixels")
         return values[:height, :width]
+
+
+def _jpeg_size(packed: bytes) -> tuple[int, int]:
+    """Returns the (H, W) in the header of a JPEG, before memory is taken. Raises ValueError."""
+    at = 2
+    while at + 9 <= len(packed):
+        marker, length = packed[at + 1], int.from_bytes(packed[at + 2 : at + 4])
+        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
+            height, width = packed[at + 5 : at + 7], packed[at + 7 : at + 9]
+            return int.from_bytes(height), int.from_bytes(width)
+        at += 2 + length
+    raise ValueError("a strip or tile is no JPEG")
 
 
 class _Cache:
@@ -317,7 +330,7 @@ def tiff_raster(
         if source is None:
             return _of_pillows(image, path, value_range, bands)
         image = source
-    if not isinstance(image, BandsFile) or image.fp is None:
+    if not isinstance(image, BandsFile) or image.plane or image.fp is None:
         return None
     if bands is not None and max(bands) >= image.every_band:
         refuse_bands(path, bands, image.every_band, frame_count(image))
@@ -368,7 +381,11 @@ def _is_as_pillow_reads(page: tifffile.TiffPage, value_range: ValueRange | None)
         return False
     if page.samplesperpixel != _SAMPLES.get(page.photometric):
         return False
+    if page.photometric == _WHITE_IS_ZERO and page.planarconfig != 1:  # which Pillow leaves as is
+        return False
     if page.bitspersample != 8 * page.dtype.itemsize:
+        return False
+    if page.predictor != 1 and page.compression in _WITHOUT_PREDICTOR:  # libtiff leaves it out
         return False
     lengths = zip(page.dataoffsets, page.databytecounts, strict=False)
     if any(offset and not length for offset, length in lengths):  # Pillow does not look at them

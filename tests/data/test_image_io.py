@@ -15,8 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from segdeform.data.image_io import (
+    image_size,
+    opened,
+    orientation,
     read_image,
     read_mask,
+    upright_size,
     write_image,
     write_index_png,
 )
@@ -225,3 +229,40 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         write_image(path, noise(4, 4, 3, seed=1))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def with_chunks(path: Path, *behind: tuple[bytes, bytes]) -> None:
+    """Writes a PNG with further chunks behind its pixels."""
+    content = path.read_bytes()
+    end = content.rindex(b"IEND") - 4
+    chunks = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in behind
+    )
+    path.write_bytes(content[:end] + chunks + content[end:])
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_the_turn_of_a_png_is_known_before_it_is_decoded(tmp_path: Path, deep: bool) -> None:
+    path = tmp_path / "a.png"
+    pixels = np.random.default_rng(0).integers(0, 65_536, (5, 7), np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = exif.tobytes().removeprefix(b"Exif\0\0")
+    hexed = b"Raw profile type exif\0\nexif\n%8d\n%s\n" % (len(stored), stored.hex().encode())
+    for behind, turned in (
+        ((b"tEXt", b"date:create\x002026-11-30"), False),
+        ((b"eXIf", stored), True),
+        ((b"tEXt", hexed), True),
+    ):
+        picture = Image.fromarray(pixels if deep else pixels.astype(np.uint8))
+        picture.save(path)
+        with_chunks(path, behind)
+        with opened(path) as image:
+            assert (orientation(image) == 6) == turned
+            assert upright_size(image) == ((7, 5) if turned else (5, 7))
+            assert image.tile, "it was decoded"
+        shown = np.rint(pixels / 257) if deep else pixels.astype(np.uint8)
+        expected = np.rot90(shown, -1) if turned else shown
+        np.testing.assert_array_equal(read_image(path)[..., 0], expected)
+        assert image_size(path) == expected.shape

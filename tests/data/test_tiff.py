@@ -118,6 +118,33 @@ def test_orientations_turn_bands_like_anything_else(tmp_path: Path, turn: int, c
     assert image_size(tmp_path / "a.tif") == expected.shape[:2]
 
 
+@pytest.mark.parametrize("turn", [3, 5, 6, 8])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_turned_grey_of_one_strip_is_upright(tmp_path: Path, turn: int, dtype: Any) -> None:
+    values = bands(1, dtype)
+    write_tiff(tmp_path / "strips.tif", values, photometric=GREY, turn=turn, rows=2)
+    write_tiff(tmp_path / "one.tif", values, photometric=GREY, turn=turn, rows=7)
+    one = read_image(tmp_path / "one.tif")
+    np.testing.assert_array_equal(one, read_image(tmp_path / "strips.tif"))
+    assert one.shape[:2] == image_size(tmp_path / "one.tif")
+
+
+@pytest.mark.parametrize("compression", [NONE, DEFLATE, PACKBITS])
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32, np.uint16])
+def test_numbers_of_either_byte_order_are_the_same(
+    tmp_path: Path, compression: int, dtype: Any
+) -> None:
+    values = np.random.default_rng(0).integers(0, 5000, (7, 10, 1)).astype(dtype)
+    shown = np.rint(values * (255 / 5000)).astype(np.uint8)
+    for big_endian in (False, True):
+        write_tiff(
+            tmp_path / "a.tif", values, photometric=GREY, big_endian=big_endian,
+            compression=compression,
+        )  # fmt: skip
+        read = read_image(tmp_path / "a.tif", (0, 5000))
+        np.testing.assert_array_equal(read, np.repeat(shown, 3, axis=2))
+
+
 def test_bands_are_no_mask(tmp_path: Path) -> None:
     for count, kind in ((5, "colour-mask"), (3, "colour-mask"), (2, "mask-kind")):
         write_tiff(tmp_path / "a.tif", bands(count), photometric=GREY)
