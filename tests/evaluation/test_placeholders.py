@@ -31,7 +31,7 @@ def _model(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
         device=torch.device("cpu"),
         info={"sha256": "abc", "training": {"dataset": "cityscapes"}, "path": "model"},
     )
-    monkeypatch.setattr("segdeform.evaluation.run.load", lambda *_: segmenter)
+    monkeypatch.setattr("segdeform.evaluation.run.load", lambda *_, **__: segmenter)
     here = tmp_path_factory.mktemp("here")
     (here / "model").mkdir()
     (here / "model" / "model.json").write_text("{}")
