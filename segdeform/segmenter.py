@@ -20,6 +20,7 @@ from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from segdeform.callbacks import Say
 from segdeform.config.schema import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -136,6 +137,7 @@ class Segmenter:
     value_range: ValueRange | None = None
     bands: tuple[int, ...] | None = None
     precision: Precision = "fp32"  # what the network computes in
+    compiled: bool = False  # by `compile`
 
     @property
     def channels(self) -> int:
@@ -165,6 +167,14 @@ class Segmenter:
         from segdeform.data.opening import open_picture
 
         return open_picture(picture, self.value_range, self.bands, scratch)
+
+    def compile(self, say: Say = _log.info) -> None:
+        """Has the network compiled for each size that comes again; see `compile_network`."""
+        from segdeform.models.compiling import compile_network
+
+        if not self.compiled:
+            compile_network(self.model, say)
+            self.compiled = True
 
     def with_options(self, **given: Any) -> Segmenter:
         """Returns the same network with other inference options, keys of the section `eval`.

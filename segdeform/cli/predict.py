@@ -51,6 +51,12 @@ def predict(
             show_default="what the model says",
         ),
     ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the network for sizes that come again: for many pictures."
+        ),
+    ] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Say what took the time, and what would take less.")
     ] = False,
@@ -90,6 +96,8 @@ def predict(
     segmenter = inference.load(model, "auto")
     if limits is not None:
         segmenter.value_range = limits
+    if compiled:
+        segmenter.compile(partial(print, file=sys.stderr))
     watch = Stopwatch() if profile else None
     with (
         progress_bars() as progress,

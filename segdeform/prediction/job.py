@@ -51,9 +51,13 @@ class Job:
 
 def settings_of(segmenter: Segmenter) -> Mapping[str, Any]:
     """Returns all that a mask depends on beside its picture."""
-    # Named only where it is another, so that what earlier versions did is known again.
-    numbers = {} if segmenter.precision == "fp32" else {"precision": segmenter.precision}
-    return numbers | {
+    # Named only where they are others, so that what earlier versions did is known again.
+    others: dict[str, Any] = {}
+    if segmenter.precision != "fp32":
+        others["precision"] = segmenter.precision
+    if segmenter.compiled:
+        others["compiled"] = True
+    return others | {
         "model": segmenter.info["sha256"],
         "inference": segmenter.options.model_dump(mode="json"),
         "value_range": segmenter.value_range and as_json(segmenter.value_range),

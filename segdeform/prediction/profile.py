@@ -72,11 +72,11 @@ class Profile:
 
 
 def _faster(segmenter: Segmenter) -> str:
+    compiling = "" if segmenter.compiled else " or, for many pictures of a size, --compile"
     if segmenter.device.type == "cpu":
-        return "a GPU, more cores, a smaller backbone or, for many pictures of a size, --compile"
-    if segmenter.precision == "fp32":
-        return "--precision bf16, or a smaller backbone,"
-    return "a smaller backbone, or several GPUs (torchrun),"
+        return f"a GPU, more cores, a smaller backbone{compiling}"
+    numbers = "" if segmenter.precision == "bf16" else ", --precision bf16"
+    return f"several GPUs (torchrun), a smaller backbone{numbers}{compiling}"
 
 
 def profile_of(watch: Stopwatch) -> Profile:
@@ -98,7 +98,8 @@ def profile_of(watch: Stopwatch) -> Profile:
 @contextmanager
 def network_timed(segmenter: Segmenter, clock: Clock) -> Iterator[None]:
     """Tells a clock of each call of the network, while the body runs."""
-    model, maps = segmenter.model, segmenter.model.maps
+    model, maps = segmenter.model, segmenter.model.maps  # perhaps a compiled one
+    own = "maps" in vars(model)
 
     def timed(images: Tensor) -> Tensor:
         with clock(NETWORK):
@@ -112,7 +113,10 @@ def network_timed(segmenter: Segmenter, clock: Clock) -> Iterator[None]:
     try:
         yield
     finally:
-        del model.maps
+        if own:
+            model.maps = maps  # type: ignore[method-assign]
+        else:
+            del model.maps
 
 
 def lines(profile: Profile, segmenter: Segmenter) -> Iterator[str]:

@@ -95,6 +95,7 @@ def write_summary(
         "classes": list(segmenter.classes),
         "inference": segmenter.options.model_dump(mode="json"),
         "precision": segmenter.precision,
+        "compiled": segmenter.compiled,
         "outputs": list(outputs),
         "folders": written_outputs(summary.output, outputs),
     }
