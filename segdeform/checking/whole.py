@@ -83,7 +83,7 @@ def _white_among(
     """
     first, masks = datasets[0], mask_values(pairs)
     classes = set(range(1, len(first.classes)))
-    if first.wide or first.label_map is not None or not any(values & classes for values in masks):
+    if first.label_map is not None or not any(values & classes for values in masks):
         return
     if len(classes) > 1 and any(IGNORE in values and values & classes for values in masks):
         return

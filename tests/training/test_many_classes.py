@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from segdeform.cli import main
 from segdeform.config.schema import Config
+from segdeform.data import load_dataset
 from segdeform.errors import DataError
+from segdeform.machine.processes import ALONE
 from segdeform.segmenter import load, read_description
 from segdeform.training.loop import train
 from segdeform.training.start import refuse_data
+from segdeform.training.step import _of_all
 from tests.training.conftest import ReporterThat, tiny_config
 
 CLASSES, IGNORED = 300, 65535
@@ -127,12 +132,28 @@ def test_a_model_folder_holds_many_classes(data: Path, run: Path) -> None:
         type(description).model_validate(description.model_dump() | most)
 
 
+def test_a_batch_without_a_label_is_known(data: Path) -> None:
+    """What the log counts as unlabelled batches."""
+    plan: Any = SimpleNamespace(
+        train_set=load_dataset("folder", data, "train"), peers=ALONE, device=torch.device("cpu")
+    )
+    labels = torch.full((2, 3, 5), IGNORED)
+    assert _of_all(plan, torch.zeros(()), labels, 0)[1] == 0
+    labels[0, 0, :2] = 255
+    assert _of_all(plan, torch.zeros(()), labels, 0)[1] == 2
+
+
 def test_explain_knows_classes_beyond_255(
     data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = data / "val" / "images" / "4.png"
     words = ["--device", "cpu", "--threads", "1", "--output"]
     assert main(["explain", str(run), str(picture), *words, str(tmp_path / "picture")]) == 0
+    facts = json.loads((tmp_path / "picture" / "explain.json").read_text())
+    labels = load(run, "cpu").predict(picture).labels
+    assert labels.max() > 255
+    for point in facts["points"]:
+        assert point["class"] == f"c{labels[point['y'], point['x']]}"
     assert main(["explain", str(run), "--data", str(data), *words, str(tmp_path / "split")]) == 0
     assert "40 of 300 classes" in capsys.readouterr().out
     facts = json.loads((tmp_path / "split" / "dilation.json").read_text())

@@ -9,12 +9,12 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFile
 
 from segdeform.checking.facts import Facts, plain_values
 from segdeform.data.class_list import Colour
 from segdeform.data.dataset import IGNORE, Labels, label_type
-from segdeform.data.image_io import opened
+from segdeform.data.image_io import MaskKindError, index_values, opened
 from segdeform.errors import DataError
 
 _BLURRING = ("JPEG", "MPO", "WEBP")  # WebP unless told not to
@@ -150,7 +150,7 @@ def labels_of(
         if threshold is not None:
             return (np.asarray(image.convert("L")) >= threshold).astype(np.uint8)
         by_colour = image.mode in _COLOURED or (image.mode == "P" and bool(colours))
-        numbers = None if by_colour else plain_values(image)
+        numbers = None if by_colour else _numbers(image, path)
         if numbers is not None:
             grey = {red: k for (red, green, blue), k in colours.items() if red == green == blue}
             return _looked_up(path, numbers, values | grey, classes)
@@ -160,6 +160,14 @@ def labels_of(
     # Grey that was saved with three channels, where a table of colours does not know it.
     shades = {value * 0x010101: label for value, label in values.items() if value < 256}
     return _looked_up(path, packed, shades | table, classes)
+
+
+def _numbers(image: ImageFile.ImageFile, path: Path) -> Labels | None:
+    """Returns the values of a mask as its facts have them, None where it holds no numbers."""
+    try:
+        return index_values(image, path)
+    except MaskKindError:
+        return plain_values(image)
 
 
 _COLOURED = frozenset(("RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"))

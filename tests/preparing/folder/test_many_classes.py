@@ -19,11 +19,12 @@ from segdeform.preparing.folder.prepare import prepare_folder
 from tests.preparing.folder.raw_folders import put_picture
 
 COUNT = 300
-SIZE = (24, 25)
+SIZE = (60, 71)
 
 
 def labels_of_all(seed: int) -> NDArray[np.uint16]:
-    """Returns labels [H, W] of which 95% are of the first classes; all occur, and 65535."""
+    """Returns labels [H, W] of all classes and 65535, of which 95% lie near 0 or from 215 on, as
+    the greys of smoothed black and white masks do."""
     labels = np.random.default_rng(seed).integers(0, 30, SIZE).astype(np.uint16)
     labels.flat[: COUNT + 5] = [*range(COUNT), *[65535] * 5]
     return np.random.default_rng(seed).permuted(labels.ravel()).reshape(SIZE)
@@ -59,6 +60,41 @@ def test_masks_of_16_bits_are_referred_to(tmp_path: Path) -> None:
         assert found[str(index)].dtype == np.uint16
         np.testing.assert_array_equal(found[str(index)], mask)
     assert not (tmp_path / "ready" / "masks").exists(), "there was nothing to write anew"
+
+
+def test_background_beyond_255_is_what_pictures_without_a_mask_show(tmp_path: Path) -> None:
+    masks = [labels_of_all(seed) for seed in range(3)]
+    images, folder = raw(tmp_path, masks)
+    (folder / "1.png").unlink()
+    names = [f"c{index}" for index in range(COUNT - 1)] + ["background"]
+    order = Order(tmp_path / "ready", images, folder, classes=",".join(names), keep_empty=True)
+    found = prepared(order)
+    assert (found["1"] == COUNT - 1).all()
+    for index in (0, 2):
+        np.testing.assert_array_equal(found[str(index)], masks[index])
+
+
+def test_masks_that_are_written_anew_keep_their_values(tmp_path: Path) -> None:
+    """Also of two classes: 16 bits are not cut to 8, a PGM is not stretched to its maximum."""
+    labels = np.random.default_rng(0).integers(0, 2, SIZE)
+    raw(tmp_path / "deep", [(300 * labels).astype(np.uint16)] * 3)
+    raw(tmp_path / "pgm", [])
+    for index in range(3):
+        put_picture(tmp_path / "pgm" / "image" / f"{index}.png", index, SIZE)
+        path = tmp_path / "pgm" / "masks" / f"{index}.pgm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        head = f"P5 {SIZE[1]} {SIZE[0]} 20\n".encode()
+        path.write_bytes(head + (7 * labels).astype(np.uint8).tobytes())
+    for kind, value in (("deep", 300), ("pgm", 7)):
+        put_picture(tmp_path / kind / "image" / "empty.png", 9, SIZE)
+        folders = (tmp_path / kind / "image", tmp_path / kind / "masks")
+        said = f"0:ground,{value}:crack"
+        found = prepared(Order(tmp_path / f"{kind}-ready", *folders, values=said, keep_empty=True))
+        assert not found.pop("empty").any()
+        assert len(found) == 3
+        for mask in found.values():
+            assert mask.dtype == np.uint8
+            np.testing.assert_array_equal(mask, labels)
 
 
 def test_values_of_their_own_are_mapped(tmp_path: Path) -> None:
