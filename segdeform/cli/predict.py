@@ -31,6 +31,13 @@ def predict(
         typer.Argument(metavar="INPUT...", help="Pictures or folders.", show_default=False),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the results.", show_default=False)],
+    frames: Annotated[
+        str,
+        typer.Option(
+            metavar="first|all",
+            help="Of pictures with several frames or pages; of a video it is always all.",
+        ),
+    ] = "first",
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Predict again what is done; else only what is left."),
@@ -80,6 +87,8 @@ def predict(
     from segdeform.prediction.inputs import refuse_missing
     from segdeform.prediction.place import refuse_foreign
 
+    if frames not in ("first", "all"):
+        raise UsageError(f"--frames {frames}: expected first or all")
     share = None if shard is None else _shard(shard)
     limits = None if value_range is None else _range(value_range)
     inference.options()
@@ -111,6 +120,7 @@ def predict(
             output,
             outputs=outputs,
             forms=forms,
+            every_frame=frames == "all",
             overwrite=overwrite,
             shard=Shard(*(share or own_share())),
             progress=shown,
@@ -130,7 +140,7 @@ def predict(
             print(f"{_count(summary.left)} left to other processes")
         _list("skipped", [f"{path} ({reason})" for path, reason in summary.skipped])
         _list("left out, as masks of an earlier prediction", [str(path) for path in summary.own])
-        several = [f"{d.source} ({d.frames})" for d in summary.done if d.frames > 1]
+        several = [f"{d.source} ({d.frames})" for d in summary.done if d.is_first_of_several]
         _list("only the first of several frames or pages was predicted", several)
         _list("warning", [f"{d.source}: {d.note}" for d in summary.done if d.note])
         if summary.earlier:

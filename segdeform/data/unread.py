@@ -10,6 +10,7 @@ _DEVELOP = "develop them into TIFFs of 16 bits, or JPEGs"
 _PLANES = "export each picture as a TIFF: Fiji opens them by Bio-Formats"
 _TILES = "cut tiles of one level into TIFFs or PNGs, as QuPath does"
 _TRANSLATE = "write them as GeoTIFFs: gdal_translate IN OUT.tif"
+_VIDEO = "video"
 _SLICES = "save each slice as a PNG or TIFF of 16 bits"
 
 
@@ -42,7 +43,7 @@ _KINDS = {
         ".npy .npz .mat .h5 .hdf5 .hdf .zarr .pt .pkl"
     ),
     Unread("astronomical", "save them as TIFFs of 16 or 32 bits"): ".fits .fit .fts",
-    Unread("video", "save the frames as PNG or JPEG: ffmpeg -i IN frame-%05d.png"): (
+    Unread(_VIDEO, "save the frames as PNG or JPEG: ffmpeg -i IN frame-%05d.png"): (
         ".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv"
     ),
     Unread("drawings", _EXPORTS): ".psd .psb .xcf .kra .svg .pdf .eps .ai .afphoto",
@@ -60,6 +61,12 @@ def unread_kind(path: Path) -> Unread | None:
     if name.endswith(".nii.gz"):
         return _OF_SUFFIX[".nii.gz"]
     return _OF_SUFFIX.get(path.suffix.lower())
+
+
+def is_video(path: Path) -> bool:
+    """Tells by a file's name whether it is a video, which is predicted, and not trained on."""
+    kind = unread_kind(path)
+    return kind is not None and kind.name == _VIDEO
 
 
 def unread_below(folder: Path) -> list[str]:

@@ -34,19 +34,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
     writers choose the format; on any failure the temporary file is removed.
     Raises ResourceError (disk, quota, file handles) or UsageError (permission, not a folder).
     """
-    temporary = path.with_name(f".segdeform-{secrets.token_hex(8)}.tmp{path.suffix}")
+    temporary = temporary_path(path)
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            sync(temporary)
-            temporary.replace(path)
-            sync(path.parent)
+            put(temporary, path)
         except OSError as error:
             raise write_error(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """Returns a hidden name beside `path`, by which a killed writer's file is known."""
+    return path.with_name(f".segdeform-{secrets.token_hex(8)}.tmp{path.suffix}")
+
+
+def put(temporary: Path, path: Path) -> None:
+    """Moves a whole file to its name, in one step that survives a crash. Raises OSError."""
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
 
 
 def is_temporary(name: str) -> bool:

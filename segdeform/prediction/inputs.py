@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from segdeform.data.image_io import PICTURE_SUFFIXES
-from segdeform.data.unread import unread_kind
+from segdeform.data.unread import is_video, unread_kind
 from segdeform.errors import DataError, UsageError
-from segdeform.prediction.place import OUTPUTS, SUMMARY, identity, read_summary
+from segdeform.prediction.place import (
+    OUTPUTS,
+    SUMMARY,
+    frames_folder,
+    identity,
+    read_summary,
+)
 
 
 @dataclass
@@ -76,6 +82,8 @@ def _no_picture(path: Path) -> str:
         return "hidden"
     if path.is_symlink() and path.is_dir():
         return "a link to a folder: give the folder itself"
+    if is_video(path):
+        return ""
     if kind := unread_kind(path):
         return f"{path.suffix} is not read here, {kind.name}: {kind.advice}"
     if path.suffix.lower() not in PICTURE_SUFFIXES:
@@ -93,12 +101,15 @@ def _tell_apart(
         if earlier.get(name) == str(identity(source)):
             owners[_folded(name)] = source
     for source, name in entries:
-        owner = owners.setdefault(_folded(name), source)
-        if owner is source:
+        owners.setdefault(_folded(name), source)
+    for source, name in entries:
+        owner, video = owners[_folded(name)], owners.get(_folded(frames_folder(name)), source)
+        if owner is source and (video is source or not is_video(video)):
             found.pictures.append((source, name))
-        else:
-            text = f"its mask would be {name}.png, as that of {owner}: rename one of them"
-            found.collisions.append((source, f"{text}, or predict it into another --output"))
+            continue
+        whose = f"that of {owner}" if owner is not source else f"that of a frame of {video}"
+        text = f"its mask would be {name}.png, as {whose}: rename one of them"
+        found.collisions.append((source, f"{text}, or predict it into another --output"))
 
 
 def _walk(folder: Path, excluded: set[Path], own: list[Path]) -> Iterator[Path]:

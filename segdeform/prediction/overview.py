@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from segdeform.data.image_io import write_image
-from segdeform.prediction.place import overlay_path
+from segdeform.data.unread import is_video
+from segdeform.prediction.place import overlay_path, video_path
 from segdeform.prediction.records import Done
 from segdeform.results.overlay import Color, Picture
 
@@ -47,6 +48,11 @@ def write_overview(
 
 def _small_overlay(output: Path, done: Done) -> Picture | None:
     """Reads an overlay at about the size of a thumbnail; None where it cannot be had so."""
+    if is_video(done.source):
+        from segdeform.prediction.video import middle_frame
+
+        frame = middle_frame(video_path(output, done.name))
+        return None if frame is None else thumbnail(frame)
     path = overlay_path(output, done)
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as image:

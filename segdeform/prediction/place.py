@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from segdeform.data.georeference import Georeference
+from segdeform.data.unread import is_video
 from segdeform.errors import UsageError
 from segdeform.files.atomic import is_temporary
 from segdeform.model_folder import DESCRIPTION
@@ -23,6 +25,7 @@ FORMAT = "segdeform-prediction"  # how a summary.json of ours is told from anybo
 SUMMARY = "summary.json"
 FOLDERS = tuple(KINDS)  # one an output, mirroring the inputs
 _LARGEST_PNG = 2**30  # pixels
+_FRAME = re.compile(r"(.+)/\d{6,}")  # the name of a frame's outputs
 _JPEG_SIDE = 65_500  # pixels, the most that a JPEG has
 _FILES = ("overview.png", PREDICTIONS, FAILURES, SUMMARY)
 OUTPUTS = (*FOLDERS, *_FILES)
@@ -89,7 +92,20 @@ def earlier_sources(output: Path) -> dict[str, str]:
             for path in (output / folder).rglob(f"*.{suffix}"):
                 if path.is_file() and not is_temporary(path.name):
                     names.add(path.relative_to(output / folder).with_suffix("").as_posix())
-    return {name: str(noted.get(name, "")) for name in sorted(names)}
+    present = {_noted(name, noted): None for name in sorted(names)}
+    return {name: str(noted.get(name, "")) for name in present}
+
+
+def _noted(name: str, noted: Mapping[str, Any]) -> str:
+    """Returns the name that a mask's picture is noted by: of a frame's, that of all of them."""
+    folder = frames_folder(name)
+    return folder if name not in noted and folder in noted else name
+
+
+def frames_folder(name: str) -> str:
+    """Returns the name whose frame a name may be: a/b for a/b/000012; "" for any other."""
+    match = _FRAME.fullmatch(name)
+    return match[1] if match else ""
 
 
 def written_outputs(output: Path, outputs: Iterable[str]) -> list[str]:
@@ -110,11 +126,16 @@ def refuse_others_masks(
 
     `pictures` are (source, name); `earlier` is what `earlier_sources` says.
     """
-    others = [
-        (source, name)
-        for source, name in pictures
-        if name in earlier and earlier[name] != str(identity(source))
-    ]
+    frames = {folder: name for name in earlier if (folder := frames_folder(name))}
+    others = []
+    for source, name in pictures:
+        taken, folder = name, frames_folder(name)
+        if name not in earlier and folder in earlier and has_outputs(output, name):
+            taken = folder  # its mask would lie where that of a frame lies
+        elif name not in earlier and is_video(source):
+            taken = frames.get(name, name)  # the mask of a frame would lie where a picture's lies
+        if taken in earlier and earlier[taken] != str(identity(source)):
+            others.append((source, taken))
     if others:
         source, name = others[0]
         more = f" (and {len(others) - 1} more such files)" if len(others) > 1 else ""
@@ -132,6 +153,16 @@ def _called(path: Path, output: Path) -> str:
 def identity(path: Path) -> Path:
     """Returns the absolute path of an entry itself, not of what it links to."""
     return path.parent.resolve() / path.name
+
+
+def has_outputs(output: Path, name: str) -> bool:
+    """Tells whether there is any output of a name."""
+    return any(path.is_file() for path in every_path(output, name))
+
+
+def video_path(output: Path, name: str) -> Path:
+    """Returns where the overlays of a video lie."""
+    return output / "overlays" / f"{name}.mp4"
 
 
 def mask_suffix(size: tuple[int, int], place: Georeference | None) -> str:

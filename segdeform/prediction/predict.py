@@ -2,24 +2,24 @@
 
     OUTPUT/masks/...png        palette PNG, the pixel values are class indices
     OUTPUT/overlays/...jpg     the picture tinted in the classes' colours
-    OUTPUT/polygons/...        and others that are asked for: `outputs.KINDS` has all
     OUTPUT/overview.png        up to 12 overlays with their names, and the legend, on one sheet
     OUTPUT/predictions.jsonl   a line a predicted picture, as it finishes
     OUTPUT/failures.jsonl      a line a picture that failed, with the reason
     OUTPUT/summary.json        all of it together, and what was skipped
 
-The trees below these folders mirror the inputs. The same command after an interruption does what is
-left and ends with the files of an unbroken one; several processes can share the pictures.
+The trees below masks/ and overlays/ mirror the inputs. The same command after an interruption does
+what is left and ends with the files of an unbroken one; several processes can share the pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segdeform.callbacks import Progress, Stop
 from segdeform.errors import (
@@ -27,38 +27,40 @@ from segdeform.errors import (
     InterruptedByUserError,
     PartialFailureError,
 )
-from segdeform.files.atomic import remove_temporaries
 from segdeform.files.lock import run_lock, shared_lock
 from segdeform.machine.pipeline import WAITING_FOR_READERS, Behind, read_ahead, threads
 from segdeform.machine.stopwatch import Clock, untimed
 from segdeform.prediction.inputs import Found, find_images
 from segdeform.prediction.job import Job, Task, settings_of
-from segdeform.prediction.overview import write_overview
+from segdeform.prediction.pieces import Pages, Piece, failed_piece, picture_piece
 from segdeform.prediction.place import (
-    FOLDERS,
     OUTPUTS,
     earlier_sources,
+    frames_folder,
     refuse_foreign,
     refuse_others_masks,
 )
+from segdeform.prediction.plan import Plan
 from segdeform.prediction.profile import LABELLING, LOOP, READING, WRITING
-from segdeform.prediction.reading import Seen, read_picture
+from segdeform.prediction.reading import Seen
 from segdeform.prediction.records import (
     Done,
+    Failure,
+    Part,
     add_done,
     add_failure,
-    read_done,
     read_failures,
     settings_digest,
-    summing_up,
     with_outputs_of,
-    write_anew,
 )
-from segdeform.prediction.summary import Summary, sum_up, write_summary
-from segdeform.prediction.writing import label_picture, remove_outputs, write_outputs
+from segdeform.prediction.summary import Summary
+from segdeform.prediction.writing import label_picture, remove_frames, remove_outputs
 from segdeform.results.outputs import DEFAULT, Forms, known_outputs
 from segdeform.results.result import Result
 from segdeform.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from segdeform.prediction.video import Video
 
 _GIANT = 2**24  # pixels, from which on a picture is not read while another is in work
 _READERS = 2
@@ -83,6 +85,7 @@ def predict(
     *,
     outputs: Sequence[str] = DEFAULT,
     forms: Forms = Forms(),  # noqa: B008, frozen
+    every_frame: bool = False,
     overwrite: bool = False,
     shard: Shard = ALL,
     progress: Progress | None = None,
@@ -96,6 +99,9 @@ def predict(
     outputs would have the name of another's, is listed with its reason and the others go on;
     outputs that an earlier run left for it are removed. Of several processes with the same inputs
     each does its `shard`; the last one to end leaves the whole summary.
+
+    Of pictures with several frames or pages it is the first, with `every_frame` all of them, each a
+    picture of its own; a video is predicted whole.
 
     `progress(done, total)` is called after each picture, `stop()` is asked before each and before
     each window of one. `clock` is told what `profile` makes sense of.
@@ -111,51 +117,36 @@ def predict(
     outputs = known_outputs(outputs)
     forms.check(outputs, segmenter.classes)
     refuse_foreign(output, inputs)
-    earlier = earlier_sources(output)
-    found = find_images(inputs, [output / name for name in OUTPUTS], earlier)
-    _refuse_nothing(inputs, found)
-    refuse_others_masks(output, earlier, found.pictures)
-    tasks = [Task(*picture) for picture in found.pictures]
     settings = settings_digest(settings_of(segmenter))
-    job = Job(segmenter, output, outputs, settings, forms)
-
-    mine = tasks[shard.number :: shard.count]
-    before: dict[str, Done] = {}  # what the records told when this process began
-
-    def begin() -> None:
-        before.update(read_done(output))
-        _clear(job, mine, keep=not overwrite)
-        write_summary(
-            sum_up(output, found, earlier, job.is_made), segmenter, outputs, finished=False
-        )
-
-    def end() -> Summary:
-        with summing_up(output):
-            summary = sum_up(output, found, earlier, job.is_made)
-            if not summary.left and "overlays" in outputs:
-                write_overview(output, summary.done, segmenter.classes, segmenter.palette)
-            write_summary(summary, segmenter, outputs, finished=not summary.left)
-        return summary
-
-    with _held(output, shard, begin, partial(_put_in_order, job, tasks)):
-        done = read_done(output)
-        known = done | before
-        todo = [task for task in mine if overwrite or not job.is_done(task, done.get(task.name))]
-        for entry in (done[task.name] for task in todo if task.name in done):
-            # Of several processes only the first begins with a clean record.
-            add_done(output, replace(entry, input=None, settings=""))
+    job = Job(segmenter, output, outputs, settings, forms, every_frame)
+    plan = _planned(job, inputs, overwrite, shard)
+    with _held(output, shard, plan.begin, plan.put_in_order):
+        todo, kept, done = plan.left_to_do()
         try:
+            pace = _Pace(len(todo) + kept, kept, progress)
             with clock(LOOP):
-                _predict_all(job, todo, known, len(mine), progress, stop, clock)
+                _predict_all(plan, todo, done, pace, stop, clock)
         except InterruptedByUserError as error:
-            summary = end()
+            summary = plan.end()
             raise InterruptedByUserError(
-                f"stopped after {len(summary.done)} of {len(tasks)} pictures, their masks are in "
-                f"{output}; run the same command to do the rest"
+                f"stopped after {len(summary.done)} of {len(plan.tasks)} pictures, their masks are "
+                f"in {output}; run the same command to do the rest"
             ) from error
-        summary = end()
-    summary.kept = len(mine) - len(todo)
+        summary = plan.end()
+    summary.kept = kept
     return summary
+
+
+def _planned(job: Job, inputs: Sequence[Path], overwrite: bool, shard: Shard) -> Plan:
+    """Finds the pictures, and refuses what cannot be done before anything is written."""
+    earlier = earlier_sources(job.output)
+    found = find_images(inputs, [job.output / name for name in OUTPUTS], earlier)
+    _refuse_nothing(inputs, found)
+    refuse_others_masks(job.output, earlier, found.pictures)
+    names = (*earlier, *(name for _, name in found.pictures))
+    job = replace(job, taken=frozenset(name for name in names if frames_folder(name)))
+    tasks = [Task(source, name) for source, name in found.pictures]
+    return Plan(job, found, earlier, tasks, tasks[shard.number :: shard.count], overwrite)
 
 
 def _refuse_nothing(inputs: Sequence[Path], found: Found) -> None:
@@ -183,91 +174,135 @@ def _held(
             last()
 
 
-def _clear(job: Job, mine: Sequence[Task], keep: bool) -> None:
-    """Removes what killed runs left half done, and the records of what is to be done anew."""
-    for folder in (job.output, *(job.output / name for name in FOLDERS)):
-        for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-            remove_temporaries(place)
-    tasks = {task.name: task for task in mine}
-    kept = [
-        entry
-        for name, entry in read_done(job.output).items()
-        if name not in tasks or (keep and job.is_done(tasks[name], entry))
-    ]
-    sources = {str(task.source) for task in mine}
-    failures = read_failures(job.output).items()
-    write_anew(job.output, kept, [entry for entry in failures if entry[0] not in sources])
+class _Pace:
+    """How far it is, in pictures and frames, which are counted as their files are opened."""
 
+    def __init__(self, total: int, settled: int, tell: Progress | None) -> None:
+        self._total, self._settled, self._tell = total, settled, tell
+        self._frames: dict[Part, int] = {}
 
-def _put_in_order(job: Job, tasks: Sequence[Task]) -> None:
-    """Writes the records as one process would have that is never interrupted."""
-    done, failures = read_done(job.output), read_failures(job.output)
-    names, sources = [task.name for task in tasks], [str(task.source) for task in tasks]
-    ours = set(names), set(sources)
-    entries = [entry for name, entry in done.items() if name not in ours[0]]
-    entries += [done[name] for name in names if name in done and done[name].settings]
-    failed = [entry for entry in failures.items() if entry[0] not in ours[1]]
-    failed += [(source, failures[source]) for source in sources if source in failures]
-    write_anew(job.output, entries, failed)
+    def open(self, part: Part, frames: int) -> None:
+        """Takes it that a file has so many frames."""
+        self._frames[part] = frames
+        self._total += frames - 1
+
+    def close(self, part: Part, frames: int) -> None:
+        """Corrects the number of frames."""
+        self._total += frames - self._frames.pop(part, 1)
+
+    def step(self) -> None:
+        """Counts one that is done or failed."""
+        self._settled += 1
+        if self._tell is not None:
+            self._tell(self._settled, self._total)
 
 
 def _predict_all(
-    job: Job,
+    plan: Plan,
     todo: Sequence[Task],
-    before: Mapping[str, Done],
-    total: int,
-    progress: Progress | None,
+    done: Mapping[str, Done],
+    pace: _Pace,
     stop: Stop | None,
     clock: Clock,
 ) -> None:
     """Predicts pictures in order, reading and writing beside it; notes what becomes of each."""
-    settled, failed = total - len(todo), read_failures(job.output)
+    job, failed = plan.job, read_failures(plan.job.output)
 
-    def settle(task: Task, future: Future[Done]) -> None:
-        nonlocal settled
+    def settle(piece: Piece, future: Future[Done | None]) -> None:
         try:
-            done = future.result()
-            add_done(job.output, with_outputs_of(done, before.get(done.name)))
-            if str(task.source) in failed:  # in an earlier run of several processes
-                add_failure(job.output, task.source, "")
+            outcome = future.result()
+            if outcome is not None:
+                add_done(job.output, with_outputs_of(outcome, plan.before.get(outcome.name)))
+                if piece.part in failed:  # in an earlier run of several processes
+                    add_failure(job.output, piece.part, Failure(""))
         except PartialFailureError as failure:
-            remove_outputs(job.output, task.name)
-            add_failure(job.output, task.source, str(failure))
-        settled += 1
-        if progress is not None:
-            progress(settled, total)
+            _remove(job, piece)
+            frames = 1 if piece.part.frame is None else piece.frames()
+            add_failure(job.output, piece.part, Failure(str(failure), frames))
+        if piece.last:
+            pace.close(piece.part, piece.frames())
+        else:
+            pace.step()
 
-    def read(task: Task) -> Seen:
+    def read(piece: Piece) -> Seen | None:
         with clock(READING):
-            return read_picture(job, task, limit=_GIANT)
+            return piece.read(_GIANT)
 
-    def write(task: Task, seen: Seen, result: Result) -> Done:
+    def write(piece: Piece, seen: Seen, result: Result) -> Done | None:
         with clock(WRITING):
-            return write_outputs(job, task, seen, result)
+            return piece.write(seen, result)
 
     # One writes, so that of two outputs that want one path the same gets it every time.
-    with threads(_READERS) as readers, threads(1) as writer:
-        behind: Behind[Task, Done] = Behind(writer, settle, _BEHIND, clock)
+    with threads(_READERS) as readers, threads(1) as writer, _Opened(job, done, pace) as opened:
+        behind: Behind[Piece, Done | None] = Behind(writer, settle, _BEHIND, clock)
         try:
-            for task, reading in read_ahead(readers, todo, read, _AHEAD, clock):
+            for piece, reading in read_ahead(readers, opened.pieces(todo), read, _AHEAD, clock):
                 if stop is not None and stop():
                     raise InterruptedByUserError("interrupted")
                 try:
                     seen = reading.result()
-                    if seen.image is None:
+                    if seen is not None and seen.image is None:
                         behind.finish()  # a giant is in memory alone
                         with clock(WAITING_FOR_READERS):
-                            seen = read_picture(job, task)
+                            seen = piece.read(None)
+                    if seen is None:
+                        behind.submit(piece._replace(last=True), piece.end)
+                        continue
                     with clock(LABELLING):
-                        result = label_picture(job, task, seen, stop)
+                        result = label_picture(job, piece.task, seen, stop)
                 except PartialFailureError as failure:
-                    behind.submit(task, partial(_fail, failure))
+                    behind.submit(piece, partial(piece.fail, failure))
                     continue
-                behind.submit(task, partial(write, task, seen, result))
+                behind.submit(piece, partial(write, piece, seen, result))
                 del seen, result, reading
         finally:
             behind.finish()
 
 
-def _fail(failure: PartialFailureError) -> Done:
-    raise failure
+def _remove(job: Job, piece: Piece) -> None:
+    """Removes the outputs that an earlier run left for what fails now."""
+    if piece.owns:
+        remove_outputs(job.output, piece.task.name)
+        if piece.part.frame is None:
+            remove_frames(job, piece.task.name, 0)
+
+
+class _Opened:
+    """The files of several frames that are at work; what is not finished in the end is dropped."""
+
+    def __init__(self, job: Job, done: Mapping[str, Done], pace: _Pace) -> None:
+        self._job, self._done, self._pace = job, done, pace
+        self._videos: list[Video] = []
+
+    def __enter__(self) -> _Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for video in self._videos:
+            video.close()
+
+    def pieces(self, tasks: Iterable[Task]) -> Iterator[Piece]:
+        """Yields the pieces of all tasks, in order."""
+        for task in tasks:
+            try:
+                pieces = self._open(task)
+            except PartialFailureError as failure:
+                pieces = iter([failed_piece(task, failure)])
+            yield from pieces
+
+    def _open(self, task: Task) -> Iterator[Piece]:
+        part = Part(str(task.source))
+        if task.is_video:
+            from segdeform.prediction.video import Video
+
+            video = Video(self._job, task)
+            self._videos = [*(other for other in self._videos if not other.closed), video]
+            self._pace.open(part, max(1, video.count))
+            return video.pieces()
+        if self._job.every_frame:
+            pages = Pages(self._job, task, self._done, self._pace.step)
+            remove_frames(self._job, task.name, pages.count if pages.count > 1 else 0)
+            if pages.count > 1:
+                self._pace.open(part, pages.count)
+                return pages.pieces()
+        return iter([picture_piece(self._job, task)])

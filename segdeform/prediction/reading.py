@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from segdeform.checking.facts import picture_facts
-from segdeform.data.georeference import Georeference
-from segdeform.data.image_io import count_frames, image_size
+from segdeform.data.frames import Frames
+from segdeform.data.georeference import Georeference, georeference
+from segdeform.data.image_io import (
+    count_frames,
+    image_size,
+    orientation,
+    pixels_of,
+    upright_size,
+)
 from segdeform.data.rasters import Raster
 from segdeform.errors import PartialFailureError, SegdeformError
 from segdeform.prediction.job import Job, Task
@@ -31,16 +40,37 @@ class Seen(NamedTuple):
 
 def read_picture(job: Job, task: Task, limit: int | None = None) -> Seen:
     """Reads a picture, unless it has more pixels than `limit`. Raises PartialFailureError."""
-    source, segmenter = task.source, job.segmenter
-    try:
-        height, width = image_size(source)
-        frames, file = count_frames(source, segmenter.bands), input_file(source)
+    path, segmenter = task.path, job.segmenter
+    with failures_told(path):
+        height, width = image_size(path)
+        frames, file = count_frames(path, segmenter.bands), input_file(path)
         if limit is not None and height * width > limit:
             return Seen(None, frames, file)
-        image, place = segmenter.open(source, job.output)
-        return Seen(image, frames, file, _too_dark(source, image, segmenter), place)
+        image, place = segmenter.open(path, job.output)
+        return Seen(image, frames, file, _too_dark(path, image, segmenter), place)
+
+
+def read_page(
+    job: Job, task: Task, frames: Frames, file: InputFile, limit: int | None = None
+) -> Seen:
+    """Reads a frame of an open picture as `read_picture` does a picture."""
+    path, segmenter = task.path, job.segmenter
+    with failures_told(path), frames.at(task.frame or 0) as image:
+        size = upright_size(image)
+        if limit is not None and size[0] * size[1] > limit:
+            return Seen(None, frames.count, file)
+        place = georeference(image, path, orientation(image), size)
+        pixels = pixels_of(image, path, segmenter.value_range, segmenter.bands)
+        return Seen(pixels, frames.count, file, place=place)
+
+
+@contextmanager
+def failures_told(path: Path) -> Iterator[None]:
+    """Raises PartialFailureError for what a picture's file lacks, inside the block."""
+    try:
+        yield
     except SegdeformError as error:
-        raise failure_of(source, error) from error
+        raise failure_of(path, error) from error
     except OSError as error:
         raise PartialFailureError(f"cannot be read: {error.strerror}") from error
 

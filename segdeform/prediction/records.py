@@ -4,7 +4,10 @@
                               file and settings that they are of
     OUTPUT/failures.jsonl     a line a picture that failed, with the reason
 
-A line that a kill cut short counts as not written. Of several lines of a name the last one holds.
+With all frames of a file, each has a line: "frame" counts it from 0, "frames" is their number. A
+video has one line, of the "frames" that were predicted, with their mean shares; "frame" is null, as
+for a picture alone. A line that a kill cut short counts as not written. Of several lines of a name
+the last one holds.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from segdeform.data.unread import is_video
 from segdeform.files.atomic import write_error, write_text
 from segdeform.files.manifest import sha256
 
@@ -44,13 +49,24 @@ class Done:
     name: str  # of its outputs, below masks/, overlays/ and the others, without suffix
     size: tuple[int, int]  # H, W
     shares: dict[str, float]  # class -> share of the picture's pixels; absent classes left out
-    frames: int = 1  # frames or pages in the file; the first one was predicted
+    frames: int = 1  # frames or pages in the file
     input: InputFile | None = None
     settings: str = ""  # of the model and how it was used, `settings_digest`
     note: str = ""  # what a person should know of it
     mask: str = "png"  # suffix of its mask: "tif" where the picture is georeferenced
     # The outputs that are of these settings, with what each was asked to be like.
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    frame: int | None = None  # which one this is, from 0; None: the first, or all of a video
+
+    @property
+    def is_first_of_several(self) -> bool:
+        """Whether further frames of the file were left out."""
+        return self.frames > 1 and self.frame is None and not is_video(self.source)
+
+    @property
+    def of(self) -> str:
+        """The name of its picture's outputs, or of the folder with those of all frames."""
+        return self.name if self.frame is None else self.name.rpartition("/")[0]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""
@@ -65,6 +81,29 @@ def with_outputs_of(done: Done, before: Done | None) -> Done:
     if before.input is None or done.input is None or before.input.sha256 != done.input.sha256:
         return done
     return replace(done, outputs={**before.outputs, **done.outputs})
+
+
+class Part(NamedTuple):
+    """What may fail: a picture, or one of its frames."""
+
+    picture: str
+    frame: int | None = None
+
+
+class Failure(NamedTuple):
+    """Why a part failed."""
+
+    reason: str
+    frames: int = 1  # how many parts of its picture are done or failed, in the end
+
+    def of(self, part: Part) -> str:
+        """Returns the reason with the frame that it concerns."""
+        return self.reason if part.frame is None else f"frame {part.frame}: {self.reason}"
+
+
+def frame_name(name: str, frame: int) -> str:
+    """Returns what the outputs of a picture's or video's frame are called."""
+    return f"{name}/{frame:06d}"
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
@@ -84,9 +123,16 @@ def is_same_file(path: Path, known: InputFile) -> bool:
         status = path.stat()
         if status.st_size != known.bytes:
             return False
-        return status.st_mtime_ns == known.mtime_ns or sha256(path) == known.sha256
+        if status.st_mtime_ns == known.mtime_ns:
+            return True
+        return _digest(path, status.st_size, status.st_mtime_ns) == known.sha256
     except OSError:
         return False
+
+
+@lru_cache(maxsize=64)  # of a file with many pages, each of which asks
+def _digest(path: Path, size: int, mtime_ns: int) -> str:
+    return sha256(path)
 
 
 def read_done(output: Path) -> dict[str, Done]:
@@ -109,6 +155,7 @@ def read_done(output: Path) -> dict[str, Done]:
                 note=str(entry.get("note", "")),
                 mask="tif" if entry.get("mask") == "tif" else "png",
                 outputs=dict(entry.get("outputs", {"masks": {}, "overlays": {}})),
+                frame=_frame(entry),
             )
         except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError):
             continue  # edited by somebody
@@ -120,20 +167,27 @@ def _input(given: Mapping[str, Any]) -> InputFile:
     return InputFile(int(given["bytes"]), int(given["mtime_ns"]), str(given["sha256"]))
 
 
-def read_failures(output: Path) -> dict[str, str]:
-    """Returns {picture: reason} of failures.jsonl, without those that succeeded since."""
-    found = {
-        str(entry["picture"]): str(entry["reason"])
-        for entry in _lines(output / FAILURES)
-        if {"picture", "reason"} <= entry.keys()
-    }
-    return {picture: reason for picture, reason in found.items() if reason}
+def _frame(entry: Mapping[str, Any]) -> int | None:
+    frame = entry.get("frame")
+    return None if frame is None else int(frame)
 
 
-def write_anew(output: Path, done: Iterable[Done], failures: Iterable[tuple[str, str]]) -> None:
+def read_failures(output: Path) -> dict[Part, Failure]:
+    """Returns what failures.jsonl tells, without the parts that succeeded since."""
+    found: dict[Part, Failure] = {}
+    for entry in _lines(output / FAILURES):
+        try:
+            part = Part(str(entry["picture"]), _frame(entry))
+            found[part] = Failure(str(entry["reason"]), int(entry.get("frames", 1)))
+        except (KeyError, TypeError, ValueError, OverflowError):
+            continue  # edited by somebody
+    return {part: failure for part, failure in found.items() if failure.reason}
+
+
+def write_anew(output: Path, done: Iterable[Done], failures: Mapping[Part, Failure]) -> None:
     """Writes both files with these lines alone. Raises as `write_text` does."""
     write_text(output / PREDICTIONS, "".join(_line(entry.to_json()) for entry in done))
-    failed = "".join(_line(_failure(source, reason)) for source, reason in failures)
+    failed = "".join(_line(_failure(*entry)) for entry in failures.items())
     write_text(output / FAILURES, failed)
 
 
@@ -142,13 +196,13 @@ def add_done(output: Path, done: Done) -> None:
     _append(output / PREDICTIONS, _line(done.to_json()))
 
 
-def add_failure(output: Path, source: Path, reason: str) -> None:
+def add_failure(output: Path, part: Part, failure: Failure) -> None:
     """Adds a line at once; without a reason, that it fails no more. Raises as `add_done` does."""
-    _append(output / FAILURES, _line(_failure(source, reason)))
+    _append(output / FAILURES, _line(_failure(part, failure)))
 
 
-def _failure(source: Path | str, reason: str) -> dict[str, Any]:
-    return {"picture": str(source), "reason": reason}
+def _failure(part: Part, failure: Failure) -> dict[str, Any]:
+    return part._asdict() | failure._asdict()
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -15,9 +15,9 @@ from segdeform.errors import (
     SegdeformError,
 )
 from segdeform.prediction.job import Job, Task
-from segdeform.prediction.place import every_path, mask_suffix, output_path
+from segdeform.prediction.place import every_path, has_outputs, mask_suffix, output_path
 from segdeform.prediction.reading import Seen, failure_of
-from segdeform.prediction.records import Done
+from segdeform.prediction.records import Done, frame_name
 from segdeform.results.files import write_output
 from segdeform.results.overlay import reduction
 from segdeform.results.result import Result
@@ -41,7 +41,7 @@ def label_picture(job: Job, task: Task, seen: Seen, stop: Stop | None) -> Result
     except InterruptedByUserError:
         raise
     except SegdeformError as error:
-        raise failure_of(task.source, error) from error
+        raise failure_of(task.path, error) from error
 
 
 def write_outputs(job: Job, task: Task, seen: Seen, result: Result) -> Done:
@@ -60,6 +60,7 @@ def write_outputs(job: Job, task: Task, seen: Seen, result: Result) -> Done:
         _note(job, seen, result),
         mask_suffix(result.size, seen.place),
         {name: job.forms.of(name) for name in job.outputs},
+        task.frame,
     )
     known = {"picture": str(task.source), "model_sha256": job.segmenter.info["sha256"]}
     try:
@@ -70,7 +71,7 @@ def write_outputs(job: Job, task: Task, seen: Seen, result: Result) -> Done:
     except ResourceError:
         raise
     except SegdeformError as error:
-        raise failure_of(task.source, error) from error
+        raise failure_of(task.path, error) from error
     except MemoryError as error:
         raise PartialFailureError("memory ended while its outputs were written") from error
     return done
@@ -79,6 +80,15 @@ def write_outputs(job: Job, task: Task, seen: Seen, result: Result) -> Done:
 def remove_outputs(output: Path, name: str) -> None:
     """Removes what an earlier run left for a picture that now fails."""
     _remove(every_path(output, name))
+
+
+def remove_frames(job: Job, name: str, first: int) -> None:
+    """Removes the outputs of frames from `first` on, of a file that has fewer now."""
+    while (frame := frame_name(name, first)) not in job.taken and has_outputs(job.output, frame):
+        remove_outputs(job.output, frame)
+        if has_outputs(job.output, frame):  # in a folder that is read-only
+            return
+        first += 1
 
 
 def _remove(paths: Iterable[Path]) -> None:

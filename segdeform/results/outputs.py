@@ -20,7 +20,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "masks": Kind(("png", "tif"), "class numbers as palette PNG, on a map GeoTIFF"),
-    "overlays": Kind(("jpg", "png"), "the picture tinted in the classes' colours"),
+    "overlays": Kind(("jpg", "png", "mp4"), "the picture tinted in the classes' colours"),
     "confidence": Kind(("png",), "grey PNG of 255 times the probability of the label"),
     "probabilities": Kind(("npz",), "of all classes, for numpy.load"),
     "polygons": Kind(("geojson",), "GeoJSON of every region, on the map where there is one"),

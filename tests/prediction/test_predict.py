@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from segdeform.cli import main
 from segdeform.config.schema import EvalConfig
 from segdeform.errors import DataError, InterruptedByUserError, ResourceError, UsageError
-from segdeform.prediction import predict as module
+from segdeform.prediction import plan
 from segdeform.prediction.predict import predict
 from segdeform.prediction.records import read_done
 from segdeform.prediction.summary import Summary
@@ -399,7 +399,7 @@ def test_a_killed_prediction_is_run_again(
         raise KeyError("as if killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_overview", die)
+        patch.setattr(plan, "write_overview", die)
         with pytest.raises(KeyError):
             predict(segmenter, [tmp_path / "in"], tmp_path / "out")
     assert len(predict(segmenter, [tmp_path / "in"], tmp_path / "out").done) == 2

@@ -29,13 +29,14 @@ from segdeform.errors import (
     UsageError,
 )
 from segdeform.files.lock import run_lock, shared_lock
+from segdeform.prediction import pieces, records, writing
 from segdeform.prediction import predict as module
-from segdeform.prediction import records, writing
 from segdeform.prediction.job import settings_of
 from segdeform.prediction.place import earlier_sources
 from segdeform.prediction.predict import Shard, predict
 from segdeform.prediction.records import (
     Done,
+    Part,
     add_done,
     input_file,
     is_same_file,
@@ -128,7 +129,7 @@ def test_failures_are_noted_as_they_happen_and_tried_again(counted: Any, tmp_pat
     whole = (pictures / "01.png").read_bytes()
     (pictures / "01.png").write_bytes(whole[:100])
     predict(segmenter, [pictures], out)
-    assert list(read_failures(out)) == [str(pictures / "01.png")]
+    assert list(read_failures(out)) == [Part(str(pictures / "01.png"))]
     sources = json.loads((out / "summary.json").read_text())["sources"]
     assert list(sources) == ["00", "02"]  # of the masks that are there
     assert names(out / "predictions.jsonl") == ["00", "02"]
@@ -140,7 +141,9 @@ def test_failures_are_noted_as_they_happen_and_tried_again(counted: Any, tmp_pat
     (tmp_path / "other" / "y.png").write_bytes(b"")
     predict(segmenter, [tmp_path / "other"], out)
     predict(segmenter, [pictures], out)  # what became of other pictures stays told
-    assert len(read_done(out)) == 4 and list(read_failures(out)) == [str(tmp_path / "other/y.png")]
+    assert len(read_done(out)) == 4 and list(read_failures(out)) == [
+        Part(str(tmp_path / "other/y.png"))
+    ]
 
 
 def test_a_line_that_was_cut_short_is_not_believed(counted: Any, tmp_path: Path) -> None:
@@ -511,7 +514,7 @@ def test_one_writes_and_nothing_is_written_beside_a_giant(
 ) -> None:
     pictures = folder_of(tmp_path / "in", 6)
     monkeypatch.setattr(module, "_GIANT", 12 * 24)  # 05 alone is larger
-    write, read = module.write_outputs, module.read_picture
+    write, read = pieces.write_outputs, pieces.read_picture
     at_work: list[str] = []
 
     def writes(job: Any, task: Any, *given: Any) -> Done:
@@ -526,8 +529,8 @@ def test_one_writes_and_nothing_is_written_beside_a_giant(
         assert limit is not None or not at_work
         return read(job, task, limit)
 
-    monkeypatch.setattr(module, "write_outputs", writes)
-    monkeypatch.setattr(module, "read_picture", reads)
+    monkeypatch.setattr(pieces, "write_outputs", writes)
+    monkeypatch.setattr(pieces, "read_picture", reads)
     assert len(predict(segmenter, [pictures], tmp_path / "out").done) == 6
 
 

@@ -1,0 +1,140 @@
+"""What goes through the network at once: a picture, a page of a file, a frame of a video."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+from segdeform.data.frames import Frames
+from segdeform.errors import PartialFailureError
+from segdeform.prediction.job import Job, Task
+from segdeform.prediction.reading import Seen, failures_told, read_page, read_picture
+from segdeform.prediction.records import Done, Part, input_file
+from segdeform.prediction.writing import write_outputs
+from segdeform.results.result import Result
+
+
+class Piece(NamedTuple):
+    """A picture or a frame, and what is to be done with it; all but `read` by the one writer."""
+
+    task: Task
+    # Of up to so many pixels; None: there is no such frame. Raises PartialFailureError.
+    read: Callable[[int | None], Seen | None]
+    write: Callable[[Seen, Result], Done | None]  # None: nothing to note yet
+    fail: Callable[[PartialFailureError], Done | None]
+    end: Callable[[], Done | None]  # called where there is no such frame
+    part: Part  # what fails with it
+    frames: Callable[[], int]  # of its file, as far as is known
+    owns: bool = True  # its outputs, which go when it fails
+    last: bool = False  # no frame, but the end of a video
+
+
+class Turns:
+    """Lets threads do numbered things in order."""
+
+    def __init__(self) -> None:
+        self._changed, self._next = threading.Condition(), 0
+
+    @contextmanager
+    def of(self, number: int) -> Iterator[None]:
+        """Waits until those before `number` are done."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._next == number)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._next = number + 1
+                self._changed.notify_all()
+
+
+def picture_piece(job: Job, task: Task) -> Piece:
+    """Makes a piece of a picture, of which the first frame is taken."""
+    read, write = partial(read_picture, job, task), partial(write_outputs, job, task)
+    return Piece(task, read, write, fail, nothing, Part(str(task.source)), lambda: 1)
+
+
+def failed_piece(task: Task, failure: PartialFailureError, owns: bool = True) -> Piece:
+    """Makes a piece of what cannot be read."""
+
+    def read(limit: int | None) -> Seen | None:
+        raise failure
+
+    part = Part(str(task.source), None if task.is_video else task.frame)
+    return Piece(task, read, lambda *_: None, fail, nothing, part, lambda: 1, owns)
+
+
+def fail(failure: PartialFailureError) -> Done | None:
+    """Raises it."""
+    raise failure
+
+
+def nothing() -> Done | None:
+    """Does nothing."""
+    return None
+
+
+class Pages:
+    """A still picture of several frames or pages, each of which is a picture of its own.
+
+    Where an animation breaks the rest cannot be composed; damaged pages fail alone.
+    """
+
+    def __init__(
+        self, job: Job, task: Task, done: Mapping[str, Done], skip: Callable[[], None]
+    ) -> None:
+        """Opens a file; `skip()` is called for each frame that is done.
+
+        Raises PartialFailureError.
+        """
+        self._job, self._task, self._done, self._skip = job, task, done, skip
+        with failures_told(task.path):
+            self._frames = Frames(task.path, job.segmenter.bands)
+            self._file = input_file(task.path) if self.count > 1 else None
+        self._turns, self._broken = Turns(), False
+
+    @property
+    def count(self) -> int:
+        """How many there are, as far as is known."""
+        return self._frames.count
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yields the frames that are not done."""
+        turn = 0
+        for frame in range(self.count):
+            task = self._task.framed(frame)
+            if self._job.is_done(task, self._done.get(task.name)):
+                self._skip()
+                continue
+            if self._broken:
+                return
+            if task.name in self._job.taken:
+                failure = PartialFailureError(
+                    f"its mask would be {task.name}.png, as that of another picture: rename one "
+                    "of them, or predict it into another --output"
+                )
+                yield failed_piece(task, failure, owns=False)._replace(frames=lambda: self.count)
+                continue
+            read = partial(self._read, turn, task)
+            write = partial(write_outputs, self._job, task)
+            part = Part(str(task.source), frame)
+            yield Piece(task, read, write, fail, nothing, part, lambda: self.count)
+            turn += 1
+
+    def _read(self, turn: int, task: Task, limit: int | None) -> Seen | None:
+        if limit is None:  # once more, alone
+            return self._decoded(task, None)
+        with self._turns.of(turn):
+            return None if self._broken else self._decoded(task, limit)
+
+    def _decoded(self, task: Task, limit: int | None) -> Seen:
+        assert self._file is not None
+        try:
+            return read_page(self._job, task, self._frames, self._file, limit)
+        except PartialFailureError:
+            if not self._frames.alone:
+                self._broken, self._frames.count = True, (task.frame or 0) + 1
+            raise
