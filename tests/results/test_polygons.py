@@ -13,6 +13,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import ndimage
 from shapely.geometry import shape
 
 from segdeform.data.georeference import Georeference
@@ -54,11 +55,16 @@ def test_what_is_filled_is_the_mask(labels: np.ndarray, strip: int) -> None:
         patch.setattr(module, "_STRIP", strip)
         found = polygons(labels, NAMES)
     np.testing.assert_array_equal(filled(found, labels.shape), labels)
+    regions = [ndimage.label(labels == index) for index in range(4)]
+    areas = sorted(area for where, _ in regions for area in np.bincount(where.ravel())[1:].tolist())
+    assert sorted(feature["properties"]["area"] for feature in found["features"]) == areas
 
 
 @pytest.mark.parametrize(
     ("labels", "rings"),
     [
+        (pattern("101", "111"), [(1, 1), (0, 1)]),  # arms that meet further down
+        (pattern("111", "101"), [(1, 1), (0, 1)]),
         (pattern("0000", "0110", "0110", "0000"), [(0, 2), (1, 1)]),  # an island in a hole
         (pattern("00000", "01110", "01210", "01110", "00000"), [(0, 2), (1, 2), (2, 1)]),
         (pattern("100", "010", "001"), [(1, 1), (0, 1), (0, 1), (1, 1), (1, 1)]),  # a diagonal
@@ -125,6 +131,15 @@ def test_simpler_outlines_share_their_borders() -> None:
         assert before["properties"] == after["properties"]
         assert shape(before["geometry"]).hausdorff_distance(shape(after["geometry"])) < 4
         assert shape(after["geometry"]).exterior.is_ccw
+
+
+def test_simpler_outlines_fit_together_where_three_regions_meet() -> None:
+    """Stripes end at a straight line, whose other side has no corner of its own there."""
+    y, x = np.mgrid[:90, :110]
+    stripes = 1 + (y + 4 * np.sin(x / 5)).astype(int) // 15 % 3
+    found = polygons(np.where(x < 40, 0, stripes).astype(np.uint8), NAMES, simplify=1.5)
+    assert len(found["features"]) > 5
+    assert shapely.coverage_is_valid([shape(one["geometry"]) for one in found["features"]])
 
 
 def test_without_shapely_simpler_outlines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
