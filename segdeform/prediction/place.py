@@ -88,10 +88,10 @@ def earlier_sources(output: Path) -> dict[str, str]:
         }
     names = set()
     for folder, kind in KINDS.items():
-        for suffix in kind.suffixes:
-            for path in (output / folder).rglob(f"*.{suffix}"):
-                if path.is_file() and not is_temporary(path.name):
-                    names.add(path.relative_to(output / folder).with_suffix("").as_posix())
+        for path in (output / folder).rglob("*"):
+            one = path.suffix[1:] in kind.suffixes and not is_temporary(path.name)
+            if one and path.is_file():
+                names.add(path.relative_to(output / folder).with_suffix("").as_posix())
     present = {_noted(name, noted): None for name in sorted(names)}
     return {name: str(noted.get(name, "")) for name in present}
 

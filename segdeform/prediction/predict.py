@@ -2,13 +2,14 @@
 
     OUTPUT/masks/...png        palette PNG, the pixel values are class indices
     OUTPUT/overlays/...jpg     the picture tinted in the classes' colours
+    OUTPUT/polygons/...        and other outputs, where they are asked for: `results.outputs`
     OUTPUT/overview.png        up to 12 overlays with their names, and the legend, on one sheet
     OUTPUT/predictions.jsonl   a line a predicted picture, as it finishes
     OUTPUT/failures.jsonl      a line a picture that failed, with the reason
     OUTPUT/summary.json        all of it together, and what was skipped
 
-The trees below masks/ and overlays/ mirror the inputs. The same command after an interruption does
-what is left and ends with the files of an unbroken one; several processes can share the pictures.
+The trees below these folders mirror the inputs. The same command after an interruption does what is
+left and ends with the files of an unbroken one; several processes can share the pictures.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from segdeform.callbacks import Stop
 from segdeform.errors import (
@@ -62,7 +63,10 @@ def write_outputs(job: Job, task: Task, seen: Seen, result: Result) -> Done:
         {name: job.forms.of(name) for name in job.outputs},
         task.frame,
     )
-    known = {"picture": str(task.source), "model_sha256": job.segmenter.info["sha256"]}
+    known: dict[str, Any] = {"picture": str(task.source)}
+    if task.frame is not None:
+        known["frame"] = task.frame
+    known["model_sha256"] = job.segmenter.info["sha256"]
     try:
         for name in job.outputs:
             path = output_path(job.output, done, name)

@@ -23,6 +23,7 @@ from segdeform.prediction.records import read_done
 from segdeform.results import files
 from segdeform.results import overlay as overlay_module
 from segdeform.results.outputs import KINDS, Forms, known_outputs
+from tests.prediction.test_frames import save_pages
 from tests.prediction.test_georeferenced import PLACE, save_geotiff
 from tests.prediction.test_predict import save_picture, segmenter, tree
 
@@ -310,6 +311,12 @@ def test_the_command_writes_what_is_asked_for(
     assert any(printed.splitlines()[0].endswith(str(out / name)) for name in folders)
 
 
+def test_the_help_tells_of_every_output(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert [name for name in KINDS if f"{name}: {KINDS[name].help.split()[0]}" not in told] == []
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -329,3 +336,21 @@ def test_what_makes_no_sense_is_refused_before_torch_is_loaded(
     call = ["predict", "nowhere", str(tmp_path / "a.png"), "--output", str(tmp_path / "out")]
     assert main([*call, *words]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_every_page_has_its_outputs(segmenter: Any, tmp_path: Path) -> None:
+    pages = save_pages(tmp_path / "in" / "a.tif", 3)
+    out = tmp_path / "out"
+    assert len(run(segmenter, tmp_path / "in", out, ["json", "rle"], every_frame=True).done) == 3
+    for number, page in enumerate(pages):
+        facts = json.loads((out / "json" / "a" / f"{number:06d}.json").read_text())
+        assert (facts["frame"], facts["picture"]) == (number, str(tmp_path / "in" / "a.tif"))
+        counts = np.bincount(page[..., [1, 0, 2]].argmax(2).ravel(), minlength=3)
+        assert [entry["pixels"] for entry in facts["classes"]] == counts.tolist()
+    assert run(segmenter, tmp_path / "in", out, ["rle"], every_frame=True).kept == 3
+    forms = Forms(min_area=2)
+    assert run(segmenter, tmp_path / "in", out, ["rle"], every_frame=True, forms=forms).kept == 3
+    more = run(segmenter, tmp_path / "in", out, ["polygons"], every_frame=True, forms=forms)
+    assert (more.kept, len(more.done)) == (0, 3)
+    both = ["polygons", "rle"]
+    assert run(segmenter, tmp_path / "in", out, both, every_frame=True, forms=forms).kept == 3
