@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from segdeform.cli.output import Json, Model, print_json
+from segdeform.cli.output import MOST_ROWS, ROWS_OF_MANY, Json, Model, print_json
 
 
 def info(model: Model, json_output: Json = False) -> None:
@@ -47,7 +47,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("output stride", str(model["output_stride"])),
         ("deformable", deformable if layers else "no"),
         ("dilation", str(deform["dilation"] or "from the output stride")),
-        ("classes", f"{len(facts['classes'])}: {', '.join(facts['classes'])}"),
+        ("classes", _classes(facts["classes"])),
         ("pictures", _pictures(facts)),
         ("parameters", f"{facts['parameters']:,}"),
         ("inference", _inference(facts["eval"])),
@@ -56,6 +56,13 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("files", "all verified"),
         (facts["weights"], f"SHA-256 {facts['sha256']}"),
     ]
+
+
+def _classes(names: list[str]) -> str:
+    """Names the classes; of more than a screen is good for, the first ones."""
+    shown = names if len(names) <= MOST_ROWS else names[:ROWS_OF_MANY]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return f"{len(names)}: {', '.join(shown)}{more}"
 
 
 def _pictures(facts: dict[str, Any]) -> str:

@@ -50,9 +50,9 @@ def score(
 ) -> None:
     """Score label maps, whoever made them: everything that eval reports, from two folders.
 
-    Both hold index images, an integer a pixel. A mask may hold 255 (or void_id): such pixels are
-    not scored. A prediction needs a class in every pixel. Masks without a prediction are an error,
-    predictions without a mask are left out and told.
+    Both hold index images, an integer a pixel. A mask may hold 255 (65535 where there are more than
+    255 classes; or void_id): such pixels are not scored. A prediction needs a class in every pixel.
+    Masks without a prediction are an error, predictions without a mask are left out and told.
     """
     for folder in (truth, predictions):  # before torch's seconds of import
         if not folder.is_dir():

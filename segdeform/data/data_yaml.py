@@ -38,6 +38,14 @@ Folds, K lists or folders: `fold2` is the second, `except-fold2` all others:
     val: ./val.txt
     folds: [./fold1.txt, ./fold2.txt, ./fold3.txt]
     label_mapping: {0: 0, 255: 1}
+
+Of up to 255 classes, 255 is not scored in masks and mappings. Of more, up to 65,535, masks are PNGs
+or TIFFs of 16 bits (of 8 where the values fit), 255 is a class like any other, and 65535 is not
+scored. `void_id` names one more value that is not scored, as 255 of masks that have 8 bits:
+
+    names: classes of 300 lines, or a mapping, as above
+    void_id: 255               # optional
+    label_mapping: {0: 65535, 1: 0, 300: 299}
 """
 
 from __future__ import annotations

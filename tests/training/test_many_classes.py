@@ -116,7 +116,11 @@ def test_eval_predict_and_score_count_alike(
     assert json.loads((run / "metrics.json").read_text())["miou"] == metrics["miou"]
 
 
-def test_a_model_folder_holds_many_classes(data: Path, run: Path) -> None:
+def test_a_model_folder_holds_many_classes(
+    data: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", str(run)]) == 0
+    assert "c39 and 260 more" in " ".join(capsys.readouterr().out.split())
     description = read_description(run / "model" / "model.json")
     assert len(description.classes) == len(set(description.palette)) == CLASSES
     segmenter = load(run, "cpu")
