@@ -68,6 +68,17 @@ OnePicture = TypeVar("OnePicture", bound=Picture)
 _log = logging.getLogger(__name__)
 
 
+class Origin(BaseModel):
+    """Where a network that others have trained came from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    file: str  # its name
+    sha256: str  # of the file
+    licence: str  # what is known of it
+
+
 class ModelDescription(BaseModel):
     """What model.json says: all that the weights alone do not tell."""
 
@@ -87,6 +98,7 @@ class ModelDescription(BaseModel):
     bands: tuple[Band, ...] | None = None  # of files, that become the channels; null: RGB
     crop: tuple[Side, Side] | None = None  # of training, pixels, (H, W)
     training: dict[str, Any] = {}
+    origin: Origin | None = None  # null: trained by segdeform
 
     @model_validator(mode="after")
     def _one_colour_a_class(self) -> ModelDescription:

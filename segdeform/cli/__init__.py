@@ -26,6 +26,7 @@ from segdeform.cli.doctor import doctor
 from segdeform.cli.eval import evaluate
 from segdeform.cli.explain import explain
 from segdeform.cli.export import export
+from segdeform.cli.import_ import import_
 from segdeform.cli.info import info
 from segdeform.cli.predict import predict
 from segdeform.cli.prepare import prepare
@@ -63,6 +64,7 @@ for function, name in (
     (explain, "explain"),
     (export, "export"),
     (ablate, "ablate"),
+    (import_, "import"),
     (info, "info"),
     (doctor, "doctor"),
 ):

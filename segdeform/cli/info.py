@@ -52,6 +52,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("parameters", f"{facts['parameters']:,}"),
         ("inference", _inference(facts["eval"])),
         ("training", _pairs(facts["training"])),
+        *_origin(facts["origin"]),
         ("written by", f"segdeform {facts['segdeform_version']}"),
         ("files", "all verified"),
         (facts["weights"], f"SHA-256 {facts['sha256']}"),
@@ -63,6 +64,17 @@ def _classes(names: list[str]) -> str:
     shown = names if len(names) <= MOST_ROWS else names[:ROWS_OF_MANY]
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
     return f"{len(names)}: {', '.join(shown)}{more}"
+
+
+def _origin(origin: dict[str, str] | None) -> list[tuple[str, str]]:
+    """Tells where an imported network came from."""
+    if origin is None:
+        return []
+    return [
+        ("imported from", origin["source"]),
+        ("its file", f"{origin['file']}, SHA-256 {origin['sha256']}"),
+        ("licence", origin["licence"]),
+    ]
 
 
 def _pictures(facts: dict[str, Any]) -> str:

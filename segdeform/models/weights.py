@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from segdeform.errors import ConfigError, DownloadError, ModelError
+from segdeform.callbacks import Progress
+from segdeform.errors import ConfigError, DownloadError
 from segdeform.files.download import Checksum, download
-from segdeform.files.tensors import check_fit, read_tensors
+from segdeform.files.tensors import check_fit, plain_tensors, read_pickled, read_tensors
 
 # torchvision's names of its weights of ImageNet, version 1, which its own dense predictors and the
 # papers start from; they end in the beginning of the file's SHA-256.
@@ -45,7 +45,7 @@ def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
     if path.suffix == ".safetensors":
         given = read_tensors(path)
     elif path.suffix == ".pth":
-        given = _read_pth(path)
+        given = plain_tensors(read_pickled(path), path)
     else:
         raise ConfigError(
             f"model.weights is {weights!r}; it must be 'imagenet', 'none' or the path of a "
@@ -60,36 +60,26 @@ def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
     backbone.load_state_dict(given)
 
 
-def _read_pth(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ModelError(f"{path} is missing")
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError) as error:
-        raise ModelError(f"{path} is damaged or no torch file ({_first_line(error)})") from error
-    except (AttributeError, AssertionError, pickle.UnpicklingError) as error:
-        raise ModelError(f"{path} holds more than tensors; it is not opened") from error
-    if not isinstance(value, dict) or not all(isinstance(v, Tensor) for v in value.values()):
-        raise ModelError(f"{path} is not a plain state dict (names to tensors)")
-    return value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def imagenet_file(name: str) -> Path:
     """Returns torchvision's weights file in torch's own cache, downloaded if need be, checked.
 
     Raises DownloadError.
     """
-    url = IMAGENET[name]
-    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
-    prefix = path.stem.rpartition("-")[2]
     try:
-        download(url, path, Checksum("sha256", prefix))
+        return cached_download(IMAGENET[name])
     except DownloadError as error:
         raise DownloadError(
             f"{error}; or give a file with torchvision's keys: --set model.weights=FILE"
         ) from error
+
+
+def cached_download(url: str, progress: Progress | None = None) -> Path:
+    """Returns a file of torch's servers in torch's own cache, downloaded if need be, checked.
+
+    Its name ends in the beginning of its SHA-256. `progress` hears (done, all) bytes. Raises
+    DownloadError.
+    """
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    prefix = path.stem.rpartition("-")[2]
+    download(url, path, Checksum("sha256", prefix), progress=progress)
     return path
