@@ -52,7 +52,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("parameters", f"{facts['parameters']:,}"),
         ("inference", _inference(facts["eval"])),
         ("training", _pairs(facts["training"])),
-        *_origin(facts["origin"]),
+        *_origin(facts.get("origin")),
         ("written by", f"segdeform {facts['segdeform_version']}"),
         ("files", "all verified"),
         (facts["weights"], f"SHA-256 {facts['sha256']}"),
