@@ -15,10 +15,10 @@ row of windows starts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,7 @@ def predict_maps(
     confidence: bool = False,
     probabilities: bool = False,
     keep_coarse: bool = False,
+    coarse: Coarse | None = None,
     scratch: Path | None = None,
     stop: Stop | None = None,
 ) -> Maps:
@@ -112,7 +113,8 @@ def predict_maps(
 
     Where they are asked for, the maps hold also the probability of that class, and those of all.
     With `keep_coarse`, a picture that is seen whole in one pass comes with the scores that
-    `confidence_of` and `probabilities_of` can make these of later.
+    `confidence_of` and `probabilities_of` can make these of later. `coarse` is what
+    `coarse_together` had for it; then the network is not asked again.
 
     Memory does not grow with the picture but for the maps, which lie in unnamed files in `scratch`
     where they are large, and never holds the scores of all classes at all pixels. `stop()` is asked
@@ -127,20 +129,59 @@ def predict_maps(
     def read(window: Window) -> Tensor:
         if stop is not None and stop():
             raise InterruptedByUserError("interrupted")
-        top, left, h, w = window
-        pixels = torch.tensor(picture[top : top + h, left : left + w])  # [h, w, C]
-        # [h, w, C] seen as [C, h, w] is channels-last already, the layout convolutions like best.
-        return pixels.permute(2, 0, 1)[None].to(device=device, dtype=torch.float32).div_(255)
+        return _read([picture], window, device)
 
     height, width = picture.shape[0], picture.shape[1]
     with torch.inference_mode(), _memory_errors(height, width):
         maps = MapWriter((height, width), confidence, probabilities, scratch)
-        for piece in _pieces(model, read, (height, width), options):
+        if coarse is not None:
+            _refuse_not_finite(coarse.scores)
+        for piece in [coarse] if coarse else _pieces(model, read, (height, width), options):
             maps.add(piece)
         found = maps.finish()
         if keep_coarse and _passes(options) == 1 and piece.window == Window(0, 0, height, width):
             return replace(found, coarse=piece)
         return found
+
+
+def coarse_together(
+    model: nn.Module,
+    pictures: Sequence[Raster],  # of one size
+    options: EvalConfig,
+    device: torch.device | str,
+) -> list[Coarse | None]:
+    """Runs the network on several pictures at once, where each is seen whole in one pass.
+
+    Elsewhere, and where memory ends, there is None for each: they are better seen one by one.
+    """
+    alone: list[Coarse | None] = [None] * len(pictures)
+    whole = Window(0, 0, pictures[0].shape[0], pictures[0].shape[1])
+    one_pass = options.tile == 0 and _passes(options) == 1 and options.scales == (1.0,)
+    if len(pictures) < 2 or not one_pass or not isinstance(model, DeepLab):
+        return alone
+    read = partial(_read, pictures[:1], device=device)
+    try:
+        with torch.inference_mode():
+            # As one picture of as many pixels, so that these are seen whole and all fit.
+            if _too_large(model, read, (len(pictures) * whole.height, whole.width), options):
+                return alone
+            scores = model.maps(_read(pictures, whole, device))
+    except (MemoryError, RuntimeError) as error:
+        if not memory_that_ended(error):
+            raise
+        return alone
+    stride = model.map_stride(scores, whole[2:])
+    return [Coarse(each[None], stride, whole) for each in scores]
+
+
+def _read(
+    pictures: Sequence[Raster], window: Window, device: torch.device | str
+) -> Tensor:  # [N, C, h, w] float32, 0..1
+    top, left, h, w = window
+    parts = [torch.tensor(each[top : top + h, left : left + w]) for each in pictures]
+    pixels = parts[0][None] if len(parts) == 1 else torch.stack(parts)
+    # [N, h, w, C] seen as [N, C, h, w] is channels-last, the layout convolutions like best.
+    return pixels.permute(0, 3, 1, 2).to(device=device, dtype=torch.float32).div_(255)
 
 
 def _coarse_scores(

@@ -31,6 +31,7 @@ from segdeform.errors import (
 from segdeform.files.lock import run_lock, shared_lock
 from segdeform.machine.pipeline import WAITING_FOR_READERS, Behind, read_ahead, threads
 from segdeform.machine.stopwatch import Clock, untimed
+from segdeform.prediction.batches import seen_together
 from segdeform.prediction.inputs import Found, find_images
 from segdeform.prediction.job import Job, Task, settings_of
 from segdeform.prediction.pieces import Pages, Piece, failed_piece, picture_piece
@@ -237,7 +238,8 @@ def _predict_all(
     with threads(_READERS) as readers, threads(1) as writer, _Opened(job, done, pace) as opened:
         behind: Behind[Piece, Done | None] = Behind(writer, settle, _BEHIND, clock)
         try:
-            for piece, reading in read_ahead(readers, opened.pieces(todo), read, _AHEAD, clock):
+            ahead = read_ahead(readers, opened.pieces(todo), read, _AHEAD, clock)
+            for piece, reading, coarse in seen_together(ahead, job.segmenter, clock):
                 if stop is not None and stop():
                     raise InterruptedByUserError("interrupted")
                 try:
@@ -250,12 +252,12 @@ def _predict_all(
                         behind.submit(piece._replace(last=True), piece.end)
                         continue
                     with clock(LABELLING):
-                        result = label_picture(job, piece.task, seen, stop)
+                        result = label_picture(job, piece.task, seen, stop, coarse)
                 except PartialFailureError as failure:
                     behind.submit(piece, partial(piece.fail, failure))
                     continue
                 behind.submit(piece, partial(write, piece, seen, result))
-                del seen, result, reading
+                del seen, result, reading, coarse
         finally:
             behind.finish()
 

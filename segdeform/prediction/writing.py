@@ -20,12 +20,15 @@ from segdeform.prediction.place import every_path, has_outputs, mask_suffix, out
 from segdeform.prediction.reading import Seen, failure_of
 from segdeform.prediction.records import Done, frame_name
 from segdeform.results.files import write_output
+from segdeform.results.maps import Coarse
 from segdeform.results.overlay import reduction
 from segdeform.results.result import Result
 
 
-def label_picture(job: Job, task: Task, seen: Seen, stop: Stop | None) -> Result:
-    """Labels a picture, with all that its outputs need.
+def label_picture(
+    job: Job, task: Task, seen: Seen, stop: Stop | None, coarse: Coarse | None = None
+) -> Result:
+    """Labels a picture, with all that its outputs need; by what the network said if it is known.
 
     Raises PartialFailureError for what concerns it alone, InterruptedByUserError after a stop.
     """
@@ -33,6 +36,7 @@ def label_picture(job: Job, task: Task, seen: Seen, stop: Stop | None) -> Result
     try:
         result = job.segmenter.label(
             seen.image,
+            coarse=coarse,
             stop=stop,
             confidence=not {"confidence", "json"}.isdisjoint(job.outputs),
             probabilities="probabilities" in job.outputs,

@@ -62,7 +62,8 @@ def test_every_part_of_every_picture_is_timed_once(segmenter: Any, tmp_path: Pat
     with network_timed(segmenter, clock):
         predict(segmenter, [tmp_path / "in"], tmp_path / "out", clock=clock)
     assert seen[LOOP] == 1 and seen[READING] == seen[WAITING_FOR_READERS] == 8
-    assert seen[LABELLING] == seen[NETWORK] == seen[WRITING] == 7
+    # Four of a size go through the network together, then three.
+    assert (seen[NETWORK], seen[LABELLING], seen[WRITING]) == (2, 2 + 7, 7)
     assert 1 <= seen[WAITING_FOR_WRITERS] <= 8
     assert not open_ones
     before = seen.copy()
