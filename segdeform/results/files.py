@@ -18,7 +18,7 @@ from segdeform.files.atomic import atomic_path, write_json, write_text
 from segdeform.results.cutout import cutout, cutout_rows
 from segdeform.results.outputs import Forms
 from segdeform.results.overlay import reduced_overlay
-from segdeform.results.polygons import features, geojson_lines
+from segdeform.results.polygons import geojson_text
 from segdeform.results.probabilities import write_probabilities
 
 if TYPE_CHECKING:
@@ -70,9 +70,10 @@ def write_output(
                 kind = forms.probabilities_type
                 write_probabilities(temporary, result.probabilities, classes, kind)
         case "polygons":
-            found = features(labels, classes, georeference=result.place, **forms.of("polygons"))
+            how = forms.of("polygons")
+            text = geojson_text(labels, classes, georeference=result.place, **how)
             with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-                file.writelines(geojson_lines(found, result.place))
+                file.writelines(text)
         case "rle":
             write_text(path, json.dumps(result.rle()) + "\n")
         case "cutouts":

@@ -24,7 +24,7 @@ from segdeform.results.overlay import Labels
 
 _STRIP = 2**20  # pixels worked on at a time
 _MOST_CORNERS = 2**24  # of all outlines, whose memory is some 80 bytes each
-_MOST_RUNS = 2**26  # of equal pixels in rows, of some 30 bytes each
+_MOST_RUNS = 2**25  # of equal pixels in rows, of some 40 bytes each
 _EAST, _SOUTH, _WEST, _NORTH = range(4)
 _LEFT, _RIGHT = 3, 1  # turns, added to a direction
 Int32 = NDArray[np.int32]

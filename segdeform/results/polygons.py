@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,44 @@ from segdeform.results.overlay import Labels
 
 _WGS84 = 4326
 _FINENESS = 1000  # parts of a pixel to which map coordinates are rounded, at least
-Ring = NDArray[np.int64] | NDArray[np.float64]  # [n, 2]
+_POINTS = 10_000  # of a ring made text at a time
+Ring = NDArray[np.int64 | np.float64]  # [n, 2]
 
 
-def polygons(
+class Drawn(NamedTuple):
+    """A region as it stands in the file."""
+
+    properties: dict[str, Any]
+    rings: list[Ring]  # closed, on the map where there is one
+
+
+def polygons(labels: Labels, classes: Sequence[str], **how: Any) -> dict[str, Any]:
+    """Returns a GeoJSON FeatureCollection of all regions; arguments and errors as `drawn` has."""
+    features = [
+        _feature(one.properties, [ring.tolist() for ring in one.rings])
+        for one in drawn(labels, classes, **how)
+    ]
+    return {**_head(how.get("georeference")), "features": features}
+
+
+def geojson_text(labels: Labels, classes: Sequence[str], **how: Any) -> Iterator[str]:
+    """Yields `polygons` as text bit by bit, a line a feature; never all of a long ring at once."""
+    yield f'{json.dumps(_head(how.get("georeference")))[:-1]}, "features": [\n'
+    separator, end = "", "]}}"  # of the coordinates, the geometry and the feature
+    for one in drawn(labels, classes, **how):
+        text = json.dumps(_feature(one.properties, []))
+        yield separator + text[: -len(end)]
+        for number, ring in enumerate(one.rings):
+            yield ", [" if number else "["
+            for first in range(0, len(ring), _POINTS):
+                yield ", " * bool(first) + json.dumps(ring[first : first + _POINTS].tolist())[1:-1]
+            yield "]"
+        yield end
+        separator = ",\n"
+    yield "\n]}\n"
+
+
+def drawn(
     labels: Labels,  # [H, W]
     classes: Sequence[str],
     *,
@@ -34,8 +68,8 @@ def polygons(
     simplify: float = 0.0,
     skip_classes: Collection[str] = (),
     georeference: Georeference | None = None,
-) -> dict[str, Any]:
-    """Returns a GeoJSON FeatureCollection of all regions.
+) -> Iterator[Drawn]:
+    """Yields the regions one by one, from the top of the picture down.
 
     Args:
         min_area: pixels; smaller regions are left out, and stay holes of what surrounds them.
@@ -45,58 +79,26 @@ def polygons(
 
     Raises UsageError for an unknown class, too many regions, or where shapely is not installed.
     """
-    found = features(
-        labels,
-        classes,
-        min_area=min_area,
-        simplify=simplify,
-        skip_classes=skip_classes,
-        georeference=georeference,
-    )
-    return {**_head(georeference), "features": list(found)}
-
-
-def features(
-    labels: Labels,  # [H, W]
-    classes: Sequence[str],
-    *,
-    min_area: int = 1,
-    simplify: float = 0.0,
-    skip_classes: Collection[str] = (),
-    georeference: Georeference | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Yields the features of `polygons` one by one, from the top of the picture down."""
     for name in skip_classes:
         if name not in classes:
             raise UsageError(f"polygons: no class '{name}'.{nearest(name, classes)}")
     skip = [index for index, name in enumerate(classes) if name in skip_classes]
     found = outlines(labels, min_area=min_area, skip=skip, junctions=simplify > 0)
     for outline, rings in _simplified(list(found), simplify) if simplify else _exact(found):
-        yield {
-            "type": "Feature",
-            "properties": {
-                "class": classes[outline.label],
-                "class_index": outline.label,
-                "area": outline.area,  # pixels
-            },
-            "geometry": {
-                "type": "Polygon",
-                "coordinates": [_coordinates(ring, georeference) for ring in rings],
-            },
+        properties = {
+            "class": classes[outline.label],
+            "class_index": outline.label,
+            "area": outline.area,  # pixels
         }
+        yield Drawn(properties, [_closed(ring, georeference) for ring in rings])
 
 
-def geojson_lines(
-    found: Iterable[dict[str, Any]], georeference: Georeference | None
-) -> Iterator[str]:
-    """Yields the text of a FeatureCollection, a line a feature."""
-    head = json.dumps(_head(georeference))
-    yield f'{head[:-1]}, "features": [\n'
-    separator = ""
-    for feature in found:
-        yield separator + json.dumps(feature)
-        separator = ",\n"
-    yield "\n]}\n"
+def _feature(properties: Any, coordinates: list[Any]) -> dict[str, Any]:
+    return {
+        "type": "Feature",
+        "properties": properties,
+        "geometry": {"type": "Polygon", "coordinates": coordinates},
+    }
 
 
 def _head(georeference: Georeference | None) -> dict[str, Any]:
@@ -134,8 +136,8 @@ def _turning(ring: Any, anticlockwise: bool) -> Ring:
     return corners if ring.is_ccw == anticlockwise else corners[::-1]
 
 
-def _coordinates(ring: Ring, georeference: Georeference | None) -> list[list[float]]:
-    """Returns a closed ring as JSON has it, on the map where there is one."""
+def _closed(ring: Ring, georeference: Georeference | None) -> Ring:
+    """Returns a ring whose last point is the first again, on the map where there is one."""
     points = ring
     if georeference is not None:
         a, b, _, d, e, _ = georeference.transform
@@ -145,5 +147,4 @@ def _coordinates(ring: Ring, georeference: Georeference | None) -> list[list[flo
         points = points.round(max(0, math.ceil(-math.log10(finest))))
         if a * e < b * d:  # y goes up: what was anticlockwise is clockwise now
             points = points[::-1]
-    closed: list[list[float]] = np.concatenate([points, points[:1]]).tolist()
-    return closed
+    return np.concatenate([points, points[:1]])

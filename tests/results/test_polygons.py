@@ -19,8 +19,9 @@ from shapely.geometry import shape
 from segdeform.data.georeference import Georeference
 from segdeform.errors import UsageError
 from segdeform.results import outlines as module
+from segdeform.results import polygons as polygons_module
 from segdeform.results.outlines import outlines
-from segdeform.results.polygons import features, geojson_lines, polygons
+from segdeform.results.polygons import geojson_text, polygons
 
 NAMES = [f"class {k}" for k in range(9)]
 
@@ -168,8 +169,7 @@ def test_without_shapely_simpler_outlines_are_refused(monkeypatch: pytest.Monkey
 def test_map_coordinates(transform: Any, epsg: int | None) -> None:
     labels = np.random.default_rng(5).integers(0, 3, (14, 11)).astype(np.uint8)
     place = Georeference(transform, epsg)
-    text = "".join(geojson_lines(features(labels, NAMES, georeference=place), place))
-    found = json.loads(text)
+    found = json.loads("".join(geojson_text(labels, NAMES, georeference=place)))
     assert found == polygons(labels, NAMES, georeference=place)
     name = found.get("crs", {}).get("properties", {}).get("name")
     assert name == (f"urn:ogc:def:crs:EPSG::{epsg}" if epsg in (32633, 3857) else None)
@@ -190,13 +190,14 @@ def test_map_coordinates(transform: Any, epsg: int | None) -> None:
     assert min(math.dist(point, upper_left) for point in corner) < 1e-3 * math.hypot(a, d)
 
 
-def test_the_text_is_the_collection() -> None:
-    labels = pattern("0110", "0122")
-    assert json.loads("".join(geojson_lines(features(labels, NAMES), None))) == polygons(
-        labels, NAMES
-    )
-    nothing = features(labels, NAMES, min_area=9)
-    assert json.loads("".join(geojson_lines(nothing, None)))["features"] == []
+@pytest.mark.parametrize("points", [1, 3, 10_000])
+def test_the_text_is_the_collection(points: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polygons_module, "_POINTS", points)
+    labels = np.random.default_rng(3).integers(0, 3, (12, 9)).astype(np.uint8)
+    for how in ({}, {"min_area": 99}, {"simplify": 1.0}):
+        text = "".join(geojson_text(labels, NAMES, **how))
+        assert json.loads(text) == polygons(labels, NAMES, **how)
+        assert text.count("\n") == max(1, len(polygons(labels, NAMES, **how)["features"])) + 2
 
 
 def test_too_many_corners_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
