@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from PIL import Image
 from segdeform.data.georeference import Georeference
 from segdeform.data.image_io import read_mask
 from segdeform.errors import UsageError
+from segdeform.results import facts, files, outlines, probabilities, rle
 from segdeform.results.maps import Maps
+from segdeform.results.outputs import KINDS
 from segdeform.results.result import Result
 
 PLACE = Georeference((2.0, 0.0, 10.0, 0.0, -2.0, 50.0), 25832)
@@ -77,3 +81,33 @@ def test_a_result_on_the_map_is_saved_there(result: Result, tmp_path: Path) -> N
     rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
     with rasterio.open(placed.save(tmp_path / "a.tif")) as file:
         assert tuple(file.transform)[:6] == PLACE.transform
+
+
+@pytest.mark.parametrize(
+    "name", ["overlays", "confidence", "probabilities", "polygons", "rle", "cutouts", "json"]
+)
+def test_nothing_of_the_size_of_a_giant_is_held(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a byte a pixel, beside what it is made of."""
+    monkeypatch.setattr(files, "_IN_STRIPS", 2**16)
+    monkeypatch.setattr(outlines, "_STRIP", 2**15)
+    monkeypatch.setattr(rle, "_STRIP", 2**15)
+    monkeypatch.setattr(probabilities, "_BLOCK", 2**18)
+    monkeypatch.setattr(sys.modules["segdeform.results.overlay"], "_MOST_PIXELS", 2**16)
+    monkeypatch.setattr(sys.modules["segdeform.results.overlay"], "_STRIP", 2**15)
+    for module in (files, facts, sys.modules["segdeform.results.cutout"]):
+        monkeypatch.setattr(module, "_ROWS", 16)
+    blocks = np.random.default_rng(0).integers(0, 3, (25, 30))
+    labels = np.kron(blocks, np.ones((80, 70), np.uint8)).astype(np.uint8)  # 2000 x 2100
+    maps = Maps(labels, labels * 80, np.stack([labels.astype(np.float16)] * 3))
+    image = np.stack([labels] * 3, 2)
+    giant = Result(maps, image, ("sky", "road", "car"), ((0, 9, 0), (200, 0, 0), (0, 0, 200)))
+    suffix = KINDS[name].suffixes[0]
+    tracemalloc.start()
+    try:
+        giant.save(tmp_path / f"a.{suffix}", name, cutout_class="car")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.75 * labels.size
