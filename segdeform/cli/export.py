@@ -62,7 +62,7 @@ def export(
     if not names:
         raise UsageError(f"--format {formats!r}: expected onnx, openvino, torch, or several")
     from segdeform.model_folder import refuse_missing_model
-    from segdeform.prediction.inputs import refuse_missing
+    from segdeform.prediction.listing import refuse_missing
 
     refuse_missing_model(model)  # before torch's seconds of import
     refuse_missing(check or ())

@@ -28,7 +28,11 @@ def predict(
     model: Model,
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="INPUT...", help="Pictures or folders.", show_default=False),
+        typer.Argument(
+            metavar="INPUT...",
+            help="Pictures, videos, folders, 'quoted/**/*.jpg', @list.txt, or -.",
+            show_default=False,
+        ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the results.", show_default=False)],
     frames: Annotated[
@@ -79,12 +83,16 @@ def predict(
     place of another picture's: a second a.png in the same folder is listed as failed, and an output
     folder with another a.png is refused.
 
+    '@list.txt' has a path a line; - reads a picture, or such lines, from standard input. A video
+    gives OUTPUT/masks/NAME/000000.png and so on, and a video of overlays; so do, each frame or page
+    by itself, pictures with several, where --frames all is given.
+
     predictions.jsonl and failures.jsonl in OUTPUT have a line for each picture as it finishes. The
     same command after an interruption, or with more pictures, does what is left; a picture that has
     changed since, or another model or option, is predicted again.
     """
     from segdeform.model_folder import refuse_missing_model
-    from segdeform.prediction.inputs import refuse_missing
+    from segdeform.prediction.listing import refuse_missing
     from segdeform.prediction.place import refuse_foreign
 
     if frames not in ("first", "all"):
@@ -102,6 +110,8 @@ def predict(
     from segdeform.prediction.predict import Shard, predict
     from segdeform.prediction.profile import lines, network_timed, profile_of
 
+    if share is None and own_share()[1] > 1 and Path("-") in inputs:
+        raise UsageError("-: processes of torchrun cannot share standard input; give @list.txt")
     segmenter = inference.load(model, "auto")
     if limits is not None:
         segmenter.value_range = limits

@@ -152,7 +152,10 @@ def _called(path: Path, output: Path) -> str:
 
 def identity(path: Path) -> Path:
     """Returns the absolute path of an entry itself, not of what it links to."""
-    return path.parent.resolve() / path.name
+    try:
+        return path.parent.resolve() / path.name
+    except (OSError, RuntimeError):  # links in a circle
+        return path.absolute()
 
 
 def has_outputs(output: Path, name: str) -> bool:

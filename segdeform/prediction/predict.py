@@ -34,6 +34,7 @@ from segdeform.machine.stopwatch import Clock, untimed
 from segdeform.prediction.batches import seen_together
 from segdeform.prediction.inputs import Found, find_images
 from segdeform.prediction.job import Job, Task, settings_of
+from segdeform.prediction.listing import Typed, standard_input
 from segdeform.prediction.pieces import Pages, Piece, failed_piece, picture_piece
 from segdeform.prediction.place import (
     OUTPUTS,
@@ -121,7 +122,16 @@ def predict(
     refuse_foreign(output, inputs)
     settings = settings_digest(settings_of(segmenter))
     job = Job(segmenter, output, outputs, settings, forms, every_frame)
-    plan = _planned(job, inputs, overwrite, shard)
+    with standard_input(inputs) as typed:
+        plan = _planned(job, inputs, typed, overwrite, shard)
+        return _carried_out(plan, shard, progress, stop, clock)
+
+
+def _carried_out(
+    plan: Plan, shard: Shard, progress: Progress | None, stop: Stop | None, clock: Clock
+) -> Summary:
+    """Does what is left to do, and sums up, also after a stop."""
+    output = plan.job.output
     with _held(output, shard, plan.begin, plan.put_in_order):
         todo, kept, done = plan.left_to_do()
         try:
@@ -139,15 +149,18 @@ def predict(
     return summary
 
 
-def _planned(job: Job, inputs: Sequence[Path], overwrite: bool, shard: Shard) -> Plan:
+def _planned(
+    job: Job, inputs: Sequence[Path], typed: Typed | None, overwrite: bool, shard: Shard
+) -> Plan:
     """Finds the pictures, and refuses what cannot be done before anything is written."""
     earlier = earlier_sources(job.output)
-    found = find_images(inputs, [job.output / name for name in OUTPUTS], earlier)
+    found = find_images(inputs, [job.output / name for name in OUTPUTS], earlier, typed)
     _refuse_nothing(inputs, found)
     refuse_others_masks(job.output, earlier, found.pictures)
     names = (*earlier, *(name for _, name in found.pictures))
     job = replace(job, taken=frozenset(name for name in names if frames_folder(name)))
-    tasks = [Task(source, name) for source, name in found.pictures]
+    files = found.files
+    tasks = [Task(source, name, file=files.get(source)) for source, name in found.pictures]
     return Plan(job, found, earlier, tasks, tasks[shard.number :: shard.count], overwrite)
 
 
