@@ -163,8 +163,8 @@ def test_what_a_list_names_and_is_not_there_fails_alone(
     (tmp_path / "loop").symlink_to("loop")
     long = "x" * 300 + ".png"
     (tmp_path / "list.txt").write_text(f"a.png\nmissing.png\nloop/y.png\n{long}\nc.png\n")
-    assert commanded("@list.txt") == 8
-    err = capsys.readouterr().err
+    code, err = commanded("@list.txt"), capsys.readouterr().err
+    assert code == 8, err
     assert "missing.png: cannot be read: No such file or directory" in err
     assert "3 pictures of 5 failed" in err
     value = json.loads((tmp_path / "out" / "summary.json").read_text())
