@@ -32,7 +32,6 @@ _LEFT_OUT = (
     "numpy._core.multiarray.scalar",
     "numpy.ndarray",
     "numpy.dtype",
-    "__builtin__.getattr",
     "builtins.getattr",
 )
 
@@ -102,7 +101,7 @@ def read_pickled(path: Path) -> Any:
         raise ModelError(f"{path} holds more than tensors; it is not opened") from error
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError) as error:
         raise _damaged(path, error) from error
-    except (ArithmeticError, NameError, StructError, zipfile.BadZipFile) as error:
+    except (ArithmeticError, StructError) as error:
         raise _damaged(path, error) from error
 
 
@@ -127,9 +126,9 @@ def _refuse_large(path: Path) -> None:
     size = path.stat().st_size
     if size > PICKLED_BYTES:
         raise ModelError(f"{path} has {size} bytes; at most {PICKLED_BYTES} are opened")
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
