@@ -43,7 +43,9 @@ def read_picture(job: Job, task: Task, limit: int | None = None) -> Seen:
     path, segmenter = task.path, job.segmenter
     with failures_told(path):
         height, width = image_size(path)
-        frames, file = count_frames(path, segmenter.bands), input_file(path)
+        # With all frames asked for, it is read so where no others can be had, whatever it tells.
+        frames = 1 if job.every_frame else count_frames(path, segmenter.bands)
+        file = input_file(path)
         if limit is not None and height * width > limit:
             return Seen(None, frames, file)
         image, place = segmenter.open(path, job.output)

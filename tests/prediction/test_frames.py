@@ -249,3 +249,14 @@ def test_giant_pages_are_read_alone(
     predict(segmenter, inputs, tmp_path / "giant", every_frame=True)
     assert tree(tmp_path / "small") == tree(tmp_path / "giant")
     assert len(read_done(tmp_path / "giant")) == 10
+
+
+def test_a_stack_that_tells_of_planes_it_has_not(segmenter: Any, tmp_path: Path) -> None:
+    """What is there is done, and nothing is left."""
+    values = np.zeros((8, 9), np.uint8)
+    told = "ImageJ=1.53k\nimages=12\nslices=12\n"
+    tifffile.imwrite(tmp_path / "a.tif", values, description=told, metadata=None)
+    for every_frame, frames in ((False, 12), (True, 1)):
+        out = tmp_path / str(every_frame)
+        summary = predict(segmenter, [tmp_path / "a.tif"], out, every_frame=every_frame)
+        assert [(d.name, d.frames) for d in summary.done] == [("a", frames)] and not summary.left
