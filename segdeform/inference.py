@@ -1,55 +1,42 @@
-"""Scores and labels for a picture of any size: whole or tiled, several scales, flipped.
+"""Scores and labels for a picture of any size: whole or in windows, several scales, flipped.
 
 The one path of evaluation and prediction, so that a number and a mask come from the same pixels.
 
-A *pass* is the network on one window at one scale, flipped or not; its logits are resized back to
-the window. With one pass the scores are the logits themselves; with several they are the mean of
-the passes' class probabilities. Scales and flips are applied to each window, never to the whole of
-a tiled picture, so memory depends on the window only.
-
-Windows overlap and their scores are blended, with Gaussian weights, the middle counting most, or
-with equal ones. Only the rows of windows under work are held: finished rows leave before the next
-row of windows starts.
+A picture is seen whole where the memory that the network takes for it is within `room.MOST_BYTES`,
+else in windows as if it were seen whole (`seamless`), or, in several passes, in windows that are
+blended (`blended`), as where the user asks for windows.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from segdeform.blended import blended_pieces, passes, window_scores
 from segdeform.callbacks import Stop
 from segdeform.config.schema import EvalConfig
 from segdeform.data.rasters import Raster
-from segdeform.errors import InterruptedByUserError, NotFiniteError, ResourceError
+from segdeform.errors import InterruptedByUserError, ResourceError
 from segdeform.machine.memory import memory_that_ended
 from segdeform.models.deeplab import DeepLab
-from segdeform.models.resizing import enlarge
+from segdeform.models.receptive import reach_of
+from segdeform.network import coarse_scores, refuse_not_finite
 from segdeform.results.maps import Coarse, Maps, MapWriter, enlarged
-from segdeform.windows import Band, Window, bands, gaussian, starts
+from segdeform.room import Cost, Room, room_of
+from segdeform.seamless import Seamless, tell_of_less
+from segdeform.windows import Source, Window
 
-# A picture beyond either limit is tiled even where options.tile is 0.
-WHOLE_LIMIT = 2**24  # pixels
-WHOLE_BYTES = 3 * 2**29  # of the scores of all classes, in as many copies as the passes need
-AUTOMATIC_TILE = 512  # pixels, side of those tiles where options.automatic_tile says nothing
-_MOST_CLASSES = 255
-_PROBE = 64  # pixels, side of what is shown to a network to learn how many classes it has
-_MANY_WINDOWS = 500  # for one picture, from which on the user is told
-_ACCUMULATOR_BYTES = 2**29  # bounds the blended scores in work, whatever K and the width are
-
-_log = logging.getLogger(__name__)
-
-
-ReadWindow = Callable[[Window], Tensor]  # -> [1, C, h, w] float32, 0..1, on the model's device
+AUTOMATIC_TILE = 512  # pixels, side of blended windows that nobody has asked for
+_SMALL = 2**17  # pixels, up to which a picture is seen whole without asking what the network takes
 
 
 def logits(
@@ -70,7 +57,8 @@ def logits(
     height, width = image.shape[1:]
     with torch.inference_mode(), _memory_errors(height, width):
         scores: Tensor | None = None
-        for piece in _pieces(model, read, (height, width), options):
+        source = Source(read, (height, width), image.shape[0], image.device)
+        for piece in _pieces(model, source, options):
             top, left, h, w = piece.window
             if scores is None:
                 if (h, w) == (height, width):
@@ -80,7 +68,7 @@ def logits(
             scores[:, top : top + h, left : left + w] = enlarged(piece)
         if scores is None:
             raise ValueError(f"a picture of {height}x{width} pixels has no scores")
-        if _passes(options) == 1:
+        if passes(options) == 1:
             return scores
         return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
 
@@ -134,12 +122,13 @@ def predict_maps(
     height, width = picture.shape[0], picture.shape[1]
     with torch.inference_mode(), _memory_errors(height, width):
         maps = MapWriter((height, width), confidence, probabilities, scratch)
+        source = Source(read, (height, width), picture.shape[2], torch.device(device))
         if coarse is not None:
-            _refuse_not_finite(coarse.scores)
-        for piece in [coarse] if coarse else _pieces(model, read, (height, width), options):
+            refuse_not_finite(coarse.scores)
+        for piece in [coarse] if coarse else _pieces(model, source, options):
             maps.add(piece)
         found = maps.finish()
-        if keep_coarse and _passes(options) == 1 and piece.window == Window(0, 0, height, width):
+        if keep_coarse and _plain(options) and piece.window == Window(0, 0, height, width):
             return replace(found, coarse=piece)
         return found
 
@@ -155,15 +144,17 @@ def coarse_together(
     Elsewhere, and where memory ends, there is None for each: they are better seen one by one.
     """
     alone: list[Coarse | None] = [None] * len(pictures)
-    whole = Window(0, 0, pictures[0].shape[0], pictures[0].shape[1])
-    one_pass = options.tile == 0 and _passes(options) == 1 and options.scales == (1.0,)
+    height, width, channels = pictures[0].shape
+    whole = Window(0, 0, height, width)
+    one_pass = options.tile == 0 and _plain(options)
     if len(pictures) < 2 or not one_pass or not isinstance(model, DeepLab):
         return alone
+    # As one picture of as many pixels, so that these are seen whole and all fit.
+    size = (len(pictures) * height, width)
     read = partial(_read, pictures[:1], device=device)
     try:
         with torch.inference_mode():
-            # As one picture of as many pixels, so that these are seen whole and all fit.
-            if _too_large(model, read, (len(pictures) * whole.height, whole.width), options):
+            if not _fits(model, Source(read, size, channels, torch.device(device)), options):
                 return alone
             scores = model.maps(_read(pictures, whole, device))
     except (MemoryError, RuntimeError) as error:
@@ -184,150 +175,89 @@ def _read(
     return pixels.permute(0, 3, 1, 2).to(device=device, dtype=torch.float32).div_(255)
 
 
-def _coarse_scores(
-    model: nn.Module,
-    images: Tensor,  # [N, C, h, w] float32, 0..1
-) -> tuple[Tensor, int]:  # [N, K, ...] float32, their stride
-    """Runs the network: the one place where it is called."""
-    images = images.contiguous(memory_format=torch.channels_last)
-    size = (images.shape[2], images.shape[3])
-    if isinstance(model, DeepLab):
-        scores = model.maps(images)
-        stride = model.map_stride(scores, size)
-    else:
-        scores, stride = model(images).logits.float(), 1
-    _refuse_not_finite(scores)
-    return scores, stride
+def _pieces(model: nn.Module, source: Source, options: EvalConfig) -> Iterator[Coarse]:
+    """Yields the scores of parts that together cover the picture; a later one is as good or better.
 
-
-def _refuse_not_finite(scores: Tensor) -> None:  # [N, K, h, w]
-    # In the order of memory: across it the same takes twenty times as long.
-    if scores.is_contiguous(memory_format=torch.channels_last):
-        scores = scores.permute(0, 2, 3, 1)
-    if not all(torch.isfinite(extreme) for extreme in scores.aminmax()):
-        raise NotFiniteError(
-            "the network's output holds NaN or infinity: train again with a lower "
-            "train.lr, or use an earlier checkpoint"
-        )
-
-
-def _tile(model: nn.Module, read: ReadWindow, size: tuple[int, int], options: EvalConfig) -> int:
-    """Returns the side of the windows; that of the picture where it is seen whole."""
-    if not options.tile and _too_large(model, read, size, options):
-        return options.automatic_tile or AUTOMATIC_TILE
-    return options.tile or max(size)
-
-
-def _pieces(
-    model: nn.Module, read: ReadWindow, size: tuple[int, int], options: EvalConfig
-) -> Iterator[Coarse]:
-    """Yields the scores of parts that together cover the picture, each pixel once."""
-    height, width = size
-    tile = _tile(model, read, size, options)
-    if tile >= max(size):
-        whole = Window(0, 0, height, width)
-        if _passes(options) == 1 and options.scales == (1.0,):
-            scores, stride = _coarse_scores(model, read(whole))
-            yield Coarse(scores, stride, whole)
-        else:
-            several = _passes(options) > 1
-            scores = _scores(model, read(whole), options)[None]
-            yield Coarse(scores, 1, whole, probabilities=several)
+    Where memory ends, and the user has not said how large windows are, smaller ones follow.
+    """
+    if options.tile and options.tile < max(source.size):
+        yield from blended_pieces(model, source, options.tile, options)
         return
-    yield from _blended(model, read, size, tile, options)
+    if _fits(model, source, options):
+        try:
+            yield _whole(model, source, options)
+            return
+        except (MemoryError, RuntimeError) as error:
+            what = memory_that_ended(error)
+            if not what or options.tile:
+                raise
+        room = _room(model, source)
+        height, width = source.size
+        if not room.shrink(_bytes_a_pixel(room.cost, options) * height * width):
+            raise ResourceError(f"{what} ended")
+        tell_of_less(what, source.size)
+    reach = reach_of(model)
+    if reach is not None and _plain(options):
+        assert isinstance(model, DeepLab)
+        yield from Seamless(model, source, reach, _room(model, source)).pieces()
+    else:
+        yield from _blended_automatically(model, source, options)
 
 
-def _blended(
-    model: nn.Module, read: ReadWindow, size: tuple[int, int], tile: int, options: EvalConfig
+def _whole(model: nn.Module, source: Source, options: EvalConfig) -> Coarse:
+    """Computes the scores of a picture that is seen whole."""
+    window = Window(0, 0, *source.size)
+    if _plain(options):
+        scores, stride = coarse_scores(model, source.read(window))
+        return Coarse(scores, stride, window)
+    scores = window_scores(model, source.read(window), options)[None]
+    return Coarse(scores, 1, window, probabilities=passes(options) > 1)
+
+
+def _blended_automatically(
+    model: nn.Module, source: Source, options: EvalConfig
 ) -> Iterator[Coarse]:
-    """Yields blended scores of overlapping windows, of finished rows of a band of columns."""
-    height, width = size
-    several = _passes(options) > 1
-    tops, tile_height = starts(height, tile, options.overlap), min(tile, height)
-    lefts, tile_width = starts(width, tile, options.overlap), min(tile, width)
-    first = Window(0, 0, tile_height, tile_width)
-    scores = _scores(model, read(first), options)  # [K, tile_height, tile_width]
-    known = {first: scores}  # it told K, by which the bands are made, and is not computed twice
-    columns = _ACCUMULATOR_BYTES // (4 * scores.shape[0] * tile_height)
-    del scores
-    _tell_of_many_windows(len(tops) * len(lefts), (tile_height, tile_width), size)
-    profile = gaussian if options.blend == "gaussian" else torch.ones
-    weight = profile(tile_height)[:, None] * profile(tile_width)  # [tile_height, tile_width]
-
-    def window_scores(window: Window) -> Tensor:
-        found = known.pop(window, None)
-        return _scores(model, read(window), options) if found is None else found
-
-    for left, right in bands(lefts, width, columns):
-        band = Band(left, right, weight)
-        for top, next_top in zip(tops, [*tops[1:], height], strict=True):
-            for x in lefts:
-                if band.meets(x):
-                    band.add(x, window_scores(Window(top, x, tile_height, tile_width)))
-            window = Window(top, left, next_top - top, right - left)
-            yield Coarse(band.finish(window.height)[None], 1, window, probabilities=several)
+    """Yields blended scores of windows as large as the options and the memory allow."""
+    while True:
+        room = _room(model, source)
+        bytes_a_pixel = _bytes_a_pixel(room.cost, options)
+        tile = options.automatic_tile or AUTOMATIC_TILE
+        tile = max(1, min(tile, math.isqrt(int(room.bytes / bytes_a_pixel))))
+        try:
+            yield from blended_pieces(model, source, tile, options)
+            return
+        except (MemoryError, RuntimeError) as error:
+            what = memory_that_ended(error)
+            if not what or not room.shrink(bytes_a_pixel * tile**2):
+                raise
+        tell_of_less(what, source.size)
 
 
-@cache  # once for all pictures of a size
-def _tell_of_many_windows(count: int, tile: tuple[int, int], size: tuple[int, int]) -> None:
-    """Says that a picture will take its time, before minutes of silence."""
-    if count > _MANY_WINDOWS:
-        _log.warning(
-            "a picture of %dx%d pixels takes %d windows of %dx%d: a larger --tile (config key "
-            "eval.tile) is faster",
-            *(*size, count, *tile),
-        )
+def _plain(options: EvalConfig) -> bool:
+    """Tells whether the labels are those of one pass over the pixels as they are."""
+    return passes(options) == 1 and options.scales == (1.0,)
 
 
-def _too_large(
-    model: nn.Module, read: ReadWindow, size: tuple[int, int], options: EvalConfig
-) -> bool:
-    """Tells whether a picture goes through the network in windows though none are asked for."""
-    pixels = size[0] * size[1]
-    if pixels > WHOLE_LIMIT:
+def _fits(model: nn.Module, source: Source, options: EvalConfig) -> bool:
+    """Tells whether a picture is seen whole: by the memory that this network takes."""
+    if options.tile or source.size[0] * source.size[1] <= _SMALL:
         return True
+    room = _room(model, source)
+    pixels = source.size[0] * source.size[1]
+    return pixels * _bytes_a_pixel(room.cost, options) <= room.bytes
+
+
+def _bytes_a_pixel(cost: Cost, options: EvalConfig) -> float:
+    area = max(1.0, *options.scales) ** 2
+    if _plain(options):
+        return cost.whole
     # Several passes hold scores, their probabilities, those at the picture's size and the mean.
-    copies = 1 if _passes(options) == 1 else 4
-    bytes_a_class = 4 * copies * pixels * max(1.0, *options.scales) ** 2
-    if bytes_a_class * _MOST_CLASSES <= WHOLE_BYTES:
-        return False
-    probe = read(Window(0, 0, min(size[0], _PROBE), min(size[1], _PROBE)))
-    return bytes_a_class * int(model(probe).logits.shape[1]) > WHOLE_BYTES
+    copies = 2 if passes(options) == 1 else 4
+    return (cost.whole + 4 * copies * cost.classes) * area
 
 
-def _scores(
-    model: nn.Module,
-    window: Tensor,  # [1, C, h, w] float32, 0..1
-    options: EvalConfig,
-) -> Tensor:  # [K, h, w] float32
-    """Runs all passes on one window: logits of one, mean probabilities of several."""
-    size = window.shape[2:]
-    passes = _passes(options)
-    mean: Tensor | None = None
-    for scale in options.scales:
-        resized = _resize(window, [max(1, round(side * scale)) for side in size])
-        for flip in (False, True)[: 1 + options.flip]:
-            images = resized.flip(3) if flip else resized
-            scores, stride = _coarse_scores(model, images)
-            output = enlarge(scores, stride, images.shape[2:])
-            scores = _resize(output.flip(3) if flip else output, list(size))[0]
-            if passes == 1:
-                return scores
-            probabilities = scores.softmax(0)
-            mean = probabilities if mean is None else mean.add_(probabilities)
-    assert mean is not None  # EvalConfig holds at least one scale
-    return mean.div_(passes)
-
-
-def _passes(options: EvalConfig) -> int:
-    return len(options.scales) * (1 + options.flip)
-
-
-def _resize(images: Tensor, size: list[int]) -> Tensor:
-    """Resizes [N, C, h, w] bilinearly, smoothing where it shrinks; same size: the same tensor."""
-    if list(images.shape[2:]) == size:
-        return images
-    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+def _room(model: nn.Module, source: Source) -> Room:
+    return room_of(model, source.device, source.channels)
 
 
 @contextmanager

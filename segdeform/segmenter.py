@@ -50,6 +50,7 @@ from segdeform.models.deform import deformable_layers
 from segdeform.models.folding import fold_batch_norm
 from segdeform.models.precision import Asked, Precision, compute_in, resolve_precision
 from segdeform.models.pyramid import fitting_tile, misfit, silence_unreachable_taps
+from segdeform.models.receptive import reach_of
 from segdeform.results.result import Result
 from segdeform.version import __version__
 
@@ -356,12 +357,14 @@ def load(
         fold_batch_norm(model)
     compute_in(model, numbers)
     model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    reach = reach_of(model)
     info = description.model_dump(mode="json") | {
         "path": str(folder),
         "weights": weights,
         "sha256": digests[weights],
         "deformable_layers": list(deformable_layers(model.backbone)),
         "parameters": parameters,
+        "receptive_field": None if reach is None else reach.to_json(),
     }
     return Segmenter(
         model,

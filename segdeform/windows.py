@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+_LEAST_CORE = 128  # pixels, below which a window is nearly all context
 
 
 class Window(NamedTuple):
@@ -16,6 +19,15 @@ class Window(NamedTuple):
     left: int
     height: int
     width: int
+
+
+class Source(NamedTuple):
+    """A picture in work."""
+
+    read: Callable[[Window], Tensor]  # -> [1, C, h, w] float32, 0..1, on the device
+    size: tuple[int, int]  # (H, W)
+    channels: int
+    device: torch.device
 
 
 class Band:
@@ -91,3 +103,66 @@ def gaussian(size: int) -> Tensor:  # [size], 1 in the middle, exp(-2) = 0.14 at
     middle = (size - 1) / 2
     distance = (torch.arange(size, dtype=torch.float32) - middle) / (size / 4)
     return torch.exp(-0.5 * distance.square())
+
+
+def grown(
+    window: Window,
+    around: int,
+    size: tuple[int, int],  # (H, W) of the picture
+) -> Window:
+    """Adds `around` pixels on every side that is not the picture's."""
+    top, left = max(0, window.top - around), max(0, window.left - around)
+    bottom = min(size[0], window.top + window.height + around)
+    right = min(size[1], window.left + window.width + around)
+    return Window(top, left, bottom - top, right - left)
+
+
+def cores(
+    region: Window,  # begins at multiples of `step`
+    around: int,  # pixels of context, a multiple of `step`
+    most: int,  # pixels of a window with its context
+    step: int,
+    size: tuple[int, int],  # (H, W) of the picture
+) -> list[Window]:
+    """Cuts a region of a picture into about equal windows that begin at multiples of `step`.
+
+    None has more than `most` pixels once it is `grown` by its context, unless it is of
+    `_LEAST_CORE` pixels a side; of all such cuts it is the one with the fewest pixels in sum.
+    """
+    rows = _cuts(region.top, region.height, around, step, size[0])
+    columns = _cuts(region.left, region.width, around, step, size[1])
+    best, fewest = (rows[-1], columns[-1]), math.inf
+    for row in rows:
+        fitting = (column for column in columns if row.largest * column.largest <= most)
+        column = min(fitting, key=lambda column: column.total, default=None)
+        if column is not None and row.total * column.total < fewest:
+            best, fewest = (row, column), row.total * column.total
+    row, column = best
+    return [
+        Window(top, left, height, width)
+        for top, height in row.parts
+        for left, width in column.parts
+    ]
+
+
+class _Cut(NamedTuple):
+    """One way to cut a side."""
+
+    parts: list[tuple[int, int]]  # start, length
+    largest: int  # length with context
+    total: int  # sum of the lengths with context
+
+
+def _cuts(start: int, length: int, around: int, step: int, end: int) -> list[_Cut]:
+    """Lists ways to cut a side, from one part to many."""
+    found, count = [], 1
+    while True:
+        part = max(-(-length // count), min(length, _LEAST_CORE))
+        part = -(-part // step) * step
+        starts = range(start, start + length, part)
+        parts = [(at, min(part, start + length - at)) for at in starts]
+        wide = [min(end, at + part + around) - max(0, at - around) for at, part in parts]
+        found.append(_Cut(parts, max(wide), sum(wide)))
+        if part <= max(_LEAST_CORE, step) or part <= step:
+            return found
+        count = max(len(parts), count) + max(1, count // 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segdeform import inference, windows
+from segdeform import blended, inference, windows
 from segdeform.config.schema import EvalConfig
 from segdeform.errors import NotFiniteError, ResourceError
 from segdeform.inference import logits, predict_labels
+from segdeform.room import Room, room_of
 
 
 class Output(NamedTuple):
@@ -79,7 +81,7 @@ def test_tiles_of_a_pixelwise_network_give_the_whole_picture(
     whole = model(tensor(image)[None]).logits[0].detach()
     options = EvalConfig(tile=tile, overlap=overlap)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference, "_ACCUMULATOR_BYTES", accumulator)
+        patch.setattr(blended, "_ACCUMULATOR_BYTES", accumulator)
         torch.testing.assert_close(
             logits(model, tensor(image), options), whole, atol=1e-5, rtol=1e-5
         )
@@ -115,7 +117,7 @@ def naive_blend(
 def test_blending_equals_a_naive_loop(
     accumulator: int, blend: Literal["gaussian", "uniform"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "_ACCUMULATOR_BYTES", accumulator)
+    monkeypatch.setattr(blended, "_ACCUMULATOR_BYTES", accumulator)
     model, image = Convolution(5), picture(29, 47)
     with torch.no_grad():
         expected = naive_blend(model, tensor(image), tile=12, stride=9, blend=blend)
@@ -130,7 +132,7 @@ def test_bands_change_memory_but_no_bit(monkeypatch: pytest.MonkeyPatch) -> None
     options = EvalConfig(tile=16, overlap=0.4)
     whole = logits(model, image, options)
     once = len(model.sizes)
-    monkeypatch.setattr(inference, "_ACCUMULATOR_BYTES", 1)
+    monkeypatch.setattr(blended, "_ACCUMULATOR_BYTES", 1)
     assert torch.equal(logits(model, image, options), whole)
     assert len(model.sizes) > 2 * once  # the windows across cuts were computed twice
     assert set(model.sizes) == {(16, 16)}
@@ -152,36 +154,55 @@ def test_a_tile_as_large_as_the_picture_is_the_whole_picture_exactly(tile: int) 
     np.testing.assert_array_equal(labels, whole.argmax(0).numpy())
 
 
+def room_for(model: nn.Module, pixels: float, monkeypatch: pytest.MonkeyPatch) -> Room:
+    """Leaves a network room for so many pixels of one pass."""
+    monkeypatch.setattr(inference, "_SMALL", 0)
+    room = room_of(model, torch.device("cpu"), 3)
+    room.bytes = math.ceil(pixels * room.cost.whole)
+    return room
+
+
 def test_very_large_pictures_are_tiled_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "WHOLE_LIMIT", 100)
     monkeypatch.setattr(inference, "AUTOMATIC_TILE", 8)
     model = Convolution(3)
+    room_for(model, 100, monkeypatch)
+    model.sizes.clear()
     predict_labels(model, picture(10, 10), EvalConfig(), "cpu")
     predict_labels(model, picture(10, 11), EvalConfig(), "cpu")
     assert model.sizes == [(10, 10), *[(8, 8)] * 4]
 
 
+def test_windows_nobody_asked_for_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Convolution(3)
+    room_for(model, 25, monkeypatch)
+    model.sizes.clear()
+    predict_labels(model, picture(10, 11), EvalConfig(automatic_tile=9), "cpu")
+    assert set(model.sizes) == {(5, 5)}
+
+
 @pytest.mark.parametrize(
-    ("classes", "scales", "flip", "whole"),
-    [(3, (1.0,), False, True), (4, (1.0,), False, False), (3, (1.0,), True, False),
-     (3, (1.25,), False, False), (3, (0.5,), False, True), (4, (0.5,), False, False),
-     (2, (1.25,), False, False), (2, (1.0, 0.5), False, False)],
+    ("classes", "scales", "flip", "pixels"),  # how many of one pass the passes count as
+    [(3, (1.0,), False, 1), (300, (1.0,), False, 1), (3, (0.5,), False, 1),
+     (300, (0.5,), False, 1.5), (3, (1.0,), True, 1.5), (300, (1.0, 0.5), False, 2),
+     (300, (1.25,), False, 2)],
 )  # fmt: skip
-def test_whole_pictures_are_bounded_in_bytes_of_scores(
+def test_passes_that_hold_scores_of_all_pixels_have_less_room(
     classes: int,
     scales: tuple[float, ...],
     flip: bool,
-    whole: bool,
+    pixels: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(inference, "WHOLE_BYTES", 4 * 3 * 90 * 110)  # logits of three classes
+    """The bound is in bytes: of what the network takes, and of the scores of several passes."""
     model = Convolution(3, classes)
-    options = EvalConfig(scales=scales, flip=flip, automatic_tile=70)
-    predict_labels(model, picture(90, 110), options, "cpu")
-    probe, *windows = model.sizes
-    assert probe == (64, 64)
-    side = (90, 110) if whole else (70, 70)
-    assert set(windows) == {(round(side[0] * scale), round(side[1] * scale)) for scale in scales}
+    options = EvalConfig(scales=scales, flip=flip)
+    room = room_for(model, 1000, monkeypatch)
+    assert room.cost.classes == classes
+    assert 4 * classes <= room.cost.whole <= 4 * (2 * classes + 12)  # the scores, and a copy
+    taken = inference._bytes_a_pixel(room.cost, options) / room.cost.whole
+    assert taken >= pixels
+    source = windows.Source(lambda window: torch.zeros(0), (10, 100), 3, torch.device("cpu"))
+    assert inference._fits(model, source, options) == (taken <= 1)
 
 
 def test_flip_changes_nothing_for_a_mirror_symmetric_network() -> None:
@@ -260,9 +281,40 @@ def test_memory_that_ends_names_the_way_out() -> None:
         predict_labels(Broken(), picture(30, 40), EvalConfig(), "cpu")
 
 
+class Limited(Convolution):
+    """Has memory for so many pixels."""
+
+    most = 400 * 400
+
+    def forward(self, images: Tensor) -> Output:
+        if images.shape[2] * images.shape[3] > self.most:
+            raise MemoryError
+        return super().forward(images)
+
+
+def test_windows_become_smaller_where_memory_ends(caplog: pytest.LogCaptureFixture) -> None:
+    model, image = Limited(1), picture(390, 870)
+    labels = predict_labels(model, image, EvalConfig(automatic_tile=600), "cpu")
+    np.testing.assert_array_equal(
+        labels, model.convolution(tensor(image)[None])[0].argmax(0).numpy()
+    )
+    assert next(record.getMessage() for record in caplog.records) == (
+        "memory ended on a picture of 390x870 pixels: it is seen in smaller windows, which takes "
+        "longer"
+    )
+    caplog.clear()
+    predict_labels(model, image, EvalConfig(automatic_tile=600), "cpu")
+    assert not caplog.records  # it is known by now
+
+
+def test_windows_that_are_asked_for_are_not_made_smaller() -> None:
+    with pytest.raises(ResourceError, match=r"390x870 pixels.*smaller ones"):
+        predict_labels(Limited(1), picture(390, 870), EvalConfig(tile=600), "cpu")
+
+
 def test_work_in_hand_does_not_grow_with_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """No block of scores is taller than a window or wider than the accumulator allows."""
-    monkeypatch.setattr(inference, "_ACCUMULATOR_BYTES", 4 * 4 * 16 * 40)
+    monkeypatch.setattr(blended, "_ACCUMULATOR_BYTES", 4 * 4 * 16 * 40)
     model, image = Convolution(1), tensor(picture(100, 300))
     options = EvalConfig(tile=16, overlap=0.25)
     covered = torch.zeros(100, 300)
@@ -271,7 +323,8 @@ def test_work_in_hand_does_not_grow_with_the_picture(monkeypatch: pytest.MonkeyP
         top, left, height, width = window
         return image[None, :, top : top + height, left : left + width]
 
-    for piece in inference._pieces(model, read, (100, 300), options):
+    source = windows.Source(read, (100, 300), 3, torch.device("cpu"))
+    for piece in inference._pieces(model, source, options):
         top, left, height, width = piece.window
         assert piece.scores.shape == (1, 4, height, width)
         assert height <= 16

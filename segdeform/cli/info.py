@@ -50,6 +50,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("classes", _classes(facts["classes"])),
         ("pictures", _pictures(facts)),
         ("parameters", f"{facts['parameters']:,}"),
+        ("receptive field", _field(facts["receptive_field"])),
         ("inference", _inference(facts["eval"])),
         ("training", _pairs(facts["training"])),
         *_origin(facts.get("origin")),
@@ -91,14 +92,27 @@ def _pictures(facts: dict[str, Any]) -> str:
     return "; ".join([read, *numbers, f"values {black_and_white}"])
 
 
+def _field(field: dict[str, Any] | None) -> str:
+    """Words how far the network looks, and what windows with the scores of the whole need."""
+    if field is None:
+        return "unknown"
+    mean = ", and the mean of the whole picture" if field["pools"] else ""
+    return (
+        f"{field['pixels']} pixels{mean}; windows have {field['backbone_halo']} more on every side "
+        f"for the backbone, {field['head_halo']} for the head"
+    )
+
+
 def _inference(options: dict[str, Any]) -> str:
     """Words how a picture becomes labels."""
     blend = f"overlap {options['overlap']:g}, blend {options['blend']}"
     if options["tile"]:
         seen = f"in windows of {options['tile']} pixels, {blend}"
-    else:
+    elif options["flip"] or tuple(options["scales"]) != (1.0,):
         side = options["automatic_tile"] or "512"  # of models that do not tell their crop
         seen = f"whole; too large for that, in windows of {side} pixels, {blend}"
+    else:
+        seen = "whole; too large for that, in windows with the labels of the whole"
     scales = ", ".join(f"{scale:g}" for scale in options["scales"])
     many = f"scales {scales}" if len(options["scales"]) > 1 else f"scale {scales}"
     return f"{seen}; {many}; {'both ways round' if options['flip'] else 'no flip'}"

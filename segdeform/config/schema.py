@@ -248,10 +248,16 @@ class TrainConfig(_Section):
 class EvalConfig(_Section):
     """How a picture of any size becomes a label map, in evaluation and prediction alike."""
 
-    tile: int = Field(0, ge=0, description="side of the sliding window, pixels; 0: whole picture")
+    tile: int = Field(
+        0,
+        ge=0,
+        description="side of the sliding window, pixels; 0: whole picture, or as if it were whole "
+        "where memory does not hold it",
+    )
     automatic_tile: Pixels | None = Field(
         None,
-        description="side of the window for pictures that are too large to be seen whole; "
+        description="side, at most, of the blended windows in which several passes (scales, flip) "
+        "see a picture that is too large to be seen whole; one pass needs none; "
         "null: as large as data.crop at the largest scale",
     )
     overlap: float = Field(0.25, ge=0, lt=1, description="overlap of neighbouring windows / side")

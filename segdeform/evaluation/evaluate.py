@@ -42,9 +42,10 @@ from segdeform.evaluation.counts import (
 )
 from segdeform.evaluation.split import refuse_other_classes
 from segdeform.files.atomic import json_number
-from segdeform.inference import WHOLE_BYTES, WHOLE_LIMIT, predict_labels
+from segdeform.inference import predict_labels
 from segdeform.machine.pipeline import Behind, read_ahead, threads
 from segdeform.machine.processes import ALONE, Processes
+from segdeform.room import MOST_BYTES
 from segdeform.segmenter import Segmenter
 from segdeform.version import __version__
 
@@ -283,8 +284,7 @@ def _protocol(
     protocol = counting_protocol(dataset, counts, boundary_width)
     device = segmenter.device.type
     return protocol | {
-        "inference": segmenter.options.model_dump(mode="json")
-        | {"tiled_above_pixels": WHOLE_LIMIT, "tiled_above_bytes": WHOLE_BYTES},
+        "inference": segmenter.options.model_dump(mode="json") | {"whole_up_to_bytes": MOST_BYTES},
         "precision": segmenter.precision,
         "training_crop": segmenter.info.get("crop"),
         "model_sha256": segmenter.info["sha256"],

@@ -19,9 +19,10 @@ from torch import Tensor
 from cuda_ops.layers import DeformConv2d
 from segdeform.data.dataset import Labels, label_type
 from segdeform.errors import DataError, ModelError, NotFiniteError
-from segdeform.inference import WHOLE_LIMIT
 from segdeform.models.deform import conv3x3_layers, deformable_layers
 from segdeform.segmenter import Segmenter
+
+WHOLE_LIMIT = 2**24  # pixels, the most that are looked at
 
 Floats = NDArray[np.float32]
 Result = TypeVar("Result")

@@ -122,11 +122,12 @@ class MobileNetV2(Backbone):
         _dilate((self.features[4:7], self.features[7:14], self.features[14:]), output_stride)
 
     def forward(self, x: Tensor) -> Features:  # [N, C, H, W]
-        outputs = []
-        for block in self.features:
+        outputs = {}
+        for number, block in enumerate(self.features):
             x = block(x)
-            outputs.append(x)
-        return Features(outputs[3], outputs[13], outputs[17])
+            if number in (3, 13):  # all of them would be as much as the widest block takes
+                outputs[number] = x
+        return Features(outputs[3], outputs[13], x)
 
 
 class MobileNetV3Large(Backbone):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from segdeform.config.schema import IMAGENET_MEAN, IMAGENET_STD
 from segdeform.models.backbones import Backbone, Features
+from segdeform.models.heads import Head
 from segdeform.models.resizing import enlarge, stride_of
 
 
@@ -61,14 +62,18 @@ class DeepLab(nn.Module):
 
     def maps(self, images: Tensor) -> Tensor:  # [N, C, H, W] -> [N, K, h, w] float32
         """Computes the head's scores, before they are enlarged by `map_stride`."""
-        maps: Tensor = self.head(self._features(images)).float()
-        return maps
+        if not isinstance(self.head, Head):
+            maps: Tensor = self.head(self.features(images))
+            return maps.float()
+        kept = self.head.keep(self.features(images))  # the other features are dropped
+        return self.head.decode(kept).float()
 
     def map_stride(self, maps: Tensor, size: torch.Size | tuple[int, int]) -> int:
         """Returns height of the pictures / height of the head's scores, at pictures of (H, W)."""
         return stride_of(maps, size) if self.stride is None else self.stride
 
-    def _features(self, images: Tensor) -> Features:
+    def features(self, images: Tensor) -> Features:  # [N, C, H, W] float, 0..1
+        """Computes the backbone's features."""
         normalized = (images - self.mean) / self.std
         if self.features_dtype is not None:
             normalized = normalized.to(self.features_dtype)
@@ -81,7 +86,7 @@ class DeepLab(nn.Module):
         Such a graph (torch.jit.trace, torch.export, ONNX) outlives our classes: it knows tensors.
         """
         size = images.shape[-2:]
-        features = self._features(images)
+        features = self.features(images)
         logits = _scores(self.head(features), self.stride, size)
         traced = torch._C._get_tracing_state() is not None  # torch.jit.trace
         if not self.training and (traced or torch.compiler.is_exporting()):

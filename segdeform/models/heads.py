@@ -17,8 +17,27 @@ from segdeform.models.backbones import Features
 from segdeform.models.resizing import enlarge
 
 
-class DeepLabHead(nn.Module):
-    """Scores the last features by two 1x1 convolutions."""
+class Head(nn.Module):
+    """Scores features in two steps, of which the first looks at one place of them at a time."""
+
+    def keep(self, features: Features) -> tuple[Tensor, ...]:
+        """Returns what of the features is needed, each value made of one place alone."""
+        raise NotImplementedError
+
+    def decode(
+        self,
+        kept: tuple[Tensor, ...],
+        mean: Tensor | None = None,  # [N, C, 1, 1] of the last features; None: of these
+    ) -> Tensor:  # [N, K, h, w]
+        """Makes the scores of it; `mean` is that of a picture of which these are a part."""
+        raise NotImplementedError
+
+    def forward(self, features: Features) -> Tensor:  # [N, K, h, w]
+        return self.decode(self.keep(features))
+
+
+class DeepLabHead(Head):
+    """Scores the last features by two 1x1 convolutions, at the output stride."""
 
     def __init__(self, channels: int, classes: int, head_channels: int) -> None:
         super().__init__()
@@ -26,12 +45,16 @@ class DeepLabHead(nn.Module):
         self.score = nn.Conv2d(head_channels, classes, 1)
         initialize(self)
 
-    def forward(self, features: Features) -> Tensor:  # [N, K, h, w] at the output stride
-        scores: Tensor = self.score(F.relu(self.project(features.high)))
-        return scores
+    def keep(self, features: Features) -> tuple[Tensor, ...]:
+        """Returns the scores."""
+        return (self.score(F.relu(self.project(features.high))),)
+
+    def decode(self, kept: tuple[Tensor, ...], mean: Tensor | None = None) -> Tensor:
+        """Returns the scores."""
+        return kept[0]
 
 
-class DeepLabV3Head(nn.Module):
+class DeepLabV3Head(Head):
     """Scores the last features after atrous spatial pyramid pooling, and 3x3 convolutions if any.
 
     Args:
@@ -57,13 +80,21 @@ class DeepLabV3Head(nn.Module):
         self.score = nn.Conv2d(head_channels, classes, 1)
         initialize(self)
 
-    def forward(self, features: Features) -> Tensor:  # [N, K, h, w] at the output stride
-        scores: Tensor = self.score(self.convs(self.aspp(features.high)))
+    def keep(self, features: Features) -> tuple[Tensor, ...]:
+        """Returns the last features."""
+        return (features.high,)
+
+    def decode(self, kept: tuple[Tensor, ...], mean: Tensor | None = None) -> Tensor:
+        """Makes the scores of the last features."""
+        pyramid = self.aspp(kept[0]) if mean is None else self.aspp(kept[0], mean)
+        scores: Tensor = self.score(self.convs(pyramid))
         return scores
 
 
-class DeepLabV3PlusHead(nn.Module):
-    """Scores pyramid features refined by low-level ones; its 3x3 convolutions are separable.
+class DeepLabV3PlusHead(Head):
+    """Scores pyramid features refined by low-level ones, at their stride, 4.
+
+    Its 3x3 convolutions are separable.
 
     Args:
         reduced: channels to which the low-level features are reduced (table 1 of the paper).
@@ -94,10 +125,21 @@ class DeepLabV3PlusHead(nn.Module):
         self.score = nn.Conv2d(head_channels, classes, 1)
         initialize(self)
 
-    def forward(self, features: Features) -> Tensor:  # [N, K, h, w] at stride 4
-        low = self.low_level(features.low)
-        high = enlarge(self.aspp(features.high), self.ratio, low.shape[-2:])
-        scores: Tensor = self.score(self.decoder(torch.cat((high, low), dim=1)))
+    def keep(self, features: Features) -> tuple[Tensor, ...]:
+        """Returns the low-level features, reduced, and the last ones."""
+        return self.low_level(features.low), features.high
+
+    def decode(self, kept: tuple[Tensor, ...], mean: Tensor | None = None) -> Tensor:
+        """Makes the scores of both."""
+        low, high = kept
+        pyramid = self.aspp(high) if mean is None else self.aspp(high, mean)
+        x = enlarge(pyramid, self.ratio, low.shape[-2:])
+        x = torch.cat((x, low), dim=1)
+        # A Sequential would hold what went into it, which at stride 4 is the most of all.
+        for separable in self.decoder:
+            for layer in separable.children():
+                x = layer(x)
+        scores: Tensor = self.score(x)
         return scores
 
 
@@ -146,9 +188,14 @@ class ASPP(nn.Module):
         self.project = conv_bn_relu((len(rates) + 2) * out_channels, out_channels, mixing)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:  # [N, C, h, w] -> [N, out_channels, h, w]
+    def forward(
+        self,
+        x: Tensor,  # [N, C, h, w]
+        mean: Tensor | None = None,  # [N, C, 1, 1], in the place of x's own
+    ) -> Tensor:  # [N, out_channels, h, w]
         branches = [branch(x) for branch in self.branches]
-        branches.append(self.pooled(x).expand(-1, -1, *x.shape[-2:]))
+        pooled = self.pooled(x) if mean is None else self.pooled[1:](mean.to(x.dtype))
+        branches.append(pooled.expand(-1, -1, *x.shape[-2:]))
         mixed: Tensor = self.dropout(self.project(torch.cat(branches, dim=1)))
         return mixed
 

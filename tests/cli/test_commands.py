@@ -267,7 +267,9 @@ def test_info_shows_what_the_folder_holds(command: Command, run: Path) -> None:
     assert "mobilenet_v2" in table.out and f"{parameters:,}" in table.out
     words = " ".join(table.out.replace("│", " ").split())
     assert "1 layer, v2, 1 offset group:" in words
-    assert "whole; too large for that, in windows of 64 pixels, overlap 0.25" in words
+    assert "whole; too large for that, in windows with the labels of the whole; scale 1" in words
+    # MobileNetV2 looks 245 pixels far; its pyramid, at the rates of a crop of 64, 3 values of 16.
+    assert "windows have 256 more on every side for the backbone" in words
     assert "tile 0" not in words and "scale 1; no flip" in words
     checkpoint = command("info", run / "checkpoints" / "step-00000002")
     assert checkpoint.code == 0 and "steps 2" in checkpoint.out

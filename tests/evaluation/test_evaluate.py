@@ -76,8 +76,7 @@ def test_metrics_file_states_the_protocol(dataset: Dataset, tmp_path: Path) -> N
     assert protocol["void_pixels"] == 7
     assert protocol["names_sha256"] == hashlib.sha256(b"s/0\ns/1\n").hexdigest()
     assert protocol["inference"]["tile"] == 8
-    assert protocol["inference"]["tiled_above_pixels"] == 16_777_216
-    assert protocol["inference"]["tiled_above_bytes"] == 1_610_612_736
+    assert protocol["inference"]["whole_up_to_bytes"] == 2_415_919_104
     assert protocol["training_crop"] == [48, 64]
     assert protocol["model_sha256"] == "abc"
     assert protocol["versions"]["torch"] == torch.__version__

@@ -1,0 +1,115 @@
+"""How far a network looks: by which pixels around a place its scores there are decided.
+
+A kernel of k taps at dilation d, on a map of stride s, looks d * (k - 1) / 2 * s pixels to either
+side; layers in a row add up, of branches the farthest counts. Deformable layers look farther by
+their offsets, which the picture decides; they count as the plain ones that they begin as.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from cuda_ops.layers import DeformConv2d
+from segdeform.models.backbones import Backbone
+from segdeform.models.deeplab import DeepLab
+from segdeform.models.heads import ASPP, DeepLabHead, DeepLabV3Head, DeepLabV3PlusHead
+
+
+class Reach(NamedTuple):
+    """Pixels of the picture on either side of a place."""
+
+    backbone: int  # of the last features
+    head: int  # of the scores over what the head keeps of the features
+    enlarging: int  # of a pixel's scores over those at the stride
+    strides: tuple[int, ...]  # of what the head keeps
+    pools: bool  # whether the mean of the whole picture counts as well
+
+    @property
+    def pixels(self) -> int:
+        """How far a pixel's scores reach in all."""
+        return self.backbone + self.head + self.enlarging
+
+    @property
+    def step(self) -> int:
+        """Pixels, of which windows begin at multiples."""
+        return max(self.strides)
+
+    @property
+    def backbone_halo(self) -> int:
+        """How many pixels around a window its last features need."""
+        return _aligned(self.backbone, self.step)
+
+    @property
+    def head_halo(self) -> int:
+        """How many pixels around a window its scores need of what the head keeps."""
+        # Enlarging needs the values beyond the window's border, which themselves must be right.
+        return _aligned(self.head + self.enlarging, self.step)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what a person wants to know, in pixels."""
+        halos = {"backbone_halo": self.backbone_halo, "head_halo": self.head_halo}
+        return {"pixels": 2 * self.pixels + 1, **halos, "pools": self.pools}
+
+
+def reach_of(model: nn.Module) -> Reach | None:
+    """Returns how far a network looks; None for one that is not made of the parts known here."""
+    if not isinstance(model, DeepLab):
+        return None
+    backbone, head = model.backbone, model.head
+    high, low = backbone_reach(backbone), backbone.low_stride
+    match head:
+        case DeepLabHead():
+            return Reach(high, 0, backbone.stride, (backbone.stride,), False)
+        case DeepLabV3Head():
+            after = sum(map(_taps, _convolutions(head.convs)))
+            reach = (_pyramid_reach(head.aspp) + after) * backbone.stride
+            return Reach(high, reach, backbone.stride, (backbone.stride,), True)
+        case DeepLabV3PlusHead():
+            aspp = _pyramid_reach(head.aspp) * backbone.stride
+            decoder = sum(map(_taps, _convolutions(head.decoder))) * low
+            enlarging = backbone.stride if head.ratio > 1 else 0  # values between two are a blend
+            reach = aspp + enlarging + decoder
+            return Reach(high, reach, low, (low, backbone.stride), True)
+    return None
+
+
+def backbone_reach(backbone: Backbone) -> int:
+    """Returns how many pixels the last features look to either side.
+
+    Its layers are registered in the order in which they work, as in all of `BACKBONES`; the 1x1
+    convolutions of shortcuts lie beside the others.
+    """
+    reach, stride = 0, 1
+    for name, layer in backbone.named_modules():
+        if "downsample" in name or name.endswith("offset_conv"):
+            continue
+        if isinstance(layer, nn.Conv2d | DeformConv2d | nn.MaxPool2d):
+            reach += _taps(layer) * stride
+            stride *= _larger(layer.stride)
+    return reach
+
+
+def _aligned(pixels: int, step: int) -> int:
+    return -(-pixels // step) * step
+
+
+def _pyramid_reach(aspp: ASPP) -> int:
+    """Returns how many values of the last features a pyramid looks to either side."""
+    mixing = sum(map(_taps, _convolutions(aspp.project)))
+    return mixing + max(sum(map(_taps, _convolutions(branch))) for branch in aspp.branches)
+
+
+def _convolutions(module: nn.Module) -> Iterable[nn.Conv2d]:
+    return (layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
+
+
+def _taps(layer: nn.Conv2d | DeformConv2d | nn.MaxPool2d) -> int:
+    """Returns how many values of its input a layer looks to either side."""
+    return (_larger(layer.kernel_size) // 2) * _larger(layer.dilation)
+
+
+def _larger(sizes: int | tuple[int, ...]) -> int:
+    return sizes if isinstance(sizes, int) else max(sizes)
