@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,17 +26,21 @@ from segdeform.callbacks import Stop
 from segdeform.config.schema import EvalConfig
 from segdeform.data.rasters import Raster
 from segdeform.errors import InterruptedByUserError, ResourceError
+from segdeform.machine.cpu import large_blocks_returned
 from segdeform.machine.memory import memory_that_ended
 from segdeform.models.deeplab import DeepLab
 from segdeform.models.receptive import reach_of
 from segdeform.network import coarse_scores, refuse_not_finite
 from segdeform.results.maps import Coarse, Maps, MapWriter, enlarged
-from segdeform.room import Cost, Room, room_of
+from segdeform.room import Cost, Room, has_shrunk, room_of
 from segdeform.seamless import Seamless, tell_of_less
 from segdeform.windows import Source, Window
 
 AUTOMATIC_TILE = 512  # pixels, side of blended windows that nobody has asked for
-_SMALL = 2**17  # pixels, up to which a picture is seen whole without asking what the network takes
+# Pixels, up to which a picture is seen whole without asking what the network takes: of a single
+# pass, and of several, which hold the scores of all classes at all pixels.
+_SMALL, _SMALL_OF_SEVERAL = 2**19, 2**16
+_LARGE = 2**30  # bytes of work on a picture, beyond which none of it is kept for the next one
 
 
 def logits(
@@ -178,6 +182,16 @@ def _read(
 def _pieces(model: nn.Module, source: Source, options: EvalConfig) -> Iterator[Coarse]:
     """Yields the scores of parts that together cover the picture; a later one is as good or better.
 
+    What large pictures take is returned to the system.
+    """
+    large = not _is_small(model, source, options) and _bytes(model, source, options) > _LARGE
+    with large_blocks_returned() if large else nullcontext():
+        yield from _pieces_of_any(model, source, options)
+
+
+def _pieces_of_any(model: nn.Module, source: Source, options: EvalConfig) -> Iterator[Coarse]:
+    """Yields the scores of parts that together cover the picture; a later one is as good or better.
+
     Where memory ends, and the user has not said how large windows are, smaller ones follow.
     """
     if options.tile and options.tile < max(source.size):
@@ -189,12 +203,9 @@ def _pieces(model: nn.Module, source: Source, options: EvalConfig) -> Iterator[C
             return
         except (MemoryError, RuntimeError) as error:
             what = memory_that_ended(error)
-            if not what or options.tile:
+            bytes_taken = 0.0 if not what or options.tile else _bytes(model, source, options)
+            if not bytes_taken or not _room(model, source).shrink(bytes_taken):
                 raise
-        room = _room(model, source)
-        height, width = source.size
-        if not room.shrink(_bytes_a_pixel(room.cost, options) * height * width):
-            raise ResourceError(f"{what} ended")
         tell_of_less(what, source.size)
     reach = reach_of(model)
     if reach is not None and _plain(options):
@@ -240,11 +251,23 @@ def _plain(options: EvalConfig) -> bool:
 
 def _fits(model: nn.Module, source: Source, options: EvalConfig) -> bool:
     """Tells whether a picture is seen whole: by the memory that this network takes."""
-    if options.tile or source.size[0] * source.size[1] <= _SMALL:
+    if options.tile or _is_small(model, source, options):
         return True
-    room = _room(model, source)
-    pixels = source.size[0] * source.size[1]
-    return pixels * _bytes_a_pixel(room.cost, options) <= room.bytes
+    return _bytes(model, source, options) <= _room(model, source).bytes
+
+
+def _is_small(model: nn.Module, source: Source, options: EvalConfig) -> bool:
+    """Tells whether a picture is so small that no network lacks the memory for it."""
+    if has_shrunk(model):
+        return False
+    most = _SMALL if _plain(options) else _SMALL_OF_SEVERAL
+    return source.size[0] * source.size[1] <= most
+
+
+def _bytes(model: nn.Module, source: Source, options: EvalConfig) -> float:
+    """Returns what a picture takes where it is seen whole."""
+    height, width = source.size
+    return height * width * _bytes_a_pixel(_room(model, source).cost, options)
 
 
 def _bytes_a_pixel(cost: Cost, options: EvalConfig) -> float:

@@ -40,6 +40,7 @@ class Room:
 
     cost: Cost
     bytes: int
+    shrunk: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def shrink(self, used: float) -> bool:
@@ -48,6 +49,7 @@ class Room:
             if min(self.bytes, used) < _FLOOR:
                 return False
             self.bytes = int(min(self.bytes, used)) // 2
+            self.shrunk = True
             return True
 
 
@@ -64,6 +66,12 @@ def room_of(model: nn.Module, device: torch.device, channels: int) -> Room:
             room = Room(_cost(model, device, channels), factor * MOST_BYTES)
             _rooms[model] = room
         return room
+
+
+def has_shrunk(model: nn.Module) -> bool:
+    """Tells whether memory has ended for a network before."""
+    room = _rooms.get(model)
+    return room is not None and room.shrunk
 
 
 def _cost(model: nn.Module, device: torch.device, channels: int) -> Cost:

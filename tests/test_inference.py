@@ -157,6 +157,7 @@ def test_a_tile_as_large_as_the_picture_is_the_whole_picture_exactly(tile: int) 
 def room_for(model: nn.Module, pixels: float, monkeypatch: pytest.MonkeyPatch) -> Room:
     """Leaves a network room for so many pixels of one pass."""
     monkeypatch.setattr(inference, "_SMALL", 0)
+    monkeypatch.setattr(inference, "_SMALL_OF_SEVERAL", 0)
     room = room_of(model, torch.device("cpu"), 3)
     room.bytes = math.ceil(pixels * room.cost.whole)
     return room

@@ -76,6 +76,7 @@ class Counted:
 def small_room(model: DeepLab, pixels: int, kept: float, patch: pytest.MonkeyPatch) -> Room:
     """Leaves room for so many pixels of the backbone beside the kept features of others."""
     patch.setattr(inference, "_SMALL", 0)
+    patch.setattr(inference, "_SMALL_OF_SEVERAL", 0)
     found = room_of(model, torch.device("cpu"), 3)
     found.bytes = int(pixels * found.cost.backbone + kept * found.cost.kept)
     return found
