@@ -78,16 +78,15 @@ def _cost(model: nn.Module, device: torch.device, channels: int) -> Cost:
     pixels = _PROBE**2
     given = 4 * channels  # of the input itself
     images = torch.zeros(1, channels, _PROBE, _PROBE, device=device)
-    scores, _ = coarse_scores(model, images)
-    whole = peak_bytes(partial(coarse_scores, model, images)) / pixels + given
-    classes = scores.shape[1]
+    # Once: a network that is to be compiled for sizes that come again is not for this one.
+    whole, (scores, _) = peak_bytes(partial(coarse_scores, model, images))
+    cost = Cost(whole / pixels + given, scores.shape[1])
     if reach_of(model) is None or not isinstance(model, DeepLab):
-        return Cost(whole, classes)
-    kept, _ = kept_features(model, images)
-    return Cost(
-        whole,
-        classes,
-        backbone=peak_bytes(partial(kept_features, model, images)) / pixels + given,
+        return cost
+    backbone, (kept, _) = peak_bytes(partial(kept_features, model, images))
+    head, _ = peak_bytes(partial(decoded_scores, model, kept, None))
+    return cost._replace(
+        backbone=backbone / pixels + given,
         kept=sum(values.element_size() * values.numel() for values in kept) / pixels,
-        head=1 + peak_bytes(partial(decoded_scores, model, kept, None)) / pixels,
+        head=1 + head / pixels,
     )

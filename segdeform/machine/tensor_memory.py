@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+Result = TypeVar("Result")
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -40,11 +42,11 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def peak_bytes(compute: Callable[[], object]) -> int:
-    """Returns the most bytes that tensors made by `compute()` take at one moment.
+def peak_bytes(compute: Callable[[], Result]) -> tuple[int, Result]:
+    """Returns the most bytes that tensors made by `compute()` take at one moment, and its result.
 
     Operators' own workspaces do not count, nor what other threads do meanwhile.
     """
     with torch.inference_mode(), _Counting() as counting:
-        compute()
-    return int(counting.peak)
+        result = compute()
+    return int(counting.peak), result
