@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -195,9 +195,9 @@ def _decoded(page: tifffile.TiffPage, bands: Sequence[int]) -> npt.NDArray[Any]:
         wanted.setdefault(band, []).append(channel)
     chosen = slice(len(bands)) if list(bands) == list(range(len(bands))) else list(bands)
     try:
-        for segment, (plane, _, top, left, _), _ in page.segments(maxworkers=1):
+        for segment, (plane, _, top, left, _), _ in _segments(page):
             planes = page.planarconfig == 2
-            if segment is None or (planes and plane not in wanted):  # a hole; a band not asked for
+            if planes and plane not in wanted:
                 continue
             rows, columns = segment.shape[1:3]
             inside = segment[0, : height - top, : width - left]
@@ -232,6 +232,16 @@ def whole_planes(page: tifffile.TiffPage) -> int:
     if told < 2 or not size or page.compression != 1 or page.planarconfig != 1:
         return 1
     return max(1, min(told, (page.parent.filehandle.size - page.dataoffsets[0]) // size))
+
+
+def _segments(page: tifffile.TiffPage) -> Iterator[tuple[Any, Any, Any]]:
+    """Decodes strips or tiles; tifffile's own iterator takes those around a hole for neighbours."""
+    file = page.parent.filehandle
+    for index in range(math.prod(page.chunked)):
+        offset, length = page.dataoffsets[index], page.databytecounts[index]
+        if offset and length:
+            file.seek(offset)
+            yield page.decode(file.read(length), index)
 
 
 def _refuse_cut(page: tifffile.TiffPage) -> None:

@@ -73,9 +73,12 @@ def test_a_system_without_a_number_is_kept_by_its_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_a_turned_picture_lies_where_its_stored_pixels_lie(tmp_path: Path, turn: int) -> None:
+@pytest.mark.parametrize("transform", [NORTH_UP, TURNED], ids=["north up", "turned"])
+def test_a_turned_picture_lies_where_its_stored_pixels_lie(
+    tmp_path: Path, turn: int, transform: Any
+) -> None:
     values = np.arange(7 * 9, dtype=np.uint8).reshape(7, 9, 1)
-    stored = Georeference(tuple(NORTH_UP)[:6])
+    stored = Georeference(tuple(transform)[:6])
     tags = (*stored.tags(), (274, 3, 1, turn, True))
     tifffile.imwrite(tmp_path / "a.tif", values[..., 0], extratags=tags, metadata=None)
     found = of(tmp_path / "a.tif")
@@ -83,7 +86,7 @@ def test_a_turned_picture_lies_where_its_stored_pixels_lie(tmp_path: Path, turn:
     upright = turned(values, turn)[..., 0]
     for row, column in ((0, 0), (2, 1), (6, 5)):
         y, x = np.argwhere(upright == values[row, column, 0])[0]
-        expected = NORTH_UP @ (column + 0.5, row + 0.5)
+        expected = transform @ (column + 0.5, row + 0.5)
         np.testing.assert_allclose(found.to_map(x + 0.5, y + 0.5), expected, rtol=1e-12)
 
 
@@ -111,6 +114,19 @@ def test_world_files_are_read_as_gdal_does(tmp_path: Path, picture: str, world: 
     with rasterio.open(path) as file:
         for x, y in PLACES:
             np.testing.assert_allclose(found.to_map(x, y), file.transform @ (x, y), rtol=1e-12)
+
+
+def test_rows_go_down_whatever_sign_the_scale_has(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tags = (
+        (33550, 12, 3, (0.5, -0.25, 0.0), True),
+        (33922, 12, 6, (2.0, 3.0, 0.0, 100.0, 200.0, 0.0), True),
+    )
+    tifffile.imwrite(path, np.zeros((7, 9), np.uint8), extratags=tags, metadata=None)
+    found = of(path)
+    assert found is not None
+    with rasterio.open(path) as file:
+        assert found.transform == tuple(file.transform)[:6]
 
 
 def test_what_is_no_map_is_no_georeference(tmp_path: Path) -> None:

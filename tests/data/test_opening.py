@@ -185,3 +185,19 @@ def test_a_part_is_a_picture_of_its_own() -> None:
             PartOfRaster(whole, *where)
     with pytest.raises(IndexError, match="without a step"):
         _ = part[::2, :]
+
+
+def test_the_system_may_read_and_write_less_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.preadv, os.pwrite
+    monkeypatch.setattr(rasters.os, "preadv", lambda f, b, at: read(f, [b[0][:7]], at))
+    monkeypatch.setattr(rasters.os, "pwrite", lambda f, b, at: write(f, b[:5], at))
+    raster = FileRaster((*SIZE, 3))
+    raster.put(0, 0, noise())
+    raster.put(3, 2, noise()[:4, :5])
+    expected = noise()
+    expected[3:7, 2:7] = noise()[:4, :5]
+    np.testing.assert_array_equal(raster[:, :], expected)
+    np.testing.assert_array_equal(raster[2:9, 1:8], expected[2:9, 1:8])
+    os.truncate(raster._file.fileno(), 100)
+    with pytest.raises(ResourceError, match="cut short"):
+        _ = raster[:, :]

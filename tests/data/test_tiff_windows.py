@@ -347,6 +347,34 @@ def test_holes_are_zeros(tmp_path: Path, compression: str | None, bands: int) ->
     agree(path, windows=[(0, 30, 0, 50), (10, 20, 20, 40)])
 
 
+@pytest.mark.parametrize("compression", [NONE, DEFLATE])
+@pytest.mark.parametrize("bands", [1, 5])
+def test_strips_that_are_holes_are_zeros(tmp_path: Path, compression: int, bands: int) -> None:
+    path = tmp_path / "a.tif"
+    pixels = values(bands)
+    write_tiff(path, pixels, photometric=GREY, compression=compression, rows=5)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        for tag in (273, 279):
+            numbers = list(file.pages[0].tags[tag].value)
+            file.pages[0].tags[tag].overwrite(
+                [0 if index == 2 else n for index, n in enumerate(numbers)]
+            )
+    pixels[10:15] = 0
+    expected = pixels[..., :3] if bands > 1 else np.repeat(pixels, 3, axis=2)
+    np.testing.assert_array_equal(read_image(path), expected)
+    agree(path)
+
+
+def test_differences_mean_nothing_where_bytes_are_not_packed_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    for compression in (NONE, PACKBITS):
+        write_tiff(path, values(1), photometric=GREY, compression=compression)
+        with tifffile.TiffFile(path, mode="r+") as file:
+            file.pages[0].tags[317].overwrite(2)
+        np.testing.assert_array_equal(read_image(path)[..., :1], values(1))
+        agree(path, FileRaster)
+
+
 def test_a_hundred_thousand_squared_is_opened_and_read_in_parts(tmp_path: Path) -> None:
     path, side, tile = tmp_path / "a.tif", 100_000, 1024
     across = -(-side // tile)
