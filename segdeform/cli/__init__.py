@@ -6,6 +6,7 @@ Nothing here imports torch: the commands do so when they run, so that `--help` a
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import select
 import sys
@@ -48,6 +49,13 @@ _REFUSED = frozenset({errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP
 _BREAKING = ("Cc", "Zl", "Zp")  # of Unicode's categories: control characters, ends of lines
 _READER_GONE = 141  # what a shell reports for a program that ended by SIGPIPE
 
+
+def _flowing(text: str) -> str:
+    """Joins the lines of each paragraph, which terminals of any width then wrap by themselves."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -68,7 +76,7 @@ for function, name in (
     (info, "info"),
     (doctor, "doctor"),
 ):
-    app.command(name)(function)
+    app.command(name, help=_flowing(function.__doc__ or ""))(function)
 
 
 def _print_version(wanted: bool) -> None:
