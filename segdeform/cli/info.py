@@ -97,6 +97,8 @@ def _field(field: dict[str, Any] | None) -> str:
     if field is None:
         return "unknown"
     mean = ", and the mean of the whole picture" if field["pools"] else ""
+    if field["squeezes"]:
+        mean += ", and in the backbone the means of what it is shown"
     return (
         f"{field['pixels']} pixels{mean}; windows have {field['backbone_halo']} more on every side "
         f"for the backbone, {field['head_halo']} for the head"

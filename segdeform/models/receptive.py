@@ -25,7 +25,8 @@ class Reach(NamedTuple):
     head: int  # of the scores over what the head keeps of the features
     enlarging: int  # of a pixel's scores over those at the stride
     strides: tuple[int, ...]  # of what the head keeps
-    pools: bool  # whether the mean of the whole picture counts as well
+    pools: bool  # whether the head sees the mean of the whole picture as well
+    squeezes: bool  # whether layers of the backbone see the means of all that it is shown
 
     @property
     def pixels(self) -> int:
@@ -51,7 +52,12 @@ class Reach(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """Returns what a person wants to know, in pixels."""
         halos = {"backbone_halo": self.backbone_halo, "head_halo": self.head_halo}
-        return {"pixels": 2 * self.pixels + 1, **halos, "pools": self.pools}
+        return {
+            "pixels": 2 * self.pixels + 1,
+            **halos,
+            "pools": self.pools,
+            "squeezes": self.squeezes,
+        }
 
 
 def reach_of(model: nn.Module) -> Reach | None:
@@ -60,19 +66,20 @@ def reach_of(model: nn.Module) -> Reach | None:
         return None
     backbone, head = model.backbone, model.head
     high, low = backbone_reach(backbone), backbone.low_stride
+    squeezes = any(isinstance(layer, nn.AdaptiveAvgPool2d) for layer in backbone.modules())
     match head:
         case DeepLabHead():
-            return Reach(high, 0, backbone.stride, (backbone.stride,), False)
+            return Reach(high, 0, backbone.stride, (backbone.stride,), False, squeezes)
         case DeepLabV3Head():
             after = sum(map(_taps, _convolutions(head.convs)))
             reach = (_pyramid_reach(head.aspp) + after) * backbone.stride
-            return Reach(high, reach, backbone.stride, (backbone.stride,), True)
+            return Reach(high, reach, backbone.stride, (backbone.stride,), True, squeezes)
         case DeepLabV3PlusHead():
             aspp = _pyramid_reach(head.aspp) * backbone.stride
             decoder = sum(map(_taps, _convolutions(head.decoder))) * low
             enlarging = backbone.stride if head.ratio > 1 else 0  # values between two are a blend
             reach = aspp + enlarging + decoder
-            return Reach(high, reach, low, (low, backbone.stride), True)
+            return Reach(high, reach, low, (low, backbone.stride), True, squeezes)
     return None
 
 

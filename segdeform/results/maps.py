@@ -6,6 +6,7 @@ lies in memory where it is small and in an unnamed temporary file where it is no
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,6 +71,16 @@ def new_map(shape: tuple[int, ...], dtype: DTypeLike, scratch: Path | None) -> N
         raise write_error(scratch, error) from error
 
 
+def release_pages(array: NDArray[Any]) -> None:
+    """Has the system count a memmap's pages no more as memory of the process; others stay.
+
+    Nothing is lost: they are in the file, and read from there, or from the system's own cache.
+    """
+    mapped = array.base
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
 class MapWriter:
     """Fills the maps of a picture piece by piece; the first tells how many classes there are."""
 
@@ -91,6 +102,9 @@ class MapWriter:
             write_confidence(coarse, maps.confidence[rows, columns])
         if maps.probabilities is not None:
             write_probabilities(coarse, maps.probabilities[:, rows, columns])
+        for array in (maps.labels, maps.confidence, maps.probabilities):
+            if array is not None:
+                release_pages(array)
 
     def _empty(self, classes: int) -> Maps:
         confidence, probabilities = self._wanted

@@ -76,6 +76,12 @@ def test_reaches_written_out() -> None:
     assert (reach.enlarging, reach.strides, reach.pools) == (4, (4, 16), True)
     pointwise = reach_of(network("mobilenet_v2", "deeplab", 16))
     assert pointwise is not None and (pointwise.head, pointwise.pools) == (0, False)
+    assert not reach.squeezes
+
+
+def test_squeezing_layers_are_named() -> None:
+    reach = reach_of(network("mobilenet_v3_large", "deeplab", 16))
+    assert reach is not None and reach.squeezes and not reach.pools
 
 
 def test_an_unknown_network_has_no_known_reach() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from segdeform.models.heads import DeepLabV3PlusHead
 from segdeform.results import maps
 from segdeform.results.maps import Coarse, MapWriter, confidence_of, probabilities_of
 from segdeform.windows import Window
+
+_STATUS = Path("/proc/self/status")
 
 
 def network(classes: int) -> DeepLab:
@@ -155,6 +158,26 @@ def test_large_maps_lie_in_files_without_a_name(
     np.testing.assert_array_equal(found.confidence, known.confidence)
     assert known.probabilities is not None
     np.testing.assert_array_equal(found.probabilities, known.probabilities)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells it there")
+def test_what_is_filled_counts_no_more_as_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mapped() -> int:
+        found = re.search(r"RssFile:\s+(\d+) kB\nRssShmem:\s+(\d+)", _STATUS.read_text())
+        assert found is not None
+        return int(found[1]) + int(found[2])
+
+    monkeypatch.setattr(maps, "IN_MEMORY", 1)
+    array = maps.new_map((2**24,), np.uint8, tmp_path)
+    before = mapped()
+    array[:] = 7
+    assert mapped() - before > 15_000
+    maps.release_pages(array)
+    assert mapped() - before < 2_000
+    assert (array == 7).all()
+    maps.release_pages(np.zeros(3))  # is in memory and stays there
 
 
 def test_a_scratch_that_takes_nothing_is_named(
