@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -58,6 +59,15 @@ def test_labels_are_those_of_the_file(dataset: Dataset) -> None:
     _, labels = read_pair(dataset, 0)
     assert labels.dtype == np.uint16
     assert labels.tolist() == GOLDEN
+
+
+def test_a_mask_may_be_a_tiff_of_16_bits(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a", np.array(GOLDEN, np.uint16))
+    (tmp_path / "train" / "masks" / "a.png").unlink()
+    path = tmp_path / "train" / "masks" / "a.tif"
+    for order in ("<", ">"):
+        tifffile.imwrite(path, np.array(GOLDEN, np.uint16), byteorder=order)
+        assert read_pair(describe(tmp_path), 0)[1].tolist() == GOLDEN
 
 
 def test_255_is_a_class_also_of_masks_of_8_bits(tmp_path: Path) -> None:
