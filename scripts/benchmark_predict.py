@@ -3,9 +3,10 @@
     python scripts/benchmark_predict.py [--backbone mobilenet_v2] [--layers 3] [--side 512]
 
 The network is random and made for inference (BatchNorm folded); the pictures are generated JPEGs.
-Each round measures the network on tensors in memory, then all of `predict` into a new folder, so
-that a machine's moods meet both; medians over the rounds are printed. `--onnx` adds ONNX Runtime on
-the same network without deformable layers (extra dev).
+`--precision` and `--compile` are those of the command. Each round measures the network on tensors
+in memory, then all of `predict` into a new folder, so that a machine's moods meet both; medians
+over the rounds are printed. `--onnx` adds ONNX Runtime on the same network without deformable
+layers (extra dev).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from segdeform.machine.cpu import keep_freed_memory
 from segdeform.models import build_model
 from segdeform.models.deeplab import DeepLab
 from segdeform.models.folding import fold_batch_norm
+from segdeform.models.precision import Precision, compute_in
 from segdeform.prediction.predict import predict
 from segdeform.segmenter import Segmenter
 
@@ -36,7 +38,9 @@ PREDICTIONS = {
 }
 
 
-def random_segmenter(backbone: str, layers: int, classes: int = 21) -> Segmenter:
+def random_segmenter(
+    backbone: str, layers: int, precision: Precision = "fp32", classes: int = 21
+) -> Segmenter:
     """Builds a network whose BatchNorm and offsets are as after a training."""
     torch.manual_seed(0)
     config = ModelConfig.model_validate({"backbone": backbone, "weights": "none"})
@@ -48,10 +52,15 @@ def random_segmenter(backbone: str, layers: int, classes: int = 21) -> Segmenter
             module.running_var.uniform_(0.5, 1.5)
         if hasattr(module, "offset_conv"):
             nn.init.normal_(module.offset_conv.weight, std=0.01)
-    fold_batch_norm(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fold_batch_norm(model)
+    compute_in(model, precision)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     palette = tuple((k * 37 % 256, k * 91 % 256, k * 53 % 256) for k in range(classes))
     names = tuple(f"class {k}" for k in range(classes))
-    return Segmenter(model, names, palette, EvalConfig(), torch.device("cpu"), {"sha256": "0"})
+    device, info = torch.device("cpu"), {"sha256": "0"}
+    return Segmenter(
+        model, names, palette, EvalConfig(), device, info, None, None, precision=precision
+    )
 
 
 def write_pictures(folder: Path, count: int, side: int) -> Tensor:
@@ -89,12 +98,12 @@ def onnx_runner(model: DeepLab, picture: Tensor, threads: int) -> Callable[[], o
     return lambda: session.run(None, {name: array})
 
 
-def seconds(work: Callable[[], object], times: int = 1) -> float:
-    """Returns the seconds of one of several calls."""
-    begun = time.perf_counter()
+def seconds(work: Callable[[], object], times: int = 1) -> tuple[float, float]:
+    """Returns the seconds of one of several calls, by the clock and of all cores' work."""
+    begun, worked = time.perf_counter(), time.process_time()
     for _ in range(times):
         work()
-    return (time.perf_counter() - begun) / times
+    return (time.perf_counter() - begun) / times, (time.process_time() - worked) / times
 
 
 def main() -> None:
@@ -106,15 +115,21 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--onnx", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     keep_freed_memory()
-    segmenter = random_segmenter(given.backbone, given.layers)
+    segmenter = random_segmenter(given.backbone, given.layers, given.precision)
+    if given.compile:
+        segmenter.compile(print)
     with tempfile.TemporaryDirectory() as place, torch.inference_mode():
         folder = Path(place) / "in"
         picture = write_pictures(folder, given.pictures, given.side)
         picture = picture.contiguous(memory_format=torch.channels_last)
+        for _ in range(3):  # a size is compiled for when it comes again
+            segmenter.model.maps(picture)
         whole = {
             "network alone": lambda: segmenter.model.maps(picture),
             "labels of a picture in memory": lambda: segmenter.predict(
@@ -126,20 +141,26 @@ def main() -> None:
             whole["ONNX Runtime, plain network, scores"] = onnx_runner(
                 plain, picture, given.threads
             )
-        runs: dict[str, list[float]] = {name: [] for name in whole}
+        runs: dict[str, list[tuple[float, float]]] = {name: [] for name in whole}
         runs |= {name: [] for name in PREDICTIONS}
         for number in range(given.rounds):
             for name, work in whole.items():
                 runs[name].append(seconds(work, given.pictures))
             for name, outputs in PREDICTIONS.items():
                 out = Path(place) / f"out{number}{len(outputs)}"
-                taken = seconds(lambda: predict(segmenter, [folder], out, outputs=outputs))  # noqa: B023
-                runs[name].append(taken / given.pictures)
-    base = statistics.median(runs["network alone"])
-    print(f"{given.backbone}, {given.layers} deformable layers, {given.side}x{given.side} pixels")
+                both = seconds(lambda: predict(segmenter, [folder], out, outputs=outputs))  # noqa: B023
+                runs[name].append((both[0] / given.pictures, both[1] / given.pictures))
+    made = f"{given.precision}{', compiled' if given.compile else ''}"
+    print(
+        f"{given.backbone}, {given.layers} deformable layers, {given.side}x{given.side} pixels, "
+        f"{made}; milliseconds a picture and share of the network's pace, by the clock and by the "
+        "work of all cores, which other processes change less"
+    )
+    base = [statistics.median(column) for column in zip(*runs["network alone"], strict=True)]
     for name, taken in runs.items():
-        middle = statistics.median(taken)
-        print(f"{name:40} {1000 * middle:7.1f} ms  {base / middle:6.1%} of the network's pace")
+        middle = [statistics.median(column) for column in zip(*taken, strict=True)]
+        shown = (f"{1000 * m:8.1f} {b / m:7.1%}" for b, m in zip(base, middle, strict=True))
+        print(f"{name:40} {'   '.join(shown)}")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def predict(
         str | None,
         typer.Option(
             metavar="I/N",
-            help="Of N processes with the same command, do the I-th share (torchrun's need none).",
+            help="Of N processes with the same command, do the I-th share (torchrun's need none). "
+            "Side by side on one machine give each its part of the cores by --threads.",
             show_default="1/1",
         ),
     ] = None,

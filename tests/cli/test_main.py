@@ -42,6 +42,18 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert "Usage: " in ended.stdout
 
 
+@pytest.mark.parametrize(("given", "expected"), [("", "passive"), ("active", "active")])
+def test_waiting_threads_do_not_spin_unless_told(given: str, expected: str) -> None:
+    """OpenMP reads it once, with torch; two predictions side by side took 7 times as long."""
+    code = (
+        "import os, sys; given = os.environ.pop('OMP_WAIT_POLICY', '')\n"
+        f"if {given!r}: os.environ['OMP_WAIT_POLICY'] = {given!r}\n"
+        "from segdeform.cli import main; main(['--version'])\n"
+        "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    )
+    assert child("-c", code).stdout.splitlines()[-1] == f"{expected} False"
+
+
 def test_help_answers_within_a_third_of_a_second() -> None:
     def processor_seconds() -> float:  # of a child; wall time would count the machine's other work
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
