@@ -24,7 +24,7 @@ _BOUND = 0.25  # share of the time from which on waiting for reading or writing 
 class Profile:
     """Seconds of one prediction, of the thread that runs the network but for the last two."""
 
-    pictures: int
+    pictures: int  # that were predicted, or frames
     seconds: float  # from the first picture to the last, those below included
     waiting_for_pictures: float
     network: float
@@ -66,8 +66,10 @@ class Profile:
                     "passes (--scales, --flip), or outputs without probabilities would help."
                 )
             return "Neither pictures nor network bound it, but the records: is the drive slow?"
+        busy = (self.reading + self.writing) / self.seconds
         return (
-            f"The network bounds it: {_faster(segmenter)} would help; reading and writing do not."
+            f"The network bounds it: {_faster(segmenter)} would help. Beside it, reading and "
+            f"writing keep {busy:.0%} of one core at work."
         )
 
 
@@ -84,7 +86,7 @@ def profile_of(watch: Stopwatch) -> Profile:
     spent = {name: watch.seconds.get(name, 0.0) for name in (LOOP, READING, WRITING, NETWORK)}
     labelling = watch.seconds.get(LABELLING, 0.0)
     return Profile(
-        pictures=watch.times.get(READING, 0),
+        pictures=watch.times.get(WRITING, 0),
         seconds=spent[LOOP],
         waiting_for_pictures=watch.seconds.get(WAITING_FOR_READERS, 0.0),
         network=spent[NETWORK],
