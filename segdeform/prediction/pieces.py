@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from segdeform.data.frames import Frames
 from segdeform.errors import PartialFailureError
 from segdeform.prediction.job import Job, Task
+from segdeform.prediction.pace import Pace
 from segdeform.prediction.reading import Seen, failures_told, read_page, read_picture
 from segdeform.prediction.records import Done, Part, input_file
-from segdeform.prediction.writing import write_outputs
+from segdeform.prediction.writing import remove_frames, write_outputs
 from segdeform.results.result import Result
+
+if TYPE_CHECKING:
+    from segdeform.prediction.video import Video
 
 
 class Piece(NamedTuple):
@@ -138,3 +142,44 @@ class Pages:
             if not self._frames.alone:
                 self._broken, self._frames.count = True, (task.frame or 0) + 1
             raise
+
+
+class OpenFiles:
+    """The files of several frames that are at work; what is not finished in the end is dropped."""
+
+    def __init__(self, job: Job, done: Mapping[str, Done], pace: Pace) -> None:
+        self._job, self._done, self._pace = job, done, pace
+        self._videos: list[Video] = []
+
+    def __enter__(self) -> OpenFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for video in self._videos:
+            video.close()
+
+    def pieces(self, tasks: Iterable[Task]) -> Iterator[Piece]:
+        """Yields the pieces of all tasks, in order."""
+        for task in tasks:
+            try:
+                pieces = self._open(task)
+            except PartialFailureError as failure:
+                pieces = iter([failed_piece(task, failure)])
+            yield from pieces
+
+    def _open(self, task: Task) -> Iterator[Piece]:
+        part = Part(str(task.source))
+        if task.is_video:
+            from segdeform.prediction.video import Video
+
+            video = Video(self._job, task)
+            self._videos = [*(other for other in self._videos if not other.closed), video]
+            self._pace.open(part, max(1, video.count))
+            return video.pieces()
+        if self._job.every_frame:
+            pages = Pages(self._job, task, self._done, self._pace.step)
+            remove_frames(self._job, task.name, pages.count if pages.count > 1 else 0)
+            if pages.count > 1:
+                self._pace.open(part, pages.count)
+                return pages.pieces()
+        return iter([picture_piece(self._job, task)])

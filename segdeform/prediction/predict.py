@@ -14,13 +14,12 @@ left and ends with the files of an unbroken one; several processes can share the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from segdeform.callbacks import Progress, Stop
 from segdeform.errors import (
@@ -35,7 +34,8 @@ from segdeform.prediction.batches import seen_together
 from segdeform.prediction.inputs import Found, find_images
 from segdeform.prediction.job import Job, Task, settings_of
 from segdeform.prediction.listing import Typed, standard_input
-from segdeform.prediction.pieces import Pages, Piece, failed_piece, picture_piece
+from segdeform.prediction.pace import Pace
+from segdeform.prediction.pieces import OpenFiles, Piece
 from segdeform.prediction.place import (
     OUTPUTS,
     earlier_sources,
@@ -49,7 +49,6 @@ from segdeform.prediction.reading import Seen
 from segdeform.prediction.records import (
     Done,
     Failure,
-    Part,
     add_done,
     add_failure,
     read_failures,
@@ -61,9 +60,6 @@ from segdeform.prediction.writing import label_picture, remove_frames, remove_ou
 from segdeform.results.outputs import DEFAULT, Forms, known_outputs
 from segdeform.results.result import Result
 from segdeform.segmenter import Segmenter
-
-if TYPE_CHECKING:
-    from segdeform.prediction.video import Video
 
 _GIANT = 2**24  # pixels, from which on a picture is not read while another is in work
 _READERS = 2
@@ -135,7 +131,7 @@ def _carried_out(
     with _held(output, shard, plan.begin, plan.put_in_order):
         todo, kept, done = plan.left_to_do()
         try:
-            pace = _Pace(len(todo) + kept, kept, progress)
+            pace = Pace(len(todo) + kept, kept, progress)
             with clock(LOOP):
                 _predict_all(plan, todo, done, pace, stop, clock)
         except InterruptedByUserError as error:
@@ -189,34 +185,11 @@ def _held(
             last()
 
 
-class _Pace:
-    """How far it is, in pictures and frames, which are counted as their files are opened."""
-
-    def __init__(self, total: int, settled: int, tell: Progress | None) -> None:
-        self._total, self._settled, self._tell = total, settled, tell
-        self._frames: dict[Part, int] = {}
-
-    def open(self, part: Part, frames: int) -> None:
-        """Takes it that a file has so many frames."""
-        self._frames[part] = frames
-        self._total += frames - 1
-
-    def close(self, part: Part, frames: int) -> None:
-        """Corrects the number of frames."""
-        self._total += frames - self._frames.pop(part, 1)
-
-    def step(self) -> None:
-        """Counts one that is done or failed."""
-        self._settled += 1
-        if self._tell is not None:
-            self._tell(self._settled, self._total)
-
-
 def _predict_all(
     plan: Plan,
     todo: Sequence[Task],
     done: Mapping[str, Done],
-    pace: _Pace,
+    pace: Pace,
     stop: Stop | None,
     clock: Clock,
 ) -> None:
@@ -248,7 +221,7 @@ def _predict_all(
             return piece.write(seen, result)
 
     # One writes, so that of two outputs that want one path the same gets it every time.
-    with threads(_READERS) as readers, threads(1) as writer, _Opened(job, done, pace) as opened:
+    with threads(_READERS) as readers, threads(1) as writer, OpenFiles(job, done, pace) as opened:
         behind: Behind[Piece, Done | None] = Behind(writer, settle, _BEHIND, clock)
         try:
             ahead = read_ahead(readers, opened.pieces(todo), read, _AHEAD, clock)
@@ -281,44 +254,3 @@ def _remove(job: Job, piece: Piece) -> None:
         remove_outputs(job.output, piece.task.name)
         if piece.part.frame is None:
             remove_frames(job, piece.task.name, 0)
-
-
-class _Opened:
-    """The files of several frames that are at work; what is not finished in the end is dropped."""
-
-    def __init__(self, job: Job, done: Mapping[str, Done], pace: _Pace) -> None:
-        self._job, self._done, self._pace = job, done, pace
-        self._videos: list[Video] = []
-
-    def __enter__(self) -> _Opened:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for video in self._videos:
-            video.close()
-
-    def pieces(self, tasks: Iterable[Task]) -> Iterator[Piece]:
-        """Yields the pieces of all tasks, in order."""
-        for task in tasks:
-            try:
-                pieces = self._open(task)
-            except PartialFailureError as failure:
-                pieces = iter([failed_piece(task, failure)])
-            yield from pieces
-
-    def _open(self, task: Task) -> Iterator[Piece]:
-        part = Part(str(task.source))
-        if task.is_video:
-            from segdeform.prediction.video import Video
-
-            video = Video(self._job, task)
-            self._videos = [*(other for other in self._videos if not other.closed), video]
-            self._pace.open(part, max(1, video.count))
-            return video.pieces()
-        if self._job.every_frame:
-            pages = Pages(self._job, task, self._done, self._pace.step)
-            remove_frames(self._job, task.name, pages.count if pages.count > 1 else 0)
-            if pages.count > 1:
-                self._pace.open(part, pages.count)
-                return pages.pieces()
-        return iter([picture_piece(self._job, task)])
