@@ -51,6 +51,8 @@ def test_a_glob_is_named_below_its_fixed_part(tmp_path: Path) -> None:
     assert names(tmp_path / "p" / "*" / "c.jpg") == ["s/c"]
     assert names(tmp_path / "p" / "s*") == ["s/c", "s/t/d"]  # a folder that matches
     assert names(tmp_path / "p" / ".*.jpg") == []  # what is hidden is no picture
+    with pytest.raises(UsageError, match="matches no file"):
+        find_images([tmp_path / "p" / "*" / "e.jpg"])  # below a hidden folder
     found = find_images([tmp_path / "p" / "s" / "*"])
     assert [path.name for path, _ in found.skipped] == ["notes.txt"]
 
