@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import struct
 from pathlib import Path
 from typing import Any
@@ -335,6 +336,20 @@ def test_a_disk_that_fills_up_in_a_video(
     assert json.loads((out / "summary.json").read_text())["finished"] is False
     assert predict(segmenter, [tmp_path / "in"], out).kept == 1
     assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_a_disk_that_has_no_room_for_the_overlays(segmenter: Any, tmp_path: Path) -> None:
+    """OpenCV goes on without a word where the system takes nothing any more."""
+    video, out = save_video(tmp_path / "a.mp4", 40, (96, 128)), tmp_path / "out"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(ResourceError, match=r"a\.mp4: cannot be written.*run again"):
+            predict(segmenter, [video], out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((out / "overlays").iterdir()) and len(list((out / "masks/a").iterdir())) == 40
+    assert predict(segmenter, [video], out).done and (out / "overlays" / "a.mp4").is_file()
 
 
 def test_an_overlay_video_that_the_disk_did_not_take(tmp_path: Path) -> None:
