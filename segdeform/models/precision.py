@@ -39,8 +39,8 @@ def resolve_precision(asked: Asked, device: torch.device) -> Precision:
 def _is_faster_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= _AMPERE
-    # Instructions for it are not enough: with those of AVX-512 alone the networks here took 1.4 to
-    # 1.6 times as long as in float32. Tiles multiply 16 times as many a cycle.
+    # Instructions for it are not enough: with those of AVX-512 the networks here took 1.4 to 1.6
+    # times as long as in float32. Tiles (AMX) are units of their own for such products.
     return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
