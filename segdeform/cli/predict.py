@@ -55,6 +55,14 @@ def predict(
             show_default="1/1",
         ),
     ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOP,LEFT,HEIGHT,WIDTH",
+            help="Predict this part of each picture, pixels; a mask has its size and place.",
+            show_default="the whole",
+        ),
+    ] = None,
     value_range: Annotated[
         str | None,
         typer.Option(
@@ -100,6 +108,7 @@ def predict(
         raise UsageError(f"--frames {frames}: expected first or all")
     share = None if shard is None else _shard(shard)
     limits = None if value_range is None else _range(value_range)
+    part = None if window is None else _window(window)
     inference.options()
     outputs, forms = writing.names(), writing.forms()
     refuse_missing_model(model)  # all that needs no torch, before its seconds of import
@@ -110,6 +119,7 @@ def predict(
     from segdeform.machine.stopwatch import Stopwatch, untimed
     from segdeform.prediction.predict import Shard, predict
     from segdeform.prediction.profile import lines, network_timed, profile_of
+    from segdeform.windows import Window
 
     if share is None and own_share()[1] > 1 and Path("-") in inputs:
         raise UsageError("-: processes of torchrun cannot share standard input; give @list.txt")
@@ -132,6 +142,7 @@ def predict(
             outputs=outputs,
             forms=forms,
             every_frame=frames == "all",
+            window=None if part is None else Window(*part),
             overwrite=overwrite,
             shard=Shard(*(share or own_share())),
             progress=shown,
@@ -178,6 +189,18 @@ def _range(text: str) -> tuple[float, float]:
     if not (low < high and math.isfinite(low) and math.isfinite(high)):
         raise UsageError(f"--value-range {text}: expected two numbers, black and white: 0,4095")
     return low, high
+
+
+def _window(text: str) -> tuple[int, int, int, int]:
+    """Reads TOP,LEFT,HEIGHT,WIDTH."""
+    numbers = [int(part) for part in text.split(",") if part.isascii() and part.isdecimal()]
+    if len(numbers) != 4 or text.count(",") != 3 or 0 in numbers[2:]:
+        raise UsageError(
+            f"--window {text}: expected the first row and column, and how many of each: "
+            "0,512,2048,2048"
+        )
+    top, left, height, width = numbers
+    return top, left, height, width
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -79,6 +79,11 @@ class TiffRaster:
         return all(page.is_cheap for page in self._pages)
 
     @property
+    def is_deep(self) -> bool:
+        """Tells whether its values have more than 8 bits."""
+        return self._pages[0].dtype.itemsize > 1
+
+    @property
     def stored_rows(self) -> int:
         """How many rows of the stored picture a strip or tile has."""
         return self._pages[0].rows

@@ -14,6 +14,7 @@ from segdeform.prediction.records import Done, frame_name, is_same_file
 from segdeform.results.outputs import Forms
 from segdeform.segmenter import Segmenter
 from segdeform.version import __version__
+from segdeform.windows import Window
 
 
 class Task(NamedTuple):
@@ -49,6 +50,7 @@ class Job:
     settings: str  # digest of the model and how it is used
     forms: Forms
     every_frame: bool = False  # of pictures that have several
+    window: Window | None = None  # the part of each picture that is predicted
     taken: frozenset[str] = frozenset()  # names of other pictures, which no frame may have
 
     def is_done(self, task: Task, entry: Done | None) -> bool:
@@ -98,12 +100,14 @@ def stills(done: Done) -> Iterator[Done]:
         yield replace(done, name=frame_name(done.name, frame), frame=frame)
 
 
-def settings_of(segmenter: Segmenter) -> Mapping[str, Any]:
+def settings_of(segmenter: Segmenter, window: Window | None = None) -> Mapping[str, Any]:
     """Returns all that a mask depends on beside its picture."""
     # Named only where they are others, so that what earlier versions did is known again.
     others: dict[str, Any] = {}
     if segmenter.precision != "fp32":
         others["precision"] = segmenter.precision
+    if window is not None:
+        others["window"] = list(window)
     if segmenter.compiled:
         others["compiled"] = True
     return others | {

@@ -45,7 +45,7 @@ from segdeform.prediction.place import (
 )
 from segdeform.prediction.plan import Plan
 from segdeform.prediction.profile import LABELLING, LOOP, READING, WRITING
-from segdeform.prediction.reading import Seen
+from segdeform.prediction.reading import Seen, cut_out
 from segdeform.prediction.records import (
     Done,
     Failure,
@@ -60,6 +60,7 @@ from segdeform.prediction.writing import label_picture, remove_frames, remove_ou
 from segdeform.results.outputs import DEFAULT, Forms, known_outputs
 from segdeform.results.result import Result
 from segdeform.segmenter import Segmenter
+from segdeform.windows import Window
 
 _GIANT = 2**24  # pixels, from which on a picture is not read while another is in work
 _READERS = 2
@@ -85,6 +86,7 @@ def predict(
     outputs: Sequence[str] = DEFAULT,
     forms: Forms = Forms(),  # noqa: B008, frozen
     every_frame: bool = False,
+    window: Window | None = None,
     overwrite: bool = False,
     shard: Shard = ALL,
     progress: Progress | None = None,
@@ -100,7 +102,7 @@ def predict(
     each does its `shard`; the last one to end leaves the whole summary.
 
     Of pictures with several frames or pages it is the first, with `every_frame` all of them, each a
-    picture of its own; a video is predicted whole.
+    picture of its own; a video is predicted whole. With `window` that part of each is the picture.
 
     `progress(done, total)` is called after each picture, `stop()` is asked before each and before
     each window of one. `clock` is told what `profile` makes sense of.
@@ -116,8 +118,8 @@ def predict(
     outputs = known_outputs(outputs)
     forms.check(outputs, segmenter.classes)
     refuse_foreign(output, inputs)
-    settings = settings_digest(settings_of(segmenter))
-    job = Job(segmenter, output, outputs, settings, forms, every_frame)
+    settings = settings_digest(settings_of(segmenter, window))
+    job = Job(segmenter, output, outputs, settings, forms, every_frame, window)
     with standard_input(inputs) as typed:
         plan = _planned(job, inputs, typed, overwrite, shard)
         return _carried_out(plan, shard, progress, stop, clock)
@@ -214,7 +216,7 @@ def _predict_all(
 
     def read(piece: Piece) -> Seen | None:
         with clock(READING):
-            return piece.read(_GIANT)
+            return cut_out(job, piece.task, piece.read(_GIANT))
 
     def write(piece: Piece, seen: Seen, result: Result) -> Done | None:
         with clock(WRITING):
@@ -233,7 +235,7 @@ def _predict_all(
                     if seen is not None and seen.image is None:
                         behind.finish()  # a giant is in memory alone
                         with clock(WAITING_FOR_READERS):
-                            seen = piece.read(None)
+                            seen = cut_out(job, piece.task, piece.read(None))
                     if seen is None:
                         behind.submit(piece._replace(last=True), piece.end)
                         continue

@@ -10,13 +10,18 @@ import pytest
 import tifffile
 from PIL import Image
 
+from segdeform.cli import main
+from segdeform.data import opening
 from segdeform.data.georeference import Georeference, Tag
 from segdeform.data.image_io import read_mask
 from segdeform.evaluation.folders import score_folders
 from segdeform.prediction import place as place_module
+from segdeform.prediction import predict as predicting
+from segdeform.prediction import reading
 from segdeform.prediction.place import earlier_sources
 from segdeform.prediction.predict import predict
 from segdeform.prediction.records import read_done
+from segdeform.windows import Window
 from tests.prediction.test_predict import PALETTE, save_picture, segmenter, tree
 
 __all__ = ["segmenter"]  # the fixture
@@ -92,6 +97,64 @@ def test_a_picture_that_leaves_the_map_has_one_mask(segmenter: Any, tmp_path: Pa
     summary = predict(segmenter, [picture], tmp_path / "out")
     assert len(summary.failed) == 1 and not list(masks.iterdir())
     assert summary.sources == {}
+
+
+def test_a_part_of_a_picture_lies_where_it_lies(segmenter: Any, tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+    pixels, out = save_geotiff(tmp_path / "a.tif"), tmp_path / "out"
+    save_picture(tmp_path / "small.png", size=(9, 30))
+    inputs = [tmp_path / "a.tif", tmp_path / "small.png"]
+    summary = predict(segmenter, inputs, out, window=Window(7, 3, 10, 20))
+    assert [(path.name, "does not lie in" in reason) for path, reason in summary.failed] == [
+        ("small.png", True)
+    ]
+    with rasterio.open(out / "masks" / "a.tif") as file:
+        np.testing.assert_array_equal(file.read(1), expected(pixels[7:17, 3:23]))
+        assert file.transform @ (0, 0) == PLACE.to_map(3.0, 7.0)
+    assert summary.done[0].size == (10, 20)
+    assert predict(segmenter, inputs[:1], out, window=Window(7, 3, 10, 20)).kept == 1
+    assert predict(segmenter, inputs[:1], out, window=Window(7, 3, 10, 21)).kept == 0
+    assert predict(segmenter, inputs[:1], out).done[0].size == (20, 25)
+
+
+def test_giants_go_the_same_way(
+    segmenter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "_WHOLE", 0)
+    monkeypatch.setattr(opening, "_IN_MEMORY", 0)
+    monkeypatch.setattr(reading, "_CUT_OUT", 0)
+    monkeypatch.setattr(predicting, "_GIANT", 0)
+    truth = {"a": save_geotiff(tmp_path / "in" / "a.tif"), "b": save_picture(tmp_path / "in/b.png")}
+    for window in (None, Window(2, 1, 11, 15)):
+        names = ("masks", "overlays", "confidence")
+        summary = predict(
+            segmenter, [tmp_path / "in"], tmp_path / "out", outputs=names, window=window
+        )
+        assert not summary.failed
+        rows, columns = (slice(2, 13), slice(1, 16)) if window else (slice(None), slice(None))
+        for name, suffix in (("a", "tif"), ("b", "png")):
+            mask = read_mask(tmp_path / "out" / "masks" / f"{name}.{suffix}")
+            np.testing.assert_array_equal(mask, expected(truth[name][rows, columns]))
+
+
+def test_a_deep_giant_that_is_nearly_black_says_so(
+    segmenter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "_WHOLE", 0)
+    pixels = np.full((20, 25, 3), 4000, np.uint16)
+    for high, told in ((4000, True), (40_000, False)):
+        pixels[19, 24] = high
+        tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=(16, 16))
+        done = predict(segmenter, [tmp_path / "a.tif"], tmp_path / "out").done[0]
+        assert ("nearly black" in done.note) == told
+
+
+@pytest.mark.parametrize("text", ["", "1,2,3", "1,2,3,4,5", "0,0,0,4", "-1,0,4,4", "a,b,c,d"])
+def test_a_window_that_is_none_is_refused(tmp_path: Path, text: str, capsys: Any) -> None:
+    save_picture(tmp_path / "a.png")
+    words = ["predict", "model", str(tmp_path / "a.png"), "--output", str(tmp_path / "out")]
+    assert main([*words, "--window", text]) == 2
+    assert f"--window {text}: expected the first row" in capsys.readouterr().err
 
 
 def test_a_giant_without_a_place_is_a_tiff(
