@@ -19,8 +19,9 @@ class Pace:
         self._total += frames - 1
 
     def close(self, part: Part, frames: int) -> None:
-        """Corrects the number of frames."""
-        self._total += frames - self._frames.pop(part, 1)
+        """Corrects the number of frames, where a file has fewer or more than it told."""
+        whole = Part(part.picture)
+        self._total += frames - self._frames.pop(whole, frames)
 
     def step(self) -> None:
         """Counts one that is done or failed."""

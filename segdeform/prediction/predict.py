@@ -1,4 +1,4 @@
-"""Predicts label maps for pictures and folders of pictures; one bad picture never stops the rest.
+"""Predicts label maps of pictures and videos, however many; a bad one never stops the rest.
 
     OUTPUT/masks/...png        palette PNG, the pixel values are class indices
     OUTPUT/overlays/...jpg     the picture tinted in the classes' colours
@@ -8,8 +8,10 @@
     OUTPUT/failures.jsonl      a line a picture that failed, with the reason
     OUTPUT/summary.json        all of it together, and what was skipped
 
-The trees below these folders mirror the inputs. The same command after an interruption does what is
-left and ends with the files of an unbroken one; several processes can share the pictures.
+The trees below these folders mirror the inputs (`inputs`). Frames of a video, or all of a picture
+with several, lie in a folder of its name, .../000000.png and so on. The same command after an
+interruption does what is left and ends with the files of an unbroken one; several processes can
+share the pictures.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from PIL import Image
 
 from segdeform.cli import main
 from segdeform.errors import InterruptedByUserError
+from segdeform.prediction.pace import Pace
 from segdeform.prediction.predict import Shard, predict
 from segdeform.prediction.records import Failure, Part, read_done, read_failures
 from tests.prediction.test_predict import Reddest, save_picture, segmenter, tree
@@ -260,3 +261,15 @@ def test_a_stack_that_tells_of_planes_it_has_not(segmenter: Any, tmp_path: Path)
         out = tmp_path / str(every_frame)
         summary = predict(segmenter, [tmp_path / "a.tif"], out, every_frame=every_frame)
         assert [(d.name, d.frames) for d in summary.done] == [("a", frames)] and not summary.left
+
+
+def test_the_pace_follows_what_files_turn_out_to_have() -> None:
+    told: list[tuple[int, int]] = []
+    pace = Pace(3, 1, lambda done, total: told.append((done, total)))
+    pace.step()
+    pace.open(Part("a.gif"), 10)
+    pace.step()
+    for _ in range(2):  # it breaks at its second frame, of which two readers know
+        pace.close(Part("a.gif", 1), 2)
+    pace.step()
+    assert told == [(2, 3), (3, 12), (4, 4)]
