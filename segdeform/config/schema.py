@@ -113,8 +113,9 @@ class ModelConfig(_Section):
     backbone: BackboneName = "resnet50"
     weights: str = Field(
         "imagenet",
-        description="'imagenet' (torchvision's, downloaded), 'none' (random), or the path of a "
-        ".safetensors or .pth file with torchvision's keys; auto: imagenet, else none",
+        description="'imagenet' (torchvision's, downloaded), 'none' (random), the path of a "
+        ".safetensors or .pth file with torchvision's keys, or a model folder of the same network "
+        "and classes, which is trained further; auto: imagenet, else none",
     )
     stem: Literal["plain", "deep"] = Field(
         "plain",

@@ -81,7 +81,7 @@ def import_model(
     names, palette = _classes(found, classes, path)
     digest = sha256(path)
     training, notes = _history(found, names, digest)
-    if found.classes == names == voc.CLASSES and _is_torchvision(found) and len(training) == 1:
+    if classes is None and _is_torchvision(found) and "weights" not in training:
         notes.append("its 21 classes are taken for VOC's; the file does not name them: --classes")
     description = _description(
         found,

@@ -10,6 +10,7 @@ from segdeform.data import load_dataset
 from segdeform.data.dataset import Dataset
 from segdeform.errors import ConfigError, ModelError
 from segdeform.evaluation.confusion import refuse_countless
+from segdeform.model_folder import refuse_missing_model
 from segdeform.training.run_folder import checkpoint_folders, refuse_output
 
 _NO_FILES = ("none", "imagenet")  # values of model.weights
@@ -55,15 +56,16 @@ def refuse_class_weights(weights: tuple[float, ...] | None, dataset: Dataset) ->
 
 
 def refuse_weights(weights: str) -> None:
-    """Raises ConfigError or ModelError for a value of model.weights that names no file."""
+    """Raises ConfigError or ModelError for a value of model.weights that names no file or model."""
     if weights in _NO_FILES:
         return
     path = Path(weights)
+    if path.is_dir():
+        return refuse_missing_model(path)
     if path.suffix not in (".safetensors", ".pth"):
         raise ConfigError(
             f"model.weights is {weights!r}; it must be 'imagenet', 'none' or the path of a "
-            ".safetensors or .pth file"
+            ".safetensors or .pth file or of a model folder"
         )
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is missing"
-        raise ModelError(f"model.weights: {path} {what}")
+        raise ModelError(f"model.weights: {path} is missing")

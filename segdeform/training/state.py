@@ -13,6 +13,7 @@ from segdeform.models.deeplab import DeepLab
 from segdeform.models.deform import deformable_layers
 from segdeform.models.pyramid import misfit, silence_unreachable_taps
 from segdeform.training import checkpoint
+from segdeform.training.beginning import begin_with_folder, begins_with_folder
 from segdeform.training.channels import statistics_used
 from segdeform.training.checkpoint import Checkpoint, TrainState
 from segdeform.training.ema import averaged_model
@@ -32,7 +33,7 @@ def build_state(plan: Plan, found: Checkpoint | None) -> TrainState:
     """
     train = plan.config.train
     torch.manual_seed(train.seed)
-    model = _build_network(plan, pretrained=found is None and plan.peers.first)
+    model, weights_sha256 = _build_network(plan, pretrained=found is None and plan.peers.first)
     model = synchronize_batch_norm(model, plan.peers, plan.device)
     chosen = ", ".join(deformable_layers(model.backbone))
     plan.reporter.message(f"deformable layers: {chosen or 'none'}")
@@ -49,8 +50,8 @@ def build_state(plan: Plan, found: Checkpoint | None) -> TrainState:
         for network in (state.model, state.best_model):  # what an earlier version left in them
             silence_unreachable_taps(network, plan.config.data.crop)
         state.weights_sha256 = found.record.get("weights_sha256")
-    elif plan.peers.first and plan.config.model.weights not in ("none", "imagenet"):
-        state.weights_sha256 = sha256(Path(plan.config.model.weights))
+    else:
+        state.weights_sha256 = weights_sha256
     return state
 
 
@@ -60,13 +61,24 @@ def class_weights(plan: Plan) -> Tensor | None:
     return None if weights is None else torch.tensor(weights, device=plan.device)
 
 
-def _build_network(plan: Plan, pretrained: bool) -> DeepLab:
-    config, classes = plan.config, len(plan.train_set.classes)
+def _build_network(plan: Plan, pretrained: bool) -> tuple[DeepLab, str | None]:
+    """Returns the network, and the SHA-256 of the file that it starts from, if it does."""
+    config, classes, digest = plan.config, plan.train_set.classes, None
     mean, std = statistics_used(config)
+    whole = pretrained and begins_with_folder(config)
     model = build_model(
-        config.model, config.deform, classes, pretrained=pretrained, mean=mean, std=std
+        config.model,
+        config.deform,
+        len(classes),
+        pretrained=pretrained and not whole,
+        mean=mean,
+        std=std,
     )
+    if whole:
+        digest = begin_with_folder(model, config, classes)
+    elif pretrained and config.model.weights not in ("none", "imagenet"):
+        digest = sha256(Path(config.model.weights))
     if silenced := silence_unreachable_taps(model, config.data.crop):
         what = misfit(silenced, config.data.crop, config.model.output_stride)
         plan.reporter.message(f"warning: {what}")
-    return model
+    return model, digest

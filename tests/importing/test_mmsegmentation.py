@@ -317,6 +317,7 @@ def test_config_texts_are_read_and_never_run(tmp_path: Path) -> None:
     assert read_config("a = " + "-" * 300 + "1") == {}
 
 
+@pytest.mark.slow
 def test_the_classes_of_a_data_set_known_here_make_it_the_default_of_eval(
     weights: Callable[[Layout], dict[str, Tensor]], tmp_path: Path
 ) -> None:

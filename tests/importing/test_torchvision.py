@@ -109,7 +109,7 @@ def test_the_description_tells_classes_and_origin(files: Files, imported: Folder
     assert any("taken for VOC's" in note for note in result.notes)
 
 
-@pytest.mark.parametrize("name", [MOBILE, RESNET])
+@pytest.mark.parametrize("name", [MOBILE, pytest.param(RESNET, marks=pytest.mark.slow)])
 def test_deformable_layers_compute_the_same_until_they_are_trained(
     name: str, files: Files, networks: Networks, tmp_path: Path
 ) -> None:
