@@ -63,11 +63,16 @@ def tensor(image: NDArray[np.uint8]) -> Tensor:
 
 
 class Counted:
-    """Counts calls of the backbone, with the largest picture among them."""
+    """Counts what the backbone and the head are shown: pixels each time."""
 
     def __init__(self, model: DeepLab) -> None:
         self.windows: list[int] = []
+        self.decoded = 0
         model.backbone.register_forward_pre_hook(self._note)
+        model.head.score.register_forward_pre_hook(self._note_head)  # type: ignore[union-attr]
+
+    def _note_head(self, _: nn.Module, given: tuple[Tensor, ...]) -> None:
+        self.decoded += 1
 
     def _note(self, _: nn.Module, given: tuple[Tensor, ...]) -> None:
         self.windows.append(given[0].shape[2] * given[0].shape[3])
@@ -78,6 +83,8 @@ def small_room(model: DeepLab, pixels: int, kept: float, patch: pytest.MonkeyPat
     patch.setattr(inference, "_SMALL", 0)
     patch.setattr(inference, "_SMALL_OF_SEVERAL", 0)
     found = room_of(model, torch.device("cpu"), 3)
+    # A head as narrow as this one would look at everything at once.
+    found.cost = found.cost._replace(head=found.cost.backbone)
     found.bytes = int(pixels * found.cost.backbone + kept * found.cost.kept)
     return found
 
@@ -101,6 +108,7 @@ def test_windows_give_the_scores_of_the_whole(
     found = logits(model, tensor(image), EvalConfig())
     assert len(seen.windows) >= (6 if chunked else 3)
     assert max(seen.windows) <= 390 * 390
+    assert seen.decoded >= 2
     torch.testing.assert_close(found, whole, atol=2e-5 * float(whole.abs().max()), rtol=0)
     tiled = predict_labels(model, image, EvalConfig(), "cpu")
     assert (tiled == labels).mean() >= 0.9999
@@ -138,11 +146,17 @@ def limit_backbone(model: DeepLab, most: int) -> None:
     model.backbone.register_forward_pre_hook(refuse)
 
 
-def test_windows_become_smaller_until_they_fit(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_windows_become_smaller_until_they_fit(
+    whole: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the whole is too much, and where the windows are that it is seen in instead."""
     image = picture(403, 507)
     expected = predict_labels(network("deeplabv3plus", 16), image, EvalConfig(), "cpu")
     model = network("deeplabv3plus", 16)
     limit_backbone(model, 360 * 360)
+    if not whole:
+        small_room(model, 400 * 400, 403 * 507, monkeypatch)
     found = predict_labels(model, image, EvalConfig(), "cpu")
     assert (found == expected).mean() >= 0.9999
     told = [record.getMessage() for record in caplog.records]
