@@ -224,8 +224,9 @@ def _predict_all(
         with clock(WRITING):
             return piece.write(seen, result)
 
-    # One writes, so that of two outputs that want one path the same gets it every time.
-    with threads(_READERS) as readers, threads(1) as writer, OpenFiles(job, done, pace) as opened:
+    # One writes, so that of two outputs that want one path the same gets it every time. Files are
+    # closed when no thread reads them any more.
+    with OpenFiles(job, done, pace) as opened, threads(_READERS) as readers, threads(1) as writer:
         behind: Behind[Piece, Done | None] = Behind(writer, settle, _BEHIND, clock)
         try:
             ahead = read_ahead(readers, opened.pieces(todo), read, _AHEAD, clock)

@@ -59,7 +59,7 @@ class Video:
         with failures_told(task.path):
             self._file = input_file(task.path)
             self._capture = _opened(task.path)
-        self._rate = _rate(self._capture)
+        self._rate, self._pixels = _rate(self._capture), _pixels(self._capture)
         told = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self._told = int(told) if 0 < told < _MOST_FRAMES else 0
         self._stills = replace(job, outputs=tuple(o for o in job.outputs if o != "overlays"))
@@ -102,7 +102,7 @@ class Video:
 
     def _read(self, number: int, limit: int | None) -> Seen | None:
         seen = Seen(None, 1, self._file)
-        if limit is not None and _pixels(self._capture) > limit:
+        if limit is not None and self._pixels > limit:
             return seen
         with self._turns.of(number), failures_told(self._task.path):
             if self._ended:

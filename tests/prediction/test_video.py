@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from segdeform.errors import (
 )
 from segdeform.prediction import pieces
 from segdeform.prediction.predict import Shard, predict
-from segdeform.prediction.video import OverlayVideo
+from segdeform.prediction.video import OverlayVideo, Video
 from tests.prediction.test_predict import PALETTE, Reddest, save_picture, segmenter, tree
 
 __all__ = ["segmenter"]  # a fixture
@@ -312,6 +313,31 @@ def test_an_interrupted_video_is_done_anew(segmenter: Any, tmp_path: Path) -> No
     assert json.loads((out / "summary.json").read_text())["left"] == 1
     predict(segmenter, [video], out)
     assert tree(out) == tree(tmp_path / "whole")
+
+
+def test_a_video_is_closed_when_nobody_reads_it(
+    segmenter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenCV ends the process where a video is closed under a thread that decodes it."""
+    reading: list[int] = []
+    read, close = Video._read, Video.close
+
+    def slow(self: Video, number: int, limit: int | None) -> Any:
+        reading.append(number)
+        time.sleep(0.05)
+        seen = read(self, number, limit)
+        reading.remove(number)
+        return seen
+
+    def closes(self: Video) -> None:
+        assert not reading
+        close(self)
+
+    monkeypatch.setattr(Video, "_read", slow)
+    monkeypatch.setattr(Video, "close", closes)
+    stops = iter([False, False, True])
+    with pytest.raises(InterruptedByUserError):
+        predict(segmenter, [save_video(tmp_path / "a.mp4")], tmp_path / "out", stop=stops.__next__)
 
 
 def test_a_disk_that_fills_up_in_a_video(
