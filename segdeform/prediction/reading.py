@@ -100,11 +100,11 @@ def _too_dark(source: Path, image: Raster, segmenter: Segmenter) -> str:
 
     Then its white is most likely another, as of cameras with 12 bits.
     """
-    if segmenter.value_range is not None or _brightest(image) >= _DARK:
+    deep = isinstance(image, np.ndarray) or (isinstance(image, TiffRaster) and image.is_deep)
+    if segmenter.value_range is not None or not deep or _brightest(image) >= _DARK:
         return ""
     if not isinstance(image, np.ndarray):
-        deep = isinstance(image, TiffRaster) and image.is_deep
-        return "is nearly black where it was looked at: --value-range 0,WHITE" if deep else ""
+        return "is nearly black where it was looked at: --value-range 0,WHITE"
     facts = picture_facts(source, segmenter.bands)
     if not facts.spans or not facts.white:
         return ""

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from segdeform.data import opening, tiff_windows
+from segdeform.data import opening, tiff_pages
 from segdeform.data.channels import BandsError
 from segdeform.data.image_io import image_size, read_image
 from segdeform.data.opening import open_picture
@@ -64,7 +64,7 @@ def agree(
     np.testing.assert_array_equal(pixels[:, :], whole)
     for top, bottom, left, right in windows:
         part = pixels[top:bottom, left:right]
-        assert part.dtype == np.uint8
+        assert part.dtype == np.uint8 and part.flags.c_contiguous  # as torch wants it
         np.testing.assert_array_equal(part, whole[top:bottom, left:right])
 
 
@@ -134,8 +134,8 @@ def test_any_window_of_any_layout_is_that_of_the_whole(
     how: dict[str, Any] = {"value_range": ranged, "bands": tuple(chosen) if chosen else None}
     top, bottom, left, right = window
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiff_windows, "_CACHE", cache)
-        patch.setattr(tiff_windows, "_ROWS_AT_ONCE", 0)  # whether it is worth it is not asked here
+        patch.setattr(tiff_pages, "_CACHE", cache)
+        patch.setattr(tiff_pages, "_ROWS_AT_ONCE", 0)  # whether it is worth it is not asked here
         try:
             whole = read_image(path, **how)
         except DataError as error:
@@ -146,6 +146,7 @@ def test_any_window_of_any_layout_is_that_of_the_whole(
         pixels = open_picture(path, **how).pixels
         if photometric != 0 and (whole_numbers or ranged):
             assert isinstance(pixels, TiffRaster)
+        assert pixels[:, :].flags.c_contiguous  # as torch wants it
         np.testing.assert_array_equal(pixels[:, :], whole)
         np.testing.assert_array_equal(pixels[top:bottom, left:right], whole[top:bottom, left:right])
 
@@ -241,7 +242,7 @@ def test_one_strip_of_all_is_decoded_once(
         path, values(bands), photometric=GREY if bands == 1 else RGB, rows=SIZE[0], turn=turn,
         compression=compression,
     )  # fmt: skip
-    monkeypatch.setattr(tiff_windows, "_LARGEST_SEGMENT", 500)
+    monkeypatch.setattr(tiff_pages, "_LARGEST_SEGMENT", 500)
     kind = FileRaster if compression == DEFLATE else TiffRaster  # what is not packed needs no copy
     agree(path, kind, [(0, 20, 0, 20), (5, 6, 7, 21)])
     write_tiff(
@@ -249,20 +250,20 @@ def test_one_strip_of_all_is_decoded_once(
         compression=compression,
     )  # fmt: skip
     agree(path, TiffRaster, [(0, 20, 0, 20), (5, 6, 7, 21)])
-    monkeypatch.setattr(tiff_windows, "_CACHE", 2048 * 29 * bands - 1)  # a row of windows
+    monkeypatch.setattr(tiff_pages, "_CACHE", 2048 * 29 * bands - 1)  # a row of windows
     agree(path, kind, [(0, 20, 0, 20), (5, 6, 7, 21)])
 
 
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Notes the strips and tiles that are decoded from now on."""
     seen: list[int] = []
-    decode = tiff_windows._Page._decode
+    decode = tiff_pages.StoredPage._decode
 
     def count(page: Any, packed: bytes, index: int) -> Any:
         seen.append(index)
         return decode(page, packed, index)
 
-    monkeypatch.setattr(tiff_windows._Page, "_decode", count)
+    monkeypatch.setattr(tiff_pages.StoredPage, "_decode", count)
     return seen
 
 
@@ -291,7 +292,7 @@ def test_the_cache_holds_what_was_read_last_within_its_bytes(
     path, seen = tmp_path / "a.tif", decoded(monkeypatch)
     write_tiff(path, values(3), photometric=RGB, compression=DEFLATE, tile=8, rows=8)
     pixels = open_picture(path).pixels
-    monkeypatch.setattr(tiff_windows, "_CACHE", 2 * 8 * 8 * 3)
+    monkeypatch.setattr(tiff_pages, "_CACHE", 2 * 8 * 8 * 3)
     for left in (0, 8, 0, 16, 0, 8):  # 8 goes when 16 comes, 0 having been read since
         _ = pixels[0:8, left : left + 8]
     assert seen == [0, 1, 2, 1]
@@ -301,7 +302,7 @@ def test_threads_share_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = tmp_path / "a.tif"
     write_tiff(path, values(3), photometric=RGB, compression=DEFLATE, tile=8, rows=8)
     whole, pixels = read_image(path), open_picture(path).pixels
-    monkeypatch.setattr(tiff_windows, "_CACHE", 600)
+    monkeypatch.setattr(tiff_pages, "_CACHE", 600)
 
     def read(seed: int) -> None:
         for top, left in np.random.default_rng(seed).integers(0, 15, (100, 2)):
