@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +33,16 @@ def test_the_api_is_what_it_says() -> None:
 
 def test_the_version_is_the_installed_one() -> None:
     assert segdeform.__version__ == version("segdeform")
+
+
+def test_every_package_is_shipped() -> None:
+    """An installed copy lacks what the list in pyproject.toml forgets."""
+    root = Path(__file__).parents[1]
+    listed = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = set(listed["tool"]["setuptools"]["packages"]) - {"segdeform.configs"}
+    found = {
+        ".".join(path.parent.relative_to(root).parts)
+        for name in ("segdeform", "cuda_ops")
+        for path in (root / name).rglob("__init__.py")
+    }
+    assert packages == found
