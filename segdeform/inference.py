@@ -129,12 +129,13 @@ def predict_maps(
         source = Source(read, (height, width), picture.shape[2], torch.device(device))
         if coarse is not None:
             refuse_not_finite(coarse.scores)
+        kept = None
         for piece in [coarse] if coarse else _pieces(model, source, options):
             maps.add(piece)
-        found = maps.finish()
-        if keep_coarse and _plain(options) and piece.window == Window(0, 0, height, width):
-            return replace(found, coarse=piece)
-        return found
+            if keep_coarse and _plain(options) and piece.window == Window(0, 0, height, width):
+                kept = piece
+            del piece  # before the next one needs the memory
+        return replace(maps.finish(), coarse=kept)
 
 
 def coarse_together(

@@ -97,6 +97,7 @@ class Seamless:
             inner = grown(core, self.reach.step, self.size)
             scores = _cut(scores, inner, outer, scores_stride)
             yield Coarse(scores, scores_stride, core, core.top - inner.top, core.left - inner.left)
+            del scores, seen  # before the next window needs the memory
 
     def _kept(self, region: Window, room: float) -> tuple[tuple[Tensor, ...], Tensor]:
         """Computes what the head needs of a region, and the mean of its last features."""
@@ -112,6 +113,7 @@ class Seamless:
             for whole, part, stride in zip(kept, values, self.reach.strides, strict=True):
                 _cut(whole, core, region, stride).copy_(part)
             total = high if total is None else total + high
+            del values
         assert total is not None
         return kept, self._as_mean(total, region.height, region.width)
 
@@ -141,21 +143,24 @@ class Seamless:
         A tenth of them would not do: labels of CamVid then agree at 96% with those of the whole.
         """
         windows = self._windows(Window(0, 0, *self.size), self.room.bytes)
-        total = sum(self._features(core)[1] for core in self._telling(windows))
+        total = sum(self._features(core)[1] for core in self._telling(windows, 2))
         assert isinstance(total, Tensor)
         return self._as_mean(total, *self.size)
 
-    def _telling(self, windows: list[Window]) -> Iterator[Window]:
-        """Yields windows; says after the first one that a picture will take its time."""
+    def _telling(self, windows: list[Window], times: int = 1) -> Iterator[Window]:
+        """Yields windows; says after the first one that a picture will take its time.
+
+        `times` is how often the backbone goes over the picture.
+        """
         for number, window in enumerate(windows):
             if number == 1 and not self._told:
                 self._told = True
-                self._tell(windows[0], time.monotonic() - self._begun)
+                self._tell(windows[0], time.monotonic() - self._begun, times)
             yield window
 
-    def _tell(self, first: Window, took: float) -> None:
+    def _tell(self, first: Window, took: float, times: int) -> None:
         height, width = self.size
-        count = height * width / (first.height * first.width) * (1 if self._mean is None else 2)
+        count = height * width / (first.height * first.width) * times
         seconds = took * count * _WITH_HEAD
         if seconds >= _TELL_FROM:
             _log.warning(
