@@ -105,7 +105,7 @@ def translate(tensors: Mapping[str, Tensor], meta: Mapping[Any, Any], source: Pa
         "head_channels": size_of(ours, "head.aspp.project.0.weight", 0, source),
         "output_stride": stride,
         "aspp_rates": rates,
-        "aspp_mixing": 3,
+        "aspp_mixing": size_of(ours, "head.aspp.project.0.weight", 2, source),
     }
     if plus:
         keys["low_channels"] = size_of(ours, "head.low_level.0.weight", 0, source)
@@ -155,7 +155,18 @@ def _layout(
             f"{source}: its config has strides {shortened(four[0])}, dilations "
             f"{shortened(four[1])} and rates {shortened(rates)}, which are not built here"
         )
-    return stride, tuple(rates[1:]), ()
+    return stride, tuple(rates[1:]), _windows(_config(meta)["model"])
+
+
+def _windows(model: dict[str, Any]) -> tuple[str, ...]:
+    """Notes where mmsegmentation sees pictures in windows: here they are seen whole."""
+    match model.get("test_cfg"):
+        case {"mode": "slide", "crop_size": [int(height), int(width)]}:
+            return (
+                f"mmsegmentation sees pictures in windows of {height}x{width} with it; here they "
+                f"are seen whole, and with --tile {max(height, width)} in windows",
+            )
+    return ()
 
 
 def _refuse_other(backbone: dict[str, Any], head: dict[str, Any], plus: bool, source: Path) -> None:

@@ -196,6 +196,13 @@ def test_a_config_that_does_not_fit_the_tensors_is_refused(
     assert "\n" not in str(caught.value) and not (tmp_path / "m").exists()
 
 
+def test_windows_of_the_config_are_noted(weights: Callable[[Layout], dict[str, Tensor]]) -> None:
+    windows = "test_cfg=dict(mode='slide', crop_size=(769, 513), stride=(513, 342))"
+    text = PLUS.config().replace("test_cfg=dict(mode='whole')", windows)
+    found = mmsegmentation.translate(weights(PLUS), {"cfg": text}, Path("w.pth"))
+    assert [note for note in found.notes if "769x513" in note and "--tile 769" in note]
+
+
 def without(prefix: str) -> Callable[[dict[str, Tensor]], None]:
     def change(state: dict[str, Tensor]) -> None:
         for key in [key for key in state if key.startswith(prefix)]:
