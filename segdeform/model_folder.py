@@ -25,11 +25,14 @@ _log = logging.getLogger(__name__)
 def find_model(path: Path) -> tuple[Path, dict[str, str]]:
     """Finds the folder that a user means; returns it and the verified {file: SHA-256}.
 
-    Of a run folder: its model, else its newest checkpoint that is intact. Raises ModelError.
+    Of a run folder: its model, else its newest checkpoint that is intact; of a file that was
+    exported: its folder. Raises ModelError.
     """
     folders = _candidates(path)
     if folders[0].parent != path / "checkpoints":
-        return folders[0], verify_manifest(folders[0], _FILES)
+        exported = (folders[0] / EXPORT).exists()
+        files = (DESCRIPTION, EXPORT) if exported else _FILES
+        return folders[0], verify_manifest(folders[0], files)
     for folder in folders:
         try:
             return folder, verify_manifest(folder, _FILES)
@@ -46,6 +49,14 @@ def refuse_missing_model(path: Path) -> None:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def is_exported(path: Path) -> bool:
+    """Tells whether a path is a folder of exported networks, or a file in one; reads no weights."""
+    try:
+        return (_candidates(path)[0] / EXPORT).is_file()
+    except (ModelError, OSError):
+        return False
+
+
 def trained_on(path: Path) -> str | None:
     """Returns the kind of data set that a model says it was trained on; None: it does not say."""
     try:
@@ -58,6 +69,8 @@ def trained_on(path: Path) -> str | None:
 
 def _candidates(path: Path) -> list[Path]:
     """Lists the folders to look into, the best first; never empty. Raises ModelError, OSError."""
+    if path.is_file() and (path.parent / EXPORT).is_file():
+        path = path.parent
     for folder in map(find_folder, (path, path / "model")):
         if any((folder / name).exists() for name in (*_FILES, MANIFEST)):
             return [folder]

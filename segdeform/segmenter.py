@@ -31,7 +31,7 @@ from segdeform.config.schema import (
 from segdeform.data.dataset import MAX_CLASSES
 from segdeform.data.depth import ValueRange, ranges
 from segdeform.data.rasters import Raster
-from segdeform.errors import ConfigError, ModelError, nearest
+from segdeform.errors import ConfigError, ModelError, UsageError, nearest
 from segdeform.files.atomic import write_json
 from segdeform.files.manifest import read_json, replacing_folder
 from segdeform.files.tensors import check_fit, read_tensors, write_tensors
@@ -40,6 +40,7 @@ from segdeform.machine.pipeline import read_ahead, threads
 from segdeform.model_folder import (
     AVERAGED_WEIGHTS,
     DESCRIPTION,
+    EXPORT,
     TRAINING_STATE,
     WEIGHTS,
     find_model,
@@ -56,6 +57,7 @@ from segdeform.version import __version__
 
 if TYPE_CHECKING:
     from segdeform.data.opening import OpenPicture
+    from segdeform.runtimes.description import Runtime
 
 FORMAT_VERSION: Final = 1
 
@@ -149,8 +151,18 @@ class Segmenter:
     info: dict[str, Any]
     value_range: ValueRange | None = None
     bands: tuple[int, ...] | None = None
-    precision: Precision = "fp32"  # what the network computes in
+    precision: Precision | Literal["fp16"] = "fp32"  # what the network computes in
     compiled: bool = False  # by `compile`
+
+    @property
+    def network(self) -> DeepLab:
+        """The network itself. Raises ModelError where there is only what was exported of it."""
+        if "export" in self.info:
+            raise ModelError(
+                f"{self.info['path']} is exported and cannot be looked into: give the model that "
+                "it was made of"
+            )
+        return self.model
 
     @property
     def channels(self) -> int:
@@ -325,7 +337,12 @@ def read_description(path: Path) -> ModelDescription:
 
 
 def load(
-    path: str | Path, device: str = "auto", *, precision: Asked = "fp32", trainable: bool = False
+    path: str | Path,
+    device: str = "auto",
+    *,
+    precision: Asked = "fp32",
+    trainable: bool = False,
+    runtime: Runtime | None = None,
 ) -> Segmenter:
     """Loads a trained network from a model folder, a run folder or a checkpoint folder.
 
@@ -335,9 +352,12 @@ def load(
     `trainable` keeps it as it was trained. `precision` bf16 computes in bfloat16, auto does where
     the processor or GPU is faster with it.
 
+    A folder of exported networks, or a file in one, is run by a `runtime`, the first that is
+    installed where none is given, in the precision that it was exported in.
+
     Raises:
-        ModelError: there is no model, or a file is damaged or does not fit.
-        UsageError: no such device, or bf16 on a GPU without it.
+        ModelError: there is no model, a file is damaged or does not fit, or a runtime is absent.
+        UsageError: no such device, bf16 on a GPU without it, a runtime that there is no file for.
     """
     where = resolve_device(device)
     numbers = resolve_precision(precision, where)
@@ -346,6 +366,13 @@ def load(
         folder, digests = find_model(Path(path))
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    if EXPORT in digests:
+        if trainable:
+            raise ModelError(f"{folder} is exported and cannot be trained")
+        place = "cpu" if device == "auto" else str(where)
+        return _load_exported(folder, digests, place, precision, runtime)
+    if runtime is not None:
+        raise UsageError(f"--runtime {runtime}: {path} is not exported; segdeform export does that")
     description = read_description(folder / DESCRIPTION)
     if description.crop is None and TRAINING_STATE in digests:
         description = description.model_copy(update={"crop": _recorded_crop(folder)})
@@ -373,6 +400,35 @@ def load(
         options,
         where,
         info,
+        description.value_range,
+        description.bands,
+        numbers,
+    )
+
+
+def _load_exported(
+    folder: Path,
+    digests: Mapping[str, str],
+    device: str,
+    precision: Asked,
+    runtime: Runtime | None,
+) -> Segmenter:
+    from segdeform.runtimes.network import open_exported
+
+    description = read_description(folder / DESCRIPTION)
+    network, facts = open_exported(folder, digests, device, runtime)
+    numbers = facts["export"]["precision"]
+    if precision == "bf16" and numbers != "bf16":
+        raise UsageError(
+            f"--precision bf16: {folder} is exported in {numbers}; segdeform export has --precision"
+        )
+    return Segmenter(
+        network.eval(),
+        description.classes,
+        description.palette,
+        description.eval,
+        torch.device("cpu"),  # where pictures are given to a runtime
+        description.model_dump(mode="json") | {"path": str(folder)} | facts,
         description.value_range,
         description.bands,
         numbers,

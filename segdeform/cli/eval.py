@@ -79,6 +79,7 @@ def evaluate(
             device=inference.device,
             threads=inference.threads,
             precision=inference.precision or "fp32",
+            runtime=inference.runtime,
             options=options,
             progress=progress,
             say=partial(print, file=sys.stderr),

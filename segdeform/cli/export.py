@@ -52,6 +52,7 @@ def export(
     OUTPUT becomes a model folder with model.onnx, model.xml and model.bin (openvino), or model.pt2
     (torch): any number of pictures of any size go in, normalisation is inside, labels come out
     (uint8 [N, H, W]), then the scores before they are enlarged, then with --probabilities those.
+    predict, eval and info take the folder, or a file in it, as any model; --runtime chooses.
 
     Each file is run by its runtime and compared with the model; parity.json has the numbers. One
     that differs is not written: exit code 5. DeformConv needs onnxruntime >= 1.26 or TensorRT >=

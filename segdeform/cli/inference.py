@@ -45,6 +45,12 @@ class Inference:
             show_default="auto for predictions, fp32 for scores",
         ),
     ] = None
+    runtime: Annotated[
+        Literal["onnxruntime", "openvino", "torch"] | None,
+        typer.Option(
+            help="What runs an exported model.", show_default="the first it has a file for"
+        ),
+    ] = None
     device: Device = "auto"
     threads: Threads = None
 
@@ -64,6 +70,7 @@ class Inference:
         from segdeform.machine.cpu import available_cores, keep_freed_memory
         from segdeform.machine.device import resolve_device
         from segdeform.machine.processes import neighbours, own_device
+        from segdeform.model_folder import is_exported
         from segdeform.segmenter import load
 
         options = self.options()
@@ -72,9 +79,12 @@ class Inference:
         elif neighbours() > 1:  # torchrun would leave one thread to each
             torch.set_num_threads(max(1, available_cores() // neighbours()))
         keep_freed_memory()
-        device = own_device(resolve_device(self.device))
+        device = str(own_device(resolve_device(self.device)))
+        if is_exported(model):  # its runtime may be for the CPU alone, on a machine with a GPU
+            device = self.device
         numbers = self.precision or precision
-        return load(model, str(device), precision=numbers).with_options(**options)
+        segmenter = load(model, device, precision=numbers, runtime=self.runtime)
+        return segmenter.with_options(**options)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -41,8 +41,10 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     layers = facts["deformable_layers"]
     groups = f"{deform['variant']}, {_count(deform['offset_groups'], 'offset group')}"
     deformable = f"{_count(len(layers), 'layer')}, {groups}: {', '.join(layers)}"
+    exported = facts.get("export")
     return [
         ("folder", facts["path"]),
+        *([] if exported is None else [("exported", _exported(facts, exported))]),
         ("network", f"{model['backbone']}, {model['head']} head of {model['head_channels']}"),
         ("output stride", str(model["output_stride"])),
         ("deformable", deformable if layers else "no"),
@@ -76,6 +78,18 @@ def _origin(origin: dict[str, str] | None) -> list[tuple[str, str]]:
         ("its file", f"{origin['file']}, SHA-256 {origin['sha256']}"),
         ("licence", origin["licence"]),
     ]
+
+
+def _exported(facts: dict[str, Any], exported: dict[str, Any]) -> str:
+    """Words what an exported model is, and what it was made of."""
+    takes = "uint8 [N, H, W, C]" if exported["input"] == "uint8" else "float32 [N, C, H, W]"
+    layers = ", deformable layers of standard operators" if exported["pure"] else ""
+    opset = "" if exported["opset"] is None else f", ONNX opset {exported['opset']}"
+    return (
+        f"for {', '.join(exported['runtimes'])}, in {exported['precision']}{layers}{opset}; takes "
+        f"{takes}, gives {', '.join(exported['outputs'])}; run here by {facts['runtime']}; made of "
+        f"weights with SHA-256 {exported['source_sha256']}"
+    )
 
 
 def _pictures(facts: dict[str, Any]) -> str:

@@ -248,7 +248,7 @@ def predict_sample(
     """
     try:
         return predict_labels(segmenter.model, image, segmenter.options, segmenter.device, stop)
-    except (NotFiniteError, ResourceError) as error:
+    except (DataError, NotFiniteError, ResourceError) as error:
         raise type(error)(f"{sample.image}: {error}") from error
 
 
@@ -283,6 +283,8 @@ def _protocol(
     """States all that the numbers depend on."""
     protocol = counting_protocol(dataset, counts, boundary_width)
     device = segmenter.device.type
+    runtime = segmenter.info.get("runtime")  # of an exported model
+    protocol = protocol if runtime is None else protocol | {"runtime": runtime}
     return protocol | {
         "inference": segmenter.options.model_dump(mode="json") | {"whole_up_to_bytes": MOST_BYTES},
         "precision": segmenter.precision,

@@ -39,7 +39,9 @@ from segdeform.machine.cpu import available_cores, keep_freed_memory
 from segdeform.machine.device import resolve_device
 from segdeform.machine.interrupts import stop_on_interrupt
 from segdeform.machine.processes import ALONE, Processes, own_device, processes
+from segdeform.model_folder import is_exported
 from segdeform.models.precision import Asked
+from segdeform.runtimes.description import Runtime
 from segdeform.segmenter import Segmenter, load
 
 
@@ -62,6 +64,7 @@ def run_evaluation(
     device: str = "auto",
     threads: int | None = None,  # of torch; None: as many as there are cores
     precision: Asked = "fp32",
+    runtime: Runtime | None = None,  # of an exported model
     options: Mapping[str, Any] | None = None,  # in the place of the model's own inference options
     progress: Steps | None = None,
     say: Say | None = None,
@@ -83,7 +86,9 @@ def run_evaluation(
     keep_freed_memory()
     with processes(own) as peers:
         shown = progress if peers.first and progress is not None else _hide
-        segmenter = load(model, str(own), precision=precision).with_options(**(options or {}))
+        place = device if is_exported(model) else str(own)
+        segmenter = load(model, place, precision=precision, runtime=runtime)
+        segmenter = segmenter.with_options(**(options or {}))
         dataset = load_split(segmenter, kind, data, split)
         check_wanted(dataset, wanted)
         labelled = True

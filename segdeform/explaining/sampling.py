@@ -108,8 +108,8 @@ def explained_layers(segmenter: Segmenter) -> dict[str, DeformConv2d]:
     Raises:
         ModelError: it has none, or they are not the last 3x3 convolutions.
     """
-    layers = deformable_layers(segmenter.model.backbone)
-    convolutions = list(conv3x3_layers(segmenter.model.backbone))
+    layers = deformable_layers(segmenter.network.backbone)
+    convolutions = list(conv3x3_layers(segmenter.network.backbone))
     if layers and list(layers) != convolutions[-len(layers) :]:
         raise ModelError(
             f"{segmenter.info['path']} has other convolutions between its deformable layers or "

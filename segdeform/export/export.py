@@ -21,7 +21,7 @@ from segdeform.export.operator import by_grid_sample, by_torchvision
 from segdeform.export.parity import BARS, Parity, Picture, compare, generated, worded
 from segdeform.files.atomic import write_json
 from segdeform.files.manifest import MANIFEST, replacing_folder
-from segdeform.model_folder import DESCRIPTION, EXPORT
+from segdeform.model_folder import DESCRIPTION, EXPORT, is_exported
 from segdeform.models.deform import deformable_layers
 from segdeform.prediction.inputs import find_images
 from segdeform.runtimes.description import FILES, PARITY, ExportDescription, Runtime
@@ -76,6 +76,8 @@ def export_model(model: Path, output: Path, wanted: Wanted) -> dict[str, Any]:
     _refuse_output(model, output)
     for name in wanted.formats:
         _refuse_format(name, wanted)
+    if is_exported(model):
+        raise UsageError(f"{model} is exported already; give the model that it was made of")
     segmenter = load(model, "cpu")
     pictures = generated(segmenter.channels) + _given(segmenter, wanted.check)
     description = _description(segmenter, wanted)
@@ -140,7 +142,7 @@ def _model_description(segmenter: Segmenter) -> ModelDescription:
 
 
 def _description(segmenter: Segmenter, wanted: Wanted) -> ExportDescription:
-    stride = segmenter.model.stride
+    stride = segmenter.network.stride
     assert stride is not None
     return ExportDescription(
         runtimes=tuple(FORMATS[name] for name in wanted.formats),
@@ -150,10 +152,10 @@ def _description(segmenter: Segmenter, wanted: Wanted) -> ExportDescription:
         pure=wanted.pure,
         opset=wanted.opset if "onnx" in wanted.formats else None,
         stride=stride,
-        smallest=segmenter.model.backbone.stride + 1,
+        smallest=segmenter.network.backbone.stride + 1,
         source_sha256=segmenter.info["sha256"],
         source_segdeform=segmenter.info["segdeform_version"],
-        deformable_layers=tuple(deformable_layers(segmenter.model.backbone)),
+        deformable_layers=tuple(deformable_layers(segmenter.network.backbone)),
         parameters=segmenter.info["parameters"],
     )
 
@@ -164,7 +166,7 @@ def _write(
     """Writes the file of a format."""
     own = name == "torch"  # our operator is known where cuda_ops is
     operator = by_grid_sample if wanted.pure else None if own else by_torchvision
-    network = exported_form(segmenter.model, wanted.form, operator)
+    network = exported_form(segmenter.network, wanted.form, operator)
     path = folder / FILES[FORMATS[name]]
     try:
         program = traced(network, segmenter.channels, description.smallest)
@@ -227,7 +229,7 @@ def _check(
     for runtime in description.runtimes:
         version = installed(runtime, wanted.pure)
         run = open_file(runtime, folder, description.outputs, "cpu")
-        parity = compare(segmenter.model, run, wanted.form, pictures)
+        parity = compare(segmenter.network, run, wanted.form, pictures)
         bar = BARS[wanted.form.precision]
         line = worded(runtime, version, parity, len(pictures))
         if failure := parity.failure(bar):

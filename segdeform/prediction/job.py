@@ -110,6 +110,8 @@ def settings_of(segmenter: Segmenter, window: Window | None = None) -> Mapping[s
         others["window"] = list(window)
     if segmenter.compiled:
         others["compiled"] = True
+    if "runtime" in segmenter.info:  # of an exported model
+        others["runtime"] = segmenter.info["runtime"]
     return others | {
         "model": segmenter.info["sha256"],
         "inference": segmenter.options.model_dump(mode="json"),
