@@ -159,8 +159,7 @@ class Segmenter:
         """The network itself. Raises ModelError where there is only what was exported of it."""
         if "export" in self.info:
             raise ModelError(
-                f"{self.info['path']} is exported and cannot be looked into: give the model that "
-                "it was made of"
+                f"{self.info['path']} is exported; this needs the model that it was made of"
             )
         return self.model
 
@@ -198,7 +197,7 @@ class Segmenter:
         from segdeform.models.compiling import compile_network
 
         if not self.compiled:
-            compile_network(self.model, say)
+            compile_network(self.network, say)
             self.compiled = True
 
     def with_options(self, **given: Any) -> Segmenter:

@@ -145,7 +145,8 @@ def test_what_an_export_is_not(
         ((*predict, "--runtime", "openvino"), 2, "has files for onnxruntime, torch alone"),
         ((*predict, "--precision", "bf16"), 2, "is exported in fp32"),
         (("predict", exported.model, image, "--output", out, "--runtime", "torch"), 2, "--runtime"),
-        (("explain", exported.folder, image, "--output", out), 5, "give the model that"),
+        (("explain", exported.folder, image, "--output", out), 5, "needs the model that"),
+        ((*predict, "--compile"), 5, "needs the model that"),
         (("export", exported.folder, "--output", out), 2, "is exported already"),
     ):
         ended = command(*arguments)
