@@ -55,7 +55,7 @@ def export(
     predict, eval and info take the folder, or a file in it, as any model; --runtime chooses.
 
     Each file is run by its runtime and compared with the model; parity.json has the numbers. One
-    that differs is not written: exit code 5. DeformConv needs onnxruntime >= 1.26 or TensorRT >=
+    that differs is not written: exit code 5. DeformConv needs onnxruntime >= 1.25 or TensorRT >=
     10.1; --pure is for runtimes without it. In fp16 and bf16 the deformable operator itself
     computes in float32, as all its inputs have one type in ONNX.
     """

@@ -79,8 +79,10 @@ def export_model(model: Path, output: Path, wanted: Wanted) -> dict[str, Any]:
     if is_exported(model):
         raise UsageError(f"{model} is exported already; give the model that it was made of")
     segmenter = load(model, "cpu")
-    pictures = generated(segmenter.channels) + _given(segmenter, wanted.check)
     description = _description(segmenter, wanted)
+    for runtime in description.runtimes:
+        installed(runtime, description.operator)
+    pictures = generated(segmenter.channels) + _given(segmenter, wanted.check)
     with replacing_folder(output) as new:
         write_description(new, _model_description(segmenter))
         write_json(new / EXPORT, description.model_dump(mode="json"))
@@ -113,7 +115,6 @@ def _refuse_format(name: str, wanted: Wanted) -> None:
             metadata.version(package)
         except metadata.PackageNotFoundError:
             raise ModelError(f"{package} is not installed: pip install 'segdeform[onnx]'") from None
-    installed(FORMATS[name], wanted.pure)
 
 
 def _given(segmenter: Segmenter, check: Sequence[Path]) -> list[Picture]:
@@ -227,7 +228,7 @@ def _check(
     """Compares every file with the network. Raises ModelError where one differs."""
     runtimes: dict[str, Any] = {}
     for runtime in description.runtimes:
-        version = installed(runtime, wanted.pure)
+        version = installed(runtime, description.operator)
         run = open_file(runtime, folder, description.outputs, "cpu")
         parity = compare(segmenter.network, run, wanted.form, pictures)
         bar = BARS[wanted.form.precision]
@@ -242,7 +243,7 @@ def _check(
             "device": "cpu",
             **parity.to_json(),
             "bar": bar._asdict(),
-            "least_version": LEAST[runtime][wanted.pure],
+            "least_version": LEAST[runtime][description.operator],
             "line": line,
         }
     return {

@@ -47,6 +47,11 @@ class ExportDescription(BaseModel):
     deformable_layers: tuple[str, ...]
     parameters: int
 
+    @property
+    def operator(self) -> bool:
+        """Whether a runtime must know the deformable operator."""
+        return bool(self.deformable_layers) and not self.pure
+
 
 def read_export(folder: Path) -> ExportDescription:
     """Reads export.json.

@@ -91,7 +91,7 @@ def _choose(
     failures = []
     for name in candidates:
         try:
-            return name, installed(name, description.pure)
+            return name, installed(name, description.operator)
         except ModelError as error:
             failures.append(str(error))
     raise ModelError(f"{folder}: {'; '.join(failures)}")

@@ -20,10 +20,11 @@ Arrays = list[NDArray[Any]]
 Run = Callable[[NDArray[Any], Sequence[str]], Arrays]
 """Pictures and the names of the outputs that are wanted -> these outputs."""
 
-# The oldest that run what is exported, with the operator (opset 20, ONNX's format 10) and without.
+# The oldest that run what is exported, without the deformable operator and with it, as found by
+# running it: none older than ONNX Runtime 1.19 and OpenVINO 2024.6 was tried.
 LEAST: dict[Runtime, tuple[str, str]] = {
-    "onnxruntime": ("1.26", "1.18"),
-    "openvino": ("2024.4", "2024.4"),
+    "onnxruntime": ("1.19", "1.25"),
+    "openvino": ("2024.6", "2024.6"),
     "torch": ("2.10", "2.10"),
 }
 _EXTRAS: dict[Runtime, str] = {
@@ -33,24 +34,22 @@ _EXTRAS: dict[Runtime, str] = {
 }
 
 
-def installed(runtime: Runtime, pure: bool) -> str:
-    """Returns the version of a runtime.
+def installed(runtime: Runtime, operator: bool) -> str:
+    """Returns the version of a runtime that is to run networks, with the deformable `operator`.
 
     Raises:
         ModelError: it is absent, or too old for what is exported; names the line that mends it.
     """
-    least = LEAST[runtime][pure]
+    least = LEAST[runtime][operator]
     try:
         version = metadata.version(runtime)
     except metadata.PackageNotFoundError:
         raise ModelError(f"{runtime} is not installed: pip install '{_EXTRAS[runtime]}'") from None
     if _numbers(version) < _numbers(least):
-        need = "" if pure or runtime != "onnxruntime" else ", the first that runs DeformConv on CPU"
-        other = "" if pure else "; or export with --pure, which needs no such operator"
-        other = other if runtime == "onnxruntime" else ""
-        raise ModelError(
-            f"{runtime} {version} is too old: pip install '{runtime}>={least}'{need}{other}"
-        )
+        other = ""
+        if operator and runtime == "onnxruntime":
+            other = ", the first with DeformConv on the CPU, or export with --pure to do without it"
+        raise ModelError(f"{runtime} {version} is too old: pip install '{runtime}>={least}'{other}")
     return version
 
 

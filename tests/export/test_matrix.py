@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from segdeform.export.export import Wanted, export_model
-from segdeform.export.network import Form
+from segdeform.export.network import Form, exported_form
+from segdeform.segmenter import load
+from tests.conftest import external_data
 from tests.export.tiny import write_tiny
 
 Keys = dict[str, Any]
@@ -64,13 +68,24 @@ def test_every_form_is_the_same_everywhere(opset: Any, precision: Any, tmp_path:
 
 @pytest.mark.slow
 def test_labels_of_many_classes_are_int32(tmp_path: Path) -> None:
-    import torch
-
-    from segdeform.export.network import exported_form
-    from segdeform.segmenter import load
-
     network = load(write_tiny(tmp_path / "model"), "cpu").model
     head: Any = network.head
     head.score = torch.nn.Conv2d(16, 300, 1)
     labels = exported_form(network, Form(), None)(torch.zeros(1, 33, 40, 3, dtype=torch.uint8))[0]
     assert labels.dtype == torch.int32
+
+
+@pytest.mark.slow
+def test_real_pictures_have_the_same_labels(tmp_path: Path) -> None:
+    """CamVid's and VOC's at their own odd sizes, by a network with ImageNet's weights."""
+    weights = external_data("weights/mobilenet_v2-imagenet-fp16.safetensors")
+    folders = ("data/camvid/val/images", "data/VOCdevkit/VOC2012/JPEGImages")
+    model = {"backbone": "mobilenet_v2", "weights": str(weights), "head": "deeplabv3plus"}
+    folder = write_tiny(tmp_path / "model", model | {"output_stride": 16}, {"layers": 3})
+    runtimes = ("onnx", "openvino", "torch") if find_spec("openvino") else ("onnx", "torch")
+    for place in folders:
+        wanted = Wanted(runtimes, check=(external_data(place),))
+        report = export_model(folder, tmp_path / "out", wanted)
+        assert report["pictures_are"] == "given and generated" and len(report["pictures"]) > 4
+        for facts in report["runtimes"].values():
+            assert facts["equal_labels"] >= 0.9999, facts["line"]

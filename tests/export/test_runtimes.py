@@ -160,7 +160,7 @@ def test_what_an_export_is_not(
     real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda n: "1.20" if n == "onnxruntime" else real(n))
     ended = command(*predict, "--runtime", "onnxruntime")
-    assert ended.code == 5 and "pip install 'onnxruntime>=1.26'" in ended.err
+    assert ended.code == 5 and "pip install 'onnxruntime>=1.25'" in ended.err
     assert json.loads(command("info", exported.folder, "--json").out)["weights"] == "model.pt2"
 
 
