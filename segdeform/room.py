@@ -15,6 +15,7 @@ from segdeform.machine.tensor_memory import peak_bytes
 from segdeform.models.deeplab import DeepLab
 from segdeform.models.receptive import reach_of
 from segdeform.network import coarse_scores, decoded_scores, kept_features
+from segdeform.runtimes.network import ExportedNetwork
 
 # Of all that a network computes with at a time; with 0.7 GiB of the process and the maps of a
 # picture of 16 megapixels it is 3 GiB.
@@ -81,6 +82,8 @@ def _cost(model: nn.Module, device: torch.device, channels: int) -> Cost:
     # Once: a network that is to be compiled for sizes that come again is not for this one.
     whole, (scores, _) = peak_bytes(partial(coarse_scores, model, images))
     cost = Cost(whole / pixels + given, scores.shape[1])
+    if isinstance(model, ExportedNetwork):
+        return cost._replace(whole=cost.whole + model.bytes_a_pixel)
     if reach_of(model) is None or not isinstance(model, DeepLab):
         return cost
     backbone, (kept, _) = peak_bytes(partial(kept_features, model, images))

@@ -52,8 +52,8 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("classes", _classes(facts["classes"])),
         ("pictures", _pictures(facts)),
         ("parameters", f"{facts['parameters']:,}"),
-        ("receptive field", _field(facts["receptive_field"])),
-        ("inference", _inference(facts["eval"])),
+        ("receptive field", _field(facts["receptive_field"], seamless=exported is None)),
+        ("inference", _inference(facts["eval"], seamless=exported is None)),
         ("training", _pairs(facts["training"])),
         *_origin(facts.get("origin")),
         ("written by", f"segdeform {facts['segdeform_version']}"),
@@ -106,25 +106,27 @@ def _pictures(facts: dict[str, Any]) -> str:
     return "; ".join([read, *numbers, f"values {black_and_white}"])
 
 
-def _field(field: dict[str, Any] | None) -> str:
+def _field(field: dict[str, Any] | None, seamless: bool) -> str:
     """Words how far the network looks, and what windows with the scores of the whole need."""
     if field is None:
         return "unknown"
     mean = ", and the mean of the whole picture" if field["pools"] else ""
     if field["squeezes"]:
         mean += ", and in the backbone the means of what it is shown"
+    if not seamless:
+        return f"{field['pixels']} pixels{mean}"
     return (
         f"{field['pixels']} pixels{mean}; windows have {field['backbone_halo']} more on every side "
         f"for the backbone, {field['head_halo']} for the head"
     )
 
 
-def _inference(options: dict[str, Any]) -> str:
-    """Words how a picture becomes labels."""
+def _inference(options: dict[str, Any], seamless: bool) -> str:
+    """Words how a picture becomes labels; `seamless`: by a network that can be taken apart."""
     blend = f"overlap {options['overlap']:g}, blend {options['blend']}"
     if options["tile"]:
         seen = f"in windows of {options['tile']} pixels, {blend}"
-    elif options["flip"] or tuple(options["scales"]) != (1.0,):
+    elif not seamless or options["flip"] or tuple(options["scales"]) != (1.0,):
         side = options["automatic_tile"] or "512"  # of models that do not tell their crop
         seen = f"whole; too large for that, in windows of {side} pixels, {blend}"
     else:

@@ -24,6 +24,7 @@ from segdeform.files.manifest import MANIFEST, replacing_folder
 from segdeform.model_folder import DESCRIPTION, EXPORT, is_exported
 from segdeform.models.deform import deformable_layers
 from segdeform.prediction.inputs import find_images
+from segdeform.room import room_of
 from segdeform.runtimes.description import FILES, PARITY, ExportDescription, Runtime
 from segdeform.runtimes.sessions import LEAST, installed, open_file
 from segdeform.segmenter import (
@@ -145,6 +146,7 @@ def _model_description(segmenter: Segmenter) -> ModelDescription:
 def _description(segmenter: Segmenter, wanted: Wanted) -> ExportDescription:
     stride = segmenter.network.stride
     assert stride is not None
+    cost = room_of(segmenter.network, segmenter.device, segmenter.channels).cost
     return ExportDescription(
         runtimes=tuple(FORMATS[name] for name in wanted.formats),
         input=wanted.form.input,
@@ -158,6 +160,9 @@ def _description(segmenter: Segmenter, wanted: Wanted) -> ExportDescription:
         source_segdeform=segmenter.info["segdeform_version"],
         deformable_layers=tuple(deformable_layers(segmenter.network.backbone)),
         parameters=segmenter.info["parameters"],
+        receptive_field=segmenter.info["receptive_field"],
+        # Made of standard operators, a deformable layer holds all its samples at once.
+        bytes_a_pixel=cost.whole * (2 if wanted.pure else 1),
     )
 
 

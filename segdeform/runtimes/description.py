@@ -46,6 +46,8 @@ class ExportDescription(BaseModel):
     source_segdeform: str  # the version that wrote them
     deformable_layers: tuple[str, ...]
     parameters: int
+    receptive_field: dict[str, Any] | None  # as `Reach.to_json` says it
+    bytes_a_pixel: float = Field(gt=0)  # that it takes to compute the scores
 
     @property
     def operator(self) -> bool:

@@ -30,6 +30,8 @@ class ExportedNetwork(DeepLab):
         super().__init__(Backbone(), nn.Identity(), stride=description.stride)
         self._run, self._smallest = run, smallest
         self.takes_bytes = description.input == "uint8"
+        # A runtime's memory is not seen from here; it is about that of the network itself.
+        self.bytes_a_pixel = description.bytes_a_pixel
 
     def maps(self, images: Tensor) -> Tensor:  # [N, C, H, W] -> [N, K, h, w] float32
         """Computes the scores, before they are enlarged by `map_stride`.
@@ -73,6 +75,7 @@ def open_exported(
         "sha256": _digest(chosen, digests),
         "deformable_layers": list(description.deformable_layers),
         "parameters": description.parameters,
+        "receptive_field": description.receptive_field,
         "runtime": f"{chosen} {version}",
         "export": description.model_dump(mode="json"),
     }

@@ -15,6 +15,7 @@ from PIL import Image
 from segdeform.files.manifest import write_manifest
 from segdeform.prediction.job import settings_of
 from segdeform.prediction.records import settings_digest
+from segdeform.room import room_of
 from segdeform.runtimes.description import Runtime
 from segdeform.segmenter import load
 from tests.cli.conftest import Command, command  # noqa: F401
@@ -90,6 +91,13 @@ def test_scores_are_not_enlarged_before_they_must_be(exported: Exported) -> None
         result = its.label(picture(61, 47), keep_coarse=True)
         coarse = result.maps.coarse
         assert coarse is not None and (coarse.stride, coarse.scores.shape[2:]) == (4, (16, 12))
+
+
+def test_a_runtime_is_taken_to_need_the_memory_of_the_network(exported: Exported) -> None:
+    """Which torch cannot see: without it a giant picture would be seen whole."""
+    own, its = load(exported.model, "cpu"), load(exported.folder, "cpu")
+    costs = [room_of(found.model, found.device, 3).cost.whole for found in (own, its)]
+    assert costs[1] >= costs[0] > 100
 
 
 def test_another_runtime_predicts_anew(exported: Exported) -> None:
