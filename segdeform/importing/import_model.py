@@ -190,10 +190,16 @@ def _description(found: Translated, path: Path, **given: Any) -> ModelDescriptio
 
 
 def _save(description: ModelDescription, tensors: dict[str, Tensor], output: Path) -> None:
-    model = build_model(
-        description.model, description.deform, len(description.classes), pretrained=False
-    )
-    model.load_state_dict(model.state_dict() | tensors)  # what is left are offsets' zeros
+    with torch.device("meta"):  # no random numbers are drawn to be dropped
+        model = build_model(
+            description.model, description.deform, len(description.classes), pretrained=False
+        )
+    # What the tensors lack are the offsets' convolutions, which begin at zero.
+    values = {
+        name: tensors[name] if name in tensors else torch.zeros(value.shape)
+        for name, value in model.state_dict().items()
+    }
+    model.load_state_dict(values, assign=True)
     save_model(output, model, description)
 
 
