@@ -20,7 +20,7 @@ import cuda_ops
 from segdeform.errors import ModelError, UsageError
 from segdeform.export import export as exporting
 from segdeform.export.export import Wanted, export_model
-from segdeform.export.network import ExportedForm, Form, exported_form
+from segdeform.export.network import ExportedForm, Form, exported_form, traced
 from segdeform.export.operator import by_torchvision
 from segdeform.export.parity import BARS, compare, generated
 from segdeform.models.deeplab import DeepLab
@@ -29,7 +29,7 @@ from segdeform.runtimes.sessions import open_file
 from segdeform.segmenter import load
 from tests.cli.conftest import Command, command  # noqa: F401
 from tests.export.conftest import Exported
-from tests.export.tiny import CLASSES, write_tiny
+from tests.export.tiny import CLASSES
 
 onnx = pytest.importorskip("onnx")
 ROOT = Path(__file__).parents[2]
@@ -185,18 +185,17 @@ def test_an_export_with_y_and_x_exchanged_is_refused(
         assert (out / path.name).read_bytes() == path.read_bytes()
 
 
-def test_half_precision_keeps_offsets_in_float32(tmp_path: Path) -> None:
-    model = write_tiny(tmp_path / "model", deform={"layers": 1})
-    wanted = Wanted(("torch",), Form(input="float", precision="bf16"))
-    report = export_model(model, tmp_path / "out", wanted)
-    assert report["precision"] == "bf16" and report["runtimes"]["torch"]["equal_labels"] < 1
-    program = torch.export.load(tmp_path / "out" / "model.pt2")
-    tensors = {name: value.dtype for name, value in program.state_dict.items()}
-    assert {tensors.pop(name) for name in list(tensors) if "offset_conv" in name} == {torch.float32}
-    assert set(tensors.values()) == {torch.bfloat16}
-    calls = [n for n in program.graph.nodes if "deform_conv2d" in str(n.target)]
-    kinds = [argument.meta["val"].dtype for argument in calls[0].args[:2]]
-    assert kinds == [torch.bfloat16, torch.float32]  # image, offset
+def test_half_precision_keeps_offsets_in_float32(exported: Exported) -> None:
+    network = load(exported.model, "cpu").network
+    for operator in (None, by_torchvision):  # ours, and one that takes all its tensors in one type
+        program = traced(exported_form(network, Form(precision="bf16"), operator), 3, 33)
+        tensors = {name: value.dtype for name, value in program.state_dict.items()}
+        positions = {tensors.pop(name) for name in list(tensors) if "offset_conv" in name}
+        assert positions == {torch.float32} and set(tensors.values()) == {torch.bfloat16}
+        calls = [node for node in program.graph.nodes if "deform_conv2d" in str(node.target)]
+        kinds = {str(arg): arg.meta["val"].dtype for arg in calls[0].args if hasattr(arg, "meta")}
+        assert torch.float32 in kinds.values() and len(calls) == 2
+        assert (torch.bfloat16 in kinds.values()) == (operator is None)
 
 
 def test_what_cannot_be_exported_is_said(

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from segdeform.files.manifest import write_manifest
 from segdeform.prediction.job import settings_of
 from segdeform.prediction.records import settings_digest
 from segdeform.room import room_of
-from segdeform.runtimes.description import Runtime
+from segdeform.runtimes.description import Runtime, read_export
+from segdeform.runtimes.network import ExportedNetwork
 from segdeform.segmenter import load
 from tests.cli.conftest import Command, command  # noqa: F401
 from tests.export.conftest import Exported
@@ -84,6 +86,23 @@ def test_other_scales_are_rounded_to_8_bits_alone(exported: Exported) -> None:
     assert (its.logits(picture(70, 90)).exp() - probabilities).abs().mean() < 5e-3
 
 
+def test_bytes_of_pictures_go_in_as_they_were(exported: Exported) -> None:
+    """All of them; what was resized is rounded, and kept in their range."""
+    seen = []
+
+    def run(pictures: Any, wanted: Any) -> Any:
+        seen.append(pictures)
+        return [np.zeros((1, 2, 1, 1), np.float32)]
+
+    network = ExportedNetwork(run, read_export(exported.folder))
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    network.maps(values.float() / 255)
+    assert seen[0].dtype == np.uint8 and seen[0].shape == (1, 16, 16, 3)
+    assert (seen[0][0, :, :, 1].ravel() == np.arange(256)).all()
+    network.maps(torch.tensor([-0.1, 0.499 / 255, 0.501 / 255, 1.1]).expand(1, 3, 1, 4))
+    assert seen[1][0, 0, :, 0].tolist() == [0, 0, 1, 255]
+
+
 def test_scores_are_not_enlarged_before_they_must_be(exported: Exported) -> None:
     runtimes: tuple[Runtime, ...] = ("torch", "onnxruntime")
     for runtime in runtimes:
@@ -105,6 +124,9 @@ def test_another_runtime_predicts_anew(exported: Exported) -> None:
     used = [settings_of(load(exported.folder, "cpu", runtime=name)) for name in runtimes]
     used.append(settings_of(load(exported.model, "cpu")))
     assert len({settings_digest(settings) for settings in used}) == 3
+    assert (
+        used[0]["runtime"] == f"torch {metadata.version('torch')}"
+    )  # another version, another bit
     assert "runtime" not in used[2]  # what was predicted before there were any is known again
 
 
