@@ -21,7 +21,8 @@ def export(
     pure: Annotated[
         bool,
         typer.Option(
-            "--pure", help="Make deformable layers of standard operators, slower, for all runtimes."
+            "--pure",
+            help="Make deformable layers of standard operators: for runtimes without DeformConv.",
         ),
     ] = False,
     probabilities: Annotated[
