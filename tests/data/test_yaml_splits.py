@@ -267,7 +267,7 @@ def test_an_empty_key_is_a_split_that_is_not_there(tmp_path: Path) -> None:
 
 def test_the_examples_of_the_module_are_yamls_of_known_keys() -> None:
     blocks = re.findall(r"(?:^    .+\n)+", data_yaml.__doc__ or "", re.MULTILINE)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         content = parse_yaml(block, "an example")
         assert content.keys() <= data_yaml.KEYS

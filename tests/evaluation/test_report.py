@@ -81,7 +81,7 @@ def report(dataset: Dataset) -> str:
 def test_holds_the_scores_and_everything_it_needs(report: str, dataset: Dataset) -> None:
     page = Page(report)
     miou = f"{evaluate(segmenter(), dataset).scores.miou:.4f}"
-    for text in (miou, "dark", "light", "never", "tiled above pixels", "model sha256"):
+    for text in (miou, "dark", "light", "never", "whole up to bytes", "model sha256"):
         assert text in page.text
     assert "script" not in page.tags and "link" not in page.tags
     assert page.references and all(r.startswith("data:image/") for r in page.references)

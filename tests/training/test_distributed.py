@@ -117,9 +117,11 @@ def trains_without_kinks(config: str, data: Path, run: Path) -> None:
         if state.step == 0 and own_rank() == 0:  # of the first step, the momentum is the gradient
             write_tensors(run / "gradient.safetensors", optimizer_tensors(state))
 
-    states._build_network = lambda *arguments, **named: without_kinks(
-        build(*arguments, **named), own_rank()
-    )
+    def build_without(*arguments: Any, **named: Any) -> tuple[DeepLab, str | None]:
+        network, digest = build(*arguments, **named)
+        return without_kinks(network, own_rank()), digest
+
+    states._build_network = build_without
     steps._update = update_and_look
     trains(config, data, run)
 
