@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -26,7 +24,7 @@ from segdeform.models.deform import deformable_layers
 from segdeform.prediction.inputs import find_images
 from segdeform.room import room_of
 from segdeform.runtimes.description import FILES, PARITY, ExportDescription, Runtime
-from segdeform.runtimes.sessions import LEAST, installed, open_file
+from segdeform.runtimes.sessions import LEAST, installed, nothing_told, open_file
 from segdeform.segmenter import (
     ModelDescription,
     Segmenter,
@@ -192,10 +190,9 @@ def _write(
 
 
 def _write_openvino(path: Path, program: torch.export.ExportedProgram) -> None:
-    import openvino
+    with nothing_told():
+        import openvino
 
-    # Else the converter tells its makers of every use, unasked.
-    with patch.dict(os.environ, CI="true"):
         converted = openvino.convert_model(program)
     openvino.save_model(converted, path, compress_to_fp16=False)
 
