@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from segdeform.machine.cpu import return_freed_memory
 from segdeform.machine.memory import memory_that_ended
 from segdeform.models.deeplab import DeepLab
 from segdeform.models.receptive import Reach
@@ -98,6 +99,7 @@ class Seamless:
             scores = _cut(scores, inner, outer, scores_stride)
             yield Coarse(scores, scores_stride, core, core.top - inner.top, core.left - inner.left)
             del scores, seen  # before the next window needs the memory
+            return_freed_memory()
 
     def _kept(self, region: Window, room: float) -> tuple[tuple[Tensor, ...], Tensor]:
         """Computes what the head needs of a region, and the mean of its last features."""
@@ -153,6 +155,7 @@ class Seamless:
         `times` is how often the backbone goes over the picture.
         """
         for number, window in enumerate(windows):
+            return_freed_memory()  # the smaller blocks of a window leave holes of a gigabyte in all
             if number == 1 and not self._told:
                 self._told = True
                 self._tell(windows[0], time.monotonic() - self._begun, times)

@@ -53,7 +53,7 @@ def large_blocks_returned() -> Iterator[None]:
     with _lock:
         _returning += 1
         _mallopt(_MMAP_THRESHOLD, _RETURNED_BLOCK)
-        ctypes.CDLL(None).malloc_trim(0)
+    return_freed_memory()
     try:
         yield
     finally:
@@ -61,6 +61,14 @@ def large_blocks_returned() -> Iterator[None]:
             _returning -= 1
             if not _returning:
                 _mallopt(_MMAP_THRESHOLD, _KEPT_BLOCK)
+
+
+def return_freed_memory() -> None:
+    """Returns to the system what is free, holes between used blocks too; only glibc can."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def _mallopt(option: int, value: int) -> bool:
