@@ -255,8 +255,11 @@ class Segmenter:
         # Strings, arrays and tensors can be iterated over too, and are no collections of pictures.
         one = isinstance(pictures, str | Path | np.ndarray | Image | Tensor)
         if one or not isinstance(pictures, Iterable):
-            return self._labelled(pictures, self._opened(pictures))
-        return (self._labelled(picture, self._opened(picture)) for picture in pictures)
+            return self._predict_one(pictures)
+        return map(self._predict_one, pictures)  # goes on after a picture that raises
+
+    def _predict_one(self, picture: Any) -> Result:
+        return self._labelled(picture, self._opened(picture))
 
     def _predict_all(self, pictures: Sequence[Picture]) -> list[Result]:
         with threads(1) as reader:

@@ -250,6 +250,11 @@ def test_many_pictures_are_given_as_lists_or_lazily(original: Path, tmp_path: Pa
     (tmp_path / "3.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"3\.png"):
         segmenter.predict(paths)
+    lazily = segmenter.predict(iter(paths[2:]))
+    assert next(lazily).source == paths[2]
+    with pytest.raises(DataError, match=r"3\.png"):
+        next(lazily)
+    assert next(lazily).source == paths[4]  # one that cannot be read costs no other
 
 
 def test_several_threads_may_predict_at_once(original: Path) -> None:
