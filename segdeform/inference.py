@@ -272,12 +272,13 @@ def _bytes(model: nn.Module, source: Source, options: EvalConfig) -> float:
 
 
 def _bytes_a_pixel(cost: Cost, options: EvalConfig) -> float:
-    area = max(1.0, *options.scales) ** 2
     if _plain(options):
         return cost.whole
     # Several passes hold scores, their probabilities, those at the picture's size and the mean.
     copies = 2 if passes(options) == 1 else 4
-    return (cost.whole + 4 * copies * cost.classes) * area
+    largest = max(options.scales)  # a reduced picture costs the network little
+    at_full_size = cost.given + 4 * copies * cost.classes
+    return cost.whole * largest**2 + at_full_size * max(1.0, largest) ** 2
 
 
 def _room(model: nn.Module, source: Source) -> Room:

@@ -33,6 +33,7 @@ class Cost(NamedTuple):
     backbone: float = 0.0
     kept: float = 0.0  # what the head keeps of the features
     head: float = 0.0
+    given: float = 0.0  # of the input itself, which is in `whole` too
 
 
 @dataclass
@@ -81,7 +82,7 @@ def _cost(model: nn.Module, device: torch.device, channels: int) -> Cost:
     images = torch.zeros(1, channels, _PROBE, _PROBE, device=device)
     # Once: a network that is to be compiled for sizes that come again is not for this one.
     whole, (scores, _) = peak_bytes(partial(coarse_scores, model, images))
-    cost = Cost(whole / pixels + given, scores.shape[1])
+    cost = Cost(whole / pixels + given, scores.shape[1], given=given)
     if isinstance(model, ExportedNetwork):
         return cost._replace(whole=cost.whole + model.bytes_a_pixel)
     if reach_of(model) is None or not isinstance(model, DeepLab):

@@ -132,7 +132,7 @@ class ModelDescription(BaseModel):
         return value
 
 
-@dataclass
+@dataclass(repr=False)
 class Segmenter:
     """Labels pictures with a network in evaluation mode.
 
@@ -162,6 +162,10 @@ class Segmenter:
                 f"{self.info['path']} is exported; this needs the model that it was made of"
             )
         return self.model
+
+    def __repr__(self) -> str:
+        where = self.info.get("path", "a network in memory")
+        return f"<Segmenter of {where}: {len(self.classes)} classes, on {self.device}>"
 
     @property
     def channels(self) -> int:
@@ -203,15 +207,22 @@ class Segmenter:
     def with_options(self, **given: Any) -> Segmenter:
         """Returns the same network with other inference options, keys of the section `eval`.
 
-        What is not given stays as it is: `segmenter.with_options(tile=512, flip=True)`.
+        What is not given stays as it is: `segmenter.with_options(tile=512, flip=True)`; but
+        automatic windows follow the scales, so that the network sees as much as in training.
 
         Raises:
             ConfigError: names the option that is unknown or has a wrong value.
         """
         for key in given.keys() - EvalConfig.model_fields.keys():
             raise ConfigError(f"unknown option '{key}'.{nearest(key, EvalConfig.model_fields)}")
+        options = self.options.model_dump() | given
         try:
-            return replace(self, options=EvalConfig(**(self.options.model_dump() | given)))
+            new = EvalConfig(**options)
+            if self.options.automatic_tile is not None and "automatic_tile" not in given:
+                seen = self.options.automatic_tile * max(self.options.scales)
+                side = max(1, int(seen / max(new.scales)))
+                new = new.model_copy(update={"automatic_tile": side})
+            return replace(self, options=new)
         except ValidationError as error:
             first = error.errors()[0]
             raise ConfigError(f"{first['loc'][0]} = {first['input']!r}: {first['msg']}") from error

@@ -257,6 +257,25 @@ def test_many_pictures_are_given_as_lists_or_lazily(original: Path, tmp_path: Pa
     assert next(lazily).source == paths[4]  # one that cannot be read costs no other
 
 
+def test_automatic_windows_follow_the_scales(original: Path) -> None:
+    """A window of 320 pixels, reduced to an eighth, would show the network 40."""
+    segmenter = segdeform.load(original, device="cpu").with_options(automatic_tile=320)
+    reduced = segmenter.with_options(scales=(0.125,))
+    assert reduced.options.automatic_tile == 2560
+    assert reduced.with_options(scales=(0.125, 0.5)).options.automatic_tile == 640
+    assert reduced.with_options(scales=(1.0,)).options.automatic_tile == 320
+    assert segmenter.with_options(scales=(2.0,), automatic_tile=99).options.automatic_tile == 99
+    assert segmenter.with_options(flip=False).options.automatic_tile == 320
+
+
+def test_objects_are_shown_in_a_line(original: Path) -> None:
+    segmenter = segdeform.load(original, device="cpu")
+    result = segmenter.predict(np.zeros((8, 9, 3), np.uint8))
+    assert len(repr(segmenter)) < 200 and len(repr(result)) < 200
+    assert "8x9" in repr(result) and "2 classes" in repr(segmenter)
+    assert result == result and result != segmenter.predict(np.zeros((8, 9, 3), np.uint8))
+
+
 def test_several_threads_may_predict_at_once(original: Path) -> None:
     segmenter = segdeform.load(original, device="cpu")
     rng = np.random.default_rng(2)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from segdeform.machine.pipeline import WAITING_FOR_READERS, WAITING_FOR_WRITERS
 from segdeform.machine.stopwatch import Clock, Stopwatch
-from segdeform.models.deeplab import DeepLab
+from segdeform.models.heads import Head
 from segdeform.segmenter import Segmenter
 
 # What a prediction's clock is told, beside the pipeline's waits.
@@ -99,26 +99,40 @@ def profile_of(watch: Stopwatch) -> Profile:
 
 @contextmanager
 def network_timed(segmenter: Segmenter, clock: Clock) -> Iterator[None]:
-    """Tells a clock of each call of the network, while the body runs."""
-    model, maps = segmenter.model, segmenter.model.maps  # perhaps a compiled one
-    own = "maps" in vars(model)
+    """Tells a clock of each call of the network or, in windows, its parts, while the body runs."""
+    model = segmenter.model
+    inside = False
 
-    def timed(images: Tensor) -> Tensor:
-        with clock(NETWORK):
-            result = maps(images)
-            if result.device.type == "cuda":
-                torch.cuda.synchronize(result.device)  # else what comes after would wait for it
-            return result
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal inside
+            if inside:  # a part of what is timed already
+                return function(*arguments, **named)
+            inside = True
+            try:
+                with clock(NETWORK):
+                    result = function(*arguments, **named)
+                    if segmenter.device.type == "cuda":
+                        torch.cuda.synchronize()  # else what comes after would wait for it
+                    return result
+            finally:
+                inside = False
 
-    assert isinstance(model, DeepLab)
-    model.maps = timed  # type: ignore[method-assign]
+        return call
+
+    parts: list[tuple[nn.Module, str]] = [(model, "maps"), (model, "features")]
+    if isinstance(model.head, Head):
+        parts.append((model.head, "decode"))
+    former = [(owner, name, vars(owner).get(name)) for owner, name in parts]  # perhaps compiled
+    for owner, name in parts:
+        setattr(owner, name, timed(getattr(owner, name)))
     try:
         yield
     finally:
-        if own:
-            model.maps = maps  # type: ignore[method-assign]
-        else:
-            del model.maps
+        for owner, name, own in former:
+            delattr(owner, name)
+            if own is not None:
+                setattr(owner, name, own)
 
 
 def lines(profile: Profile, segmenter: Segmenter) -> Iterator[str]:

@@ -23,7 +23,7 @@ from segdeform.results.polygons import polygons
 from segdeform.results.rle import coco_dataset
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """Labels of a picture, and what can be made of them; `np.asarray(result)` are the labels.
 
@@ -70,6 +70,11 @@ class Result:
         if self.compute is None:
             raise ValueError(f"{' and '.join(wanted)}: not computed, and no network to do it")
         return self.compute(**wanted)
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        source = f" of {self.source}" if self.source else ""
+        return f"<Result{source}: {height}x{width} labels of {len(self.classes)} classes>"
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.labels, dtype=dtype, copy=copy)
