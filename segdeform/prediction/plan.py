@@ -9,7 +9,7 @@ from segdeform.files.atomic import remove_temporaries
 from segdeform.prediction.inputs import Found
 from segdeform.prediction.job import Job, Task
 from segdeform.prediction.overview import write_overview
-from segdeform.prediction.place import FOLDERS
+from segdeform.prediction.place import FOLDERS, read_summary
 from segdeform.prediction.records import (
     Done,
     add_done,
@@ -36,6 +36,9 @@ class Plan:
     def begin(self) -> None:
         """Removes what killed runs left half done, and the records of what is to be done anew."""
         output = self.job.output
+        if read_summary(output) is None:
+            # First, else what a kill leaves would be taken for the records of something else.
+            self._write(self._summed_up(), finished=False)
         self.before.update(read_done(output))
         for folder in (output, *(output / name for name in FOLDERS)):
             for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):

@@ -29,7 +29,7 @@ from segdeform.errors import (
     UsageError,
 )
 from segdeform.files.lock import run_lock, shared_lock
-from segdeform.prediction import pieces, records, writing
+from segdeform.prediction import pieces, plan, records, writing
 from segdeform.prediction import predict as module
 from segdeform.prediction.job import settings_of
 from segdeform.prediction.place import earlier_sources
@@ -354,6 +354,35 @@ def test_leftovers_of_a_killed_run_are_removed(counted: Any, tmp_path: Path) -> 
     (out / "masks" / "deep" / "mine.tmp").write_bytes(b"somebody's")
     predict(segmenter, [pictures], out)
     assert tree(out) == before | {"masks/deep/mine.tmp": hashlib.sha256(b"somebody's").hexdigest()}
+
+
+@pytest.mark.parametrize("how", ["killed", "disk full"])
+def test_what_ended_before_it_began_is_run_again(
+    counted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    segmenter, _ = counted
+    pictures, out = folder_of(tmp_path / "in", 2), tmp_path / "out"
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyError("as if killed")
+
+    if how == "killed":
+        for step in ("write_anew", "write_summary"):
+            with monkeypatch.context() as patch:
+                patch.setattr(plan, step, die)
+                with pytest.raises(KeyError):
+                    predict(segmenter, [pictures], out)
+    else:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
+        try:
+            with pytest.raises(ResourceError, match="cannot be written"):
+                predict(segmenter, [pictures], out)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    predict(segmenter, [pictures], out)
+    predict(segmenter, [pictures], tmp_path / "whole")
+    assert tree(out) == tree(tmp_path / "whole")
 
 
 FORMS = Forms(cutout_class="red", min_area=3)
