@@ -163,7 +163,7 @@ def predict(
         _list("skipped", [f"{path} ({reason})" for path, reason in summary.skipped])
         _list("left out, as masks of an earlier prediction", [str(path) for path in summary.own])
         several = [f"{d.source} ({d.frames})" for d in summary.done if d.is_first_of_several]
-        _list("only the first of several frames or pages was predicted", several)
+        _list("only the first of several frames or pages (--frames all: each)", several)
         _list("warning", [f"{d.source}: {d.note}" for d in summary.done if d.note])
         if summary.earlier:
             others = _count(summary.earlier, "picture")
@@ -174,6 +174,8 @@ def predict(
             print("\n".join(lines(found, segmenter)))
     for source, reason in summary.failed[:_LISTED]:
         print(f"{source}: {reason}", file=sys.stderr)
+    if len(summary.failed) > _LISTED:
+        print(f"and {len(summary.failed) - _LISTED} more that failed", file=sys.stderr)
     if summary.failed:
         raise PartialFailureError(
             f"{_count(len(summary.failed))} of {len(summary.failed) + len(summary.done)} failed; "

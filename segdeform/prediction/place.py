@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,21 @@ def refuse_foreign(output: Path, inputs: Iterable[Path] = ()) -> None:
         what, is_one = ("folder", Path.is_dir) if name in FOLDERS else ("file", Path.is_file)
         if not is_one(output / name):
             raise UsageError(f"{output / name}: is not a {what}; remove it")
+
+
+def refuse_other_classes(output: Path, classes: Sequence[str]) -> None:
+    """Raises UsageError where earlier predictions have other classes: one number, two meanings."""
+    noted = (read_summary(output) or {}).get("classes")
+    if isinstance(noted, list) and noted != list(classes):
+        raise UsageError(
+            f"{output}: holds predictions of other classes ({_named(noted)}; these are "
+            f"{_named(classes)}): choose another --output, or --overwrite them"
+        )
+
+
+def _named(classes: Sequence[object]) -> str:
+    names = ", ".join(str(name) for name in classes[:3])
+    return f"{names}, ..." if len(classes) > 3 else names
 
 
 def earlier_sources(output: Path) -> dict[str, str]:

@@ -43,6 +43,7 @@ from segdeform.prediction.place import (
     earlier_sources,
     frames_folder,
     refuse_foreign,
+    refuse_other_classes,
     refuse_others_masks,
 )
 from segdeform.prediction.plan import Plan
@@ -111,7 +112,8 @@ def predict(
 
     Raises:
         UsageError: a missing input; an output folder in a model, with files that are not of an
-            earlier prediction or that are of other pictures; an output or class that is not there.
+            earlier prediction, or of other pictures or classes; an output or class that is not
+            there.
         RunLockedError: another process predicts into the folder, other than in shards.
         DataError: no picture at all.
         ResourceError, InterruptedByUserError: a full disk, a stop; then summary.json says
@@ -120,6 +122,8 @@ def predict(
     outputs = known_outputs(outputs)
     forms.check(outputs, segmenter.classes)
     refuse_foreign(output, inputs)
+    if not overwrite:
+        refuse_other_classes(output, segmenter.classes)
     settings = settings_digest(settings_of(segmenter, window))
     job = Job(segmenter, output, outputs, settings, forms, every_frame, window)
     with standard_input(inputs) as typed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -259,6 +260,22 @@ def test_nothing_is_written_into_a_model(segmenter: Any, tmp_path: Path, output:
     with pytest.raises(UsageError, match=r"run: is a run; choose another --output"):
         predict(segmenter, [tmp_path / "in"], tmp_path / "run")
     assert predict(segmenter, [tmp_path / "in"], tmp_path / "run" / "predictions").done
+
+
+def test_predictions_of_other_classes_are_not_mixed(segmenter: Any, tmp_path: Path) -> None:
+    """One number would mean two things in one folder; it takes a word of the user's."""
+    save_picture(tmp_path / "a.png", 1)
+    save_picture(tmp_path / "b.png", 2)
+    out = tmp_path / "out"
+    predict(segmenter, [tmp_path / "a.png"], out)
+    before = (out / "masks" / "a.png").read_bytes()
+    other = replace(segmenter, classes=tuple(f"{name}!" for name in segmenter.classes))
+    with pytest.raises(UsageError, match=r"holds predictions of other classes .*--overwrite"):
+        predict(other, [tmp_path / "b.png"], out)
+    assert (
+        list(tree(out / "masks")) == ["a.png"] and (out / "masks" / "a.png").read_bytes() == before
+    )
+    assert len(predict(other, [tmp_path / "a.png"], out, overwrite=True).done) == 1
 
 
 @pytest.mark.parametrize("foreign", ["masks/a.png", "overlays/b.png", "summary.json"])
