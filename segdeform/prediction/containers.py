@@ -5,15 +5,31 @@ OpenCV ends a video where its bytes end, as if that were all of it.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from segdeform.errors import DataError
+
 _MOST_BOXES = 100_000  # looked at in a file
 _BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid", b"moof", b"sidx"}
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _OTHERS = (b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"\x30\x26\xb2\x75")  # MPEG, MPEG, ASF
+
+
+def opencv_path(path: Path) -> str:
+    """Returns what OpenCV is given for a path: it ends the process over a name of other bytes.
+
+    What is not absolute begins with ./ so that FFmpeg takes no folder called "http:" for an
+    address. Raises DataError.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path}: its name is no valid UTF-8: rename it") from error
+    return os.path.join(".", path)  # noqa: PTH118, Path drops the dot
 
 
 def is_container(path: Path) -> bool:

@@ -32,7 +32,7 @@ from segdeform.data.channels import refuse_bands
 from segdeform.data.image_io import open_file
 from segdeform.errors import DataError, PartialFailureError, ResourceError
 from segdeform.files.atomic import put, temporary_path, write_error
-from segdeform.prediction.containers import is_container, missing_bytes, trimmed_to
+from segdeform.prediction.containers import is_container, missing_bytes, opencv_path, trimmed_to
 from segdeform.prediction.job import Job, Task
 from segdeform.prediction.pieces import Piece, Turns
 from segdeform.prediction.place import video_path
@@ -57,8 +57,8 @@ class Video:
         """Opens a file. Raises PartialFailureError."""
         self._job, self._task = job, task
         with failures_told(task.path):
+            self._capture = _opened(task.path)  # before the whole of what may never end is read
             self._file = input_file(task.path)
-            self._capture = _opened(task.path)
         self._rate, self._pixels = _rate(self._capture), _pixels(self._capture)
         told = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self._told = int(told) if 0 < told < _MOST_FRAMES else 0
@@ -211,6 +211,13 @@ class OverlayVideo:
         be written.
         """
         self._path, self._temporary = path, temporary_path(path)
+        try:
+            self._name = opencv_path(self._temporary)
+        except DataError as error:
+            raise PartialFailureError(
+                "no overlay video has a path that is no valid UTF-8: leave overlays out, or rename "
+                "the video or the output folder"
+            ) from error
         self._size = size[0] + size[0] % 2, size[1] + size[1] % 2  # MPEG-4 has even sides
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -219,7 +226,7 @@ class OverlayVideo:
             raise write_error(path, error) from error
         code = cv2.VideoWriter.fourcc(*"mp4v")
         self._writer = cv2.VideoWriter(
-            str(self._temporary), cv2.CAP_FFMPEG, code, _coded(rate), self._size[::-1]
+            self._name, cv2.CAP_FFMPEG, code, _coded(rate), self._size[::-1]
         )
         if not self._writer.isOpened():
             self.drop()
@@ -240,7 +247,7 @@ class OverlayVideo:
         """Gives it its name. Raises ResourceError where the disk took not all `frames`."""
         self._writer.release()
         try:
-            capture = cv2.VideoCapture(str(self._temporary), cv2.CAP_FFMPEG)
+            capture = cv2.VideoCapture(self._name, cv2.CAP_FFMPEG)
             if int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) != frames:  # it tells of no error itself
                 raise ResourceError(
                     f"{self._path}: cannot be written. Free some space and run again."
@@ -262,7 +269,10 @@ def middle_frame(path: Path) -> Picture | None:
     """Reads a frame from the middle of a video; None where it cannot be had."""
     if not path.is_file():
         return None
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    try:
+        capture = cv2.VideoCapture(opencv_path(path), cv2.CAP_FFMPEG)
+    except DataError:
+        return None
     capture.set(cv2.CAP_PROP_POS_FRAMES, capture.get(cv2.CAP_PROP_FRAME_COUNT) // 2)
     found, frame = capture.read()
     return np.ascontiguousarray(frame[..., ::-1]) if found else None
@@ -271,13 +281,14 @@ def middle_frame(path: Path) -> Picture | None:
 def _opened(path: Path) -> Any:
     """Opens a regular file of a known kind. Raises DataError, OSError."""
     open_file(path).close()
+    name = opencv_path(path)
     if not path.stat().st_size:
         raise DataError(f"{path}: the file is empty")
     if not is_container(path):
         raise DataError(f"{path}: not a video of a known kind (MP4, MOV, AVI, MKV, MPEG, WMV)")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     one = [cv2.CAP_PROP_N_THREADS, 1]  # several would lose frames before a damaged one
-    capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG, one)
+    capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG, one)
     if not capture.isOpened():
         missing = missing_bytes(path)
         why = f"cut short, {missing} bytes are missing" if missing else "damaged"

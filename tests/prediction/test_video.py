@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from segdeform.errors import (
     ResourceError,
     UsageError,
 )
-from segdeform.prediction import pieces
+from segdeform.prediction import pieces, records
 from segdeform.prediction.predict import Shard, predict
 from segdeform.prediction.video import OverlayVideo, Video
 from tests.prediction.test_predict import PALETTE, Reddest, save_picture, segmenter, tree
@@ -462,3 +465,57 @@ def test_giant_frames_are_in_memory_alone(
     monkeypatch.setattr("segdeform.prediction.predict._GIANT", 48 * 64 - 1)
     predict(segmenter, [video], tmp_path / "giant")
     assert tree(tmp_path / "small") == tree(tmp_path / "giant")
+
+
+_OTHER_BYTES = """
+import os, sys
+from pathlib import Path
+from segdeform.errors import DataError, PartialFailureError
+from segdeform.prediction import video
+clip = Path(sys.argv[1])
+folder = clip.parent / os.fsdecode(b"folder-\\xff")
+folder.mkdir()
+odd = folder / "a.mp4"
+os.link(clip, odd)
+for act in (lambda: video._opened(odd), lambda: video.OverlayVideo(odd, 25.0, (48, 64))):
+    try:
+        act()
+    except (DataError, PartialFailureError) as error:
+        print("valid UTF-8" in str(error))
+print(video.middle_frame(odd), len(list(folder.iterdir())))
+os.chdir(folder)
+Path("http:").mkdir()
+video.OverlayVideo(Path("http:/x.mp4"), 25.0, (48, 64)).drop()
+print(video.middle_frame(Path("a.mp4")).shape)
+"""
+
+
+def test_names_of_other_bytes_do_not_end_the_process(tmp_path: Path) -> None:
+    """In a child, which OpenCV would take along; the folder that it is in is none of the name."""
+    clip = save_video(tmp_path / "a.mp4", frames=2)
+    child = subprocess.run(
+        [sys.executable, "-c", _OTHER_BYTES, str(clip)],
+        capture_output=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr[-500:]
+    answers = child.stdout.decode().splitlines()
+    assert answers == ["True", "True", "None 1", "(48, 64, 3)"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_never_ends_fails_alone(
+    segmenter: Any, tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "a.mp4")
+    save_picture(tmp_path / "b.png")
+    whole = records.sha256
+
+    def read(path: Path) -> str:
+        assert path.name != "a.mp4", "read to its end, which never comes"
+        return whole(path)
+
+    monkeypatch.setattr(records, "sha256", read)
+    summary = predict(segmenter, [tmp_path / "a.mp4", tmp_path / "b.png"], tmp_path / "out")
+    assert [(path.name, why) for path, why in summary.failed] == [("a.mp4", "not a regular file")]
+    assert [done.name for done in summary.done] == ["b"]
