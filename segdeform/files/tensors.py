@@ -6,7 +6,9 @@ makes tensors and plain Python values alone.
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Collection, Mapping
@@ -19,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from segdeform.errors import ModelError, ResourceError
+from segdeform.errors import EXHAUSTED, ModelError, ResourceError
+from segdeform.machine.memory import memory_that_ended
 
 PICKLED_BYTES = 2**32  # of the largest .pth file that is opened
 # What mmengine's training checkpoints hold beside tensors and texts: histories of the loss, as
@@ -60,13 +63,27 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         ModelError: the file is missing, damaged or of another format.
+        ResourceError: there are no file handles left.
     """
     if not path.is_file():
         raise ModelError(f"{path} is missing")
     try:
+        path.open("rb").close()  # safetensors calls a file missing that it has no handle for
         return {name: value.clone() for name, value in load_file(path).items()}
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        _refuse_ended(path, error)
         raise ModelError(f"{path} is not a readable safetensors file ({error})") from error
+
+
+def _refuse_ended(path: Path, error: Exception) -> None:
+    """Raises what an error is about where memory or file handles ended: the file may be whole."""
+    if memory_that_ended(error):
+        raise error
+    # torch and safetensors tell the errno in words alone.
+    told = re.search(r"\((?:os error )?(\d{1,4})\)\s*$", str(error))
+    number = getattr(error, "errno", None) or (int(told[1]) if told else 0)
+    if number in EXHAUSTED:
+        raise ResourceError(f"{path}: cannot be read: {os.strerror(number)}") from error
 
 
 class _Nothing:
@@ -87,6 +104,7 @@ def read_pickled(path: Path) -> Any:
 
     Raises:
         ModelError: the file is missing, damaged, too large, or holds what is none of these.
+        ResourceError: there are no file handles left.
     """
     if not path.is_file():
         raise ModelError(f"{path} is missing")
@@ -100,6 +118,7 @@ def read_pickled(path: Path) -> Any:
     except (AttributeError, AssertionError, pickle.UnpicklingError) as error:
         raise ModelError(f"{path} holds more than tensors; it is not opened") from error
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError) as error:
+        _refuse_ended(path, error)
         raise _damaged(path, error) from error
     except (ArithmeticError, StructError) as error:
         raise _damaged(path, error) from error
@@ -132,6 +151,7 @@ def _refuse_large(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        _refuse_ended(path, error)
         raise _damaged(path, error) from error
     if unpacked > size:  # torch packs nothing
         raise ModelError(f"{path} would unpack to {unpacked} bytes; it is not opened")

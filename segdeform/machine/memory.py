@@ -6,18 +6,22 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+# What torch's CPU allocator says, what oneDNN does, and Python where a thread has no room.
+_WORDS = re.compile(
+    r"DefaultCPUAllocator|^could not create a primitive$|^can't start new thread$", re.MULTILINE
+)
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def memory_that_ended(error: BaseException) -> str:
     """Returns "GPU memory" or "memory" for an error that says it ended, "" for any other.
 
-    Only Python and CUDA have a type for it; torch's CPU allocator and OpenCV say it in words.
+    Only Python and CUDA have a type for it; torch, oneDNN and OpenCV say it in words.
     """
     if type(error).__name__ == "OutOfMemoryError":  # torch.OutOfMemoryError, not imported here
         return "GPU memory"
     said = str(error)
-    worded = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in said
+    worded = isinstance(error, RuntimeError) and _WORDS.search(said) is not None
     # "Insufficient memory" is the name of OpenCV's StsNoMem, "Failed to allocate" its usual text.
     worded |= type(error).__module__ == "cv2" and "nsufficient memory" in said
     return "memory" if worded or isinstance(error, MemoryError) else ""

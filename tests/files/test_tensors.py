@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import random
+import resource
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -15,9 +17,9 @@ import pytest
 import torch
 from torch import nn
 
-from segdeform.errors import ModelError
+from segdeform.errors import ModelError, ResourceError
 from segdeform.files import tensors as tensors_module
-from segdeform.files.tensors import plain_tensors, read_pickled
+from segdeform.files.tensors import plain_tensors, read_pickled, read_tensors, write_tensors
 
 
 def refused(path: Path) -> str:
@@ -138,3 +140,30 @@ def test_damage_anywhere_is_a_clean_refusal(tmp_path: Path, zipped: bool) -> Non
             refusals += 1
             assert "\n" not in str(error)
     assert refusals > 100
+
+
+@pytest.mark.parametrize(
+    ("handles", "read", "name"),
+    [
+        (0, read_tensors, "a.safetensors"),
+        (1, read_tensors, "a.safetensors"),  # enough for safetensors, none for torch
+        (0, read_pickled, "a.pth"),
+    ],
+)
+def test_file_handles_that_end_are_no_damage(
+    tmp_path: Path, handles: int, read: Any, name: str
+) -> None:
+    path = tmp_path / name
+    write_tensors(path, {"a": torch.zeros(3)})
+    if name == "a.pth":
+        torch.save({"a": torch.zeros(3)}, path)
+    read(path)
+    os.close(free := os.open(os.devnull, os.O_RDONLY))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + handles, before[1]))
+    try:
+        with pytest.raises(ResourceError, match=f"{name}: cannot be read: Too many open files"):
+            read(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert read(path)["a"].shape == (3,)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,26 @@ from segdeform.machine.memory import memory_that_ended
 HUGE = 1 << 47  # bytes, more than the address space of a process
 
 
+def convolve() -> None:
+    """Convolves with no more memory than there is."""
+    layer, picture = torch.nn.Conv2d(8, 16, 3), torch.zeros(1, 8, 300, 300)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken, before[1]))
+    try:
+        layer(picture)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def begin_thread() -> None:
+    before = threading.stack_size(HUGE // 2)
+    try:
+        threading.Thread(target=print).start()
+    finally:
+        threading.stack_size(before)
+
+
 @pytest.mark.parametrize(
     "take",
     [
@@ -23,6 +45,8 @@ HUGE = 1 << 47  # bytes, more than the address space of a process
         lambda: np.zeros(HUGE, np.uint8),
         lambda: torch.empty(HUGE, dtype=torch.uint8),
         lambda: cv2.copyMakeBorder(np.zeros((2, 2), np.uint8), 0, 2**30, 0, 2**17, 0),
+        convolve,
+        begin_thread,
     ],
 )
 def test_the_end_of_memory_is_known_by_whoever_tells_it(take: Callable[[], object]) -> None:
@@ -41,6 +65,7 @@ def test_a_gpu_s_memory_is_told_apart() -> None:
         RuntimeError("shapes do not fit; pin_memory"),
         cv2.error("OpenCV: (-215:Assertion failed) !empty() in function 'memory'"),
         ValueError("DefaultCPUAllocator"),
+        RuntimeError("could not create a primitive descriptor for a convolution"),
         OSError(12, "Cannot allocate memory"),  # has an errno of its own
     ],
 )
