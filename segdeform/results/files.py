@@ -16,7 +16,7 @@ from segdeform.data.label_files import PNG_GREY, PNG_RGBA, write_index_tiff, wri
 from segdeform.errors import UsageError, nearest
 from segdeform.files.atomic import atomic_path, write_json, write_text
 from segdeform.results.cutout import cutout, cutout_rows
-from segdeform.results.outputs import Forms
+from segdeform.results.outputs import KINDS, Forms
 from segdeform.results.overlay import reduced_overlay
 from segdeform.results.polygons import geojson_text
 from segdeform.results.probabilities import write_probabilities
@@ -45,6 +45,19 @@ def output_of(path: Path) -> str:
     if suffix not in _BY_SUFFIX:
         raise UsageError(f"{path}: ends in no known suffix.{nearest(suffix, _BY_SUFFIX)}")
     return _BY_SUFFIX[suffix]
+
+
+def refuse_misnamed(path: Path, name: str) -> None:
+    """Raises UsageError for a name that no file has, or that ends like one of another output."""
+    if "\0" in str(path):
+        raise UsageError(f"{str(path)!r}: no name of a file holds a NUL")
+    own = [*KINDS[name].suffixes, *(end[1:] for end, kind in _BY_SUFFIX.items() if kind == name)]
+    ends = [f".{end}" for end in own if end != "mp4"]  # of videos
+    known = {*_BY_SUFFIX, *(f".{end}" for kind in KINDS.values() for end in kind.suffixes)}
+    if (suffix := path.suffix.lower()) in known and suffix not in ends:
+        raise UsageError(
+            f"{path}: {name} are no file that ends in {suffix}: {' or '.join(dict.fromkeys(ends))}"
+        )
 
 
 def write_output(

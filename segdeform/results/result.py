@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from segdeform.data.channels import shown_colours
 from segdeform.data.georeference import Georeference
 from segdeform.data.rasters import Raster
 from segdeform.results.facts import class_facts, class_pixels
-from segdeform.results.files import output_of, write_output
+from segdeform.results.files import output_of, refuse_misnamed, write_output
 from segdeform.results.maps import Maps, confidence_of, probabilities_of
 from segdeform.results.outputs import Forms, known_outputs
 from segdeform.results.overlay import Color, Labels, Picture, overlay
@@ -123,13 +124,15 @@ class Result:
         `save("cut.png", "cutouts", cutout_class="road")`.
 
         Raises:
-            UsageError: an unknown output or suffix, or the file cannot be written.
+            UsageError: an unknown output or suffix, that of another output, or the file cannot be
+            written.
             ResourceError: the disk is full.
         """
         where = Path(path)
-        if where.is_dir():
+        if os.path.isdir(where):  # noqa: PTH112, Path raises for names that are too long
             where /= f"{self.source.stem if self.source else 'result'}.png"
         name = known_outputs([output])[0] if output else output_of(where)
+        refuse_misnamed(where, name)
         write_output(where, name, self, Forms(**forms))
         return where
 

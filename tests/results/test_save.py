@@ -70,6 +70,12 @@ def test_what_cannot_be_meant_is_refused(result: Result, tmp_path: Path) -> None
         result.save(tmp_path / "a.png", "cutouts", cutout_class="rode")
     with pytest.raises(UsageError, match="cutouts need a class"):
         result.save(tmp_path / "a.png", "cutouts")
+    for name, output in [("a.jpg", "masks"), ("a.json", "overlays"), ("a.mp4", "overlays")]:
+        with pytest.raises(UsageError, match=rf"{output} are no file that ends in .{name[2:]}: "):
+            result.save(tmp_path / name, output)
+    for name in ("a" * 300 + ".png", "a\0.png", "a\0/b.png"):
+        with pytest.raises(UsageError, match=r"too long|NUL"):
+            result.save(tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
