@@ -24,7 +24,8 @@ Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Run or model folder.", show_default=False)
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads of torch.", show_default="all cores")
+    int | None,
+    typer.Option(min=1, max=4096, help="CPU threads of torch.", show_default="all cores"),
 ]
 
 MOST_ROWS = 255  # of a table on a screen, a class each

@@ -14,12 +14,14 @@ import typer
 
 from segdeform.cli.groups import option_groups
 from segdeform.cli.inference import Inference
+from segdeform.cli.numbers import whole_number
 from segdeform.cli.output import Json, Model, print_json
 from segdeform.cli.outputs import Outputs
 from segdeform.cli.progress import progress_bars
 from segdeform.errors import PartialFailureError, UsageError
 from segdeform.machine.interrupts import stop_on_interrupt
 
+_SHOWN = 100  # letters of an option that is none
 _LISTED = 10  # files of a kind named on the terminal; summary.json has all
 
 
@@ -195,10 +197,10 @@ def _range(text: str) -> tuple[float, float]:
 
 def _window(text: str) -> tuple[int, int, int, int]:
     """Reads TOP,LEFT,HEIGHT,WIDTH."""
-    numbers = [int(part) for part in text.split(",") if part.isascii() and part.isdecimal()]
+    numbers = [n for part in text.split(",") if (n := whole_number(part)) is not None]
     if len(numbers) != 4 or text.count(",") != 3 or 0 in numbers[2:]:
         raise UsageError(
-            f"--window {text}: expected the first row and column, and how many of each: "
+            f"--window {text[:_SHOWN]}: expected the first row and column, and how many of each: "
             "0,512,2048,2048"
         )
     top, left, height, width = numbers
@@ -207,10 +209,11 @@ def _window(text: str) -> tuple[int, int, int, int]:
 
 def _shard(text: str) -> tuple[int, int]:
     """Reads I/N; returns I from 0, and N."""
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise UsageError(f"--shard {text}: expected I/N with I from 1 to N, as in 2/8")
-    return int(number) - 1, int(count)
+    first, _, last = text.partition("/")
+    number, count = whole_number(first), whole_number(last)
+    if number is None or count is None or not 1 <= number <= count:
+        raise UsageError(f"--shard {text[:_SHOWN]}: expected I/N with I from 1 to N, as in 2/8")
+    return number - 1, count
 
 
 def _list(what: str, names: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from segdeform.prediction.listing import (
     is_standard_input,
     matches,
     read_list,
+    refuse_deep,
     refuse_missing,
 )
 from segdeform.prediction.place import (
@@ -193,6 +194,7 @@ def _walk(folder: Path, excluded: set[Path], own: list[Path]) -> Iterator[Path]:
         return
     for root, folders, files in os.walk(folder, onerror=unreadable):
         here = Path(root)
+        refuse_deep(here, len(folder.parts))
         real = here.resolve()
         if not excluded.isdisjoint([real, *real.parents]):
             folders.clear()

@@ -19,12 +19,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from segdeform.errors import UsageError
+from segdeform.errors import EXHAUSTED, DataError, UsageError
 
 STANDARD_INPUT = Path("/dev/stdin")  # what records call a picture that came by it
 _LONGEST_LIST = 64 << 20  # bytes
 _LARGEST_PICTURE = 4 << 30  # bytes
 _BLOCK = 1 << 20
+DEEPEST = 800  # folders in folders; Python has no room for twice as many
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _UTF_8 = b"\xef\xbb\xbf"
 # How pictures of the formats that are read begin; BMP and PNM are told from paths by what follows.
@@ -63,20 +64,30 @@ def fixed_part(pattern: Path) -> tuple[Path, tuple[str, ...]]:
 def matches(pattern: Path) -> Iterator[Path]:
     """Yields what a glob matches, files and folders, in a fixed order, each once."""
     folder, parts = fixed_part(pattern)
-    yield from dict.fromkeys(_matches(folder, parts))
+    yield from dict.fromkeys(_matches(folder, parts, len(folder.parts)))
 
 
-def _matches(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+def refuse_deep(folder: Path, begin: int) -> None:
+    """Raises DataError for a folder too far below one whose path has `begin` parts."""
+    if len(folder.parts) - begin > DEEPEST:
+        raise DataError(
+            f"{Path(*folder.parts[: begin + 1])}: has more than {DEEPEST} folders in one another: "
+            "give one further below"
+        )
+
+
+def _matches(folder: Path, parts: Sequence[str], begin: int) -> Iterator[Path]:
+    refuse_deep(folder, begin)
     first, rest = parts[0], parts[1:]
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
         return  # no folder, or none that may be read
     if first == "**":
-        yield from _matches(folder, rest or ("*",))
+        yield from _matches(folder, rest or ("*",), begin)
         for entry in entries:
             if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
-                yield from _matches(folder / entry.name, parts)
+                yield from _matches(folder / entry.name, parts, begin)
         return
     for entry in entries:
         hidden = entry.name.startswith(".") and not first.startswith(".")
@@ -84,8 +95,8 @@ def _matches(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
             continue
         if not rest:
             yield folder / entry.name
-        elif entry.is_dir():
-            yield from _matches(folder / entry.name, rest)
+        elif os.path.isdir(entry):  # noqa: PTH112, that of the entry raises for links in a circle
+            yield from _matches(folder / entry.name, rest, begin)
 
 
 def read_list(source: Path) -> tuple[Path, list[str]]:
@@ -123,8 +134,10 @@ def standard_input(inputs: Sequence[Path]) -> Iterator[Typed | None]:
     if not any(map(is_standard_input, inputs)):
         yield None
         return
+    if sys.stdin is None:
+        raise UsageError("-: standard input is closed")
     stream = sys.stdin.buffer
-    head = stream.read(16)
+    head = _read(stream, 16)
     if not begins_picture(head):
         rest = _bounded(stream, "-")
         yield Typed(None, paths_of(head + rest, "-"))
@@ -133,7 +146,7 @@ def standard_input(inputs: Sequence[Path]) -> Iterator[Typed | None]:
         path, size = Path(folder) / "stdin", len(head)
         with path.open("wb") as file:
             file.write(head)
-            while block := stream.read(_BLOCK):
+            while block := _read(stream, _BLOCK):
                 size += len(block)
                 if size > _LARGEST_PICTURE:
                     raise UsageError("-: standard input is longer than any picture")
@@ -148,6 +161,15 @@ def begins_picture(head: bytes) -> bool:
     if head.startswith(b"BM"):
         return head[6:10] == bytes(4)
     return head[:1] == b"P" and head[1:2] in b"123456f" and head[2:3].isspace()
+
+
+def _read(stream: BinaryIO, count: int) -> bytes:
+    try:
+        return stream.read(count)
+    except OSError as error:  # of a folder, or what may only be written
+        if error.errno in EXHAUSTED:
+            raise
+        raise UsageError(f"-: standard input cannot be read: {error.strerror}") from error
 
 
 def _bounded(stream: BinaryIO, name: str) -> bytes:

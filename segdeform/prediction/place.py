@@ -43,8 +43,8 @@ def read_summary(folder: Path) -> Mapping[str, Any] | None:
 
 def refuse_foreign(output: Path, inputs: Iterable[Path] = ()) -> None:
     """Raises UsageError where masks would be written among files that are not ours."""
-    place = output.resolve()
-    if any(folder.resolve() == place for folder in inputs):
+    place = Path(os.path.realpath(output))  # Path raises for links in a circle
+    if any(os.path.realpath(folder) == str(place) for folder in inputs):
         raise UsageError(f"{output}: holds the pictures; choose another --output")
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output}: is not a folder; choose another --output")

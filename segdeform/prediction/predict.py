@@ -28,6 +28,7 @@ from segdeform.errors import (
     DataError,
     InterruptedByUserError,
     PartialFailureError,
+    UsageError,
 )
 from segdeform.files.lock import run_lock, shared_lock
 from segdeform.machine.pipeline import WAITING_FOR_READERS, Behind, read_ahead, threads
@@ -35,7 +36,7 @@ from segdeform.machine.stopwatch import Clock, untimed
 from segdeform.prediction.batches import seen_together
 from segdeform.prediction.inputs import Found, find_images
 from segdeform.prediction.job import Job, Task, settings_of
-from segdeform.prediction.listing import Typed, standard_input
+from segdeform.prediction.listing import STANDARD_INPUT, Typed, standard_input
 from segdeform.prediction.pace import Pace
 from segdeform.prediction.pieces import OpenFiles, Piece
 from segdeform.prediction.place import (
@@ -54,6 +55,8 @@ from segdeform.prediction.records import (
     Failure,
     add_done,
     add_failure,
+    is_same_file,
+    read_done,
     read_failures,
     settings_digest,
     with_outputs_of,
@@ -164,8 +167,24 @@ def _planned(
     names = (*earlier, *(name for _, name in found.pictures))
     job = replace(job, taken=frozenset(name for name in names if frames_folder(name)))
     files = found.files
+    if not overwrite and STANDARD_INPUT in files:
+        _refuse_another(job.output, files[STANDARD_INPUT])
     tasks = [Task(source, name, file=files.get(source)) for source, name in found.pictures]
     return Plan(job, found, earlier, tasks, tasks[shard.number :: shard.count], overwrite)
+
+
+def _refuse_another(output: Path, picture: Path) -> None:
+    """Raises UsageError where what came by standard input before was another picture.
+
+    All have one name there, so that the first would be lost without a word.
+    """
+    for done in read_done(output).values():
+        known = done.input if done.source == STANDARD_INPUT else None
+        if known is not None and not is_same_file(picture, known):
+            raise UsageError(
+                f"{output}: holds what was made of another picture from standard input; choose "
+                "another --output, or replace it by --overwrite"
+            )
 
 
 def _refuse_nothing(inputs: Sequence[Path], found: Found) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from segdeform.cli import main
-from segdeform.errors import UsageError
+from segdeform.errors import DataError, UsageError
 from segdeform.prediction import listing
 from segdeform.prediction.inputs import find_images
 from segdeform.prediction.listing import begins_picture, paths_of
@@ -92,6 +92,39 @@ def test_links_in_circles_and_own_outputs_are_left_out_of_globs(tmp_path: Path) 
     found = find_images([tmp_path / "**" / "*.*g"])
     assert [name for _, name in found.pictures] == ["a/1", "out/mine"]
     assert found.own == [tmp_path.resolve() / "out"]
+    (tmp_path / "loop").symlink_to("loop")
+    assert names(tmp_path / "*" / "1.jpg") == ["a/1"]
+
+
+def test_a_link_in_a_circle_fails_alone(commanded: Any, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    save_picture(tmp_path / "a.png")
+    assert commanded("loop", "a.png") == 8
+    assert "loop: cannot be read: Too many levels" in capsys.readouterr().err
+    assert (tmp_path / "out" / "masks" / "a.png").exists()
+
+
+def test_folders_that_are_too_deep_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Python's stack ends, which would be in between."""
+    touch(tmp_path, "deep/1/2/3/4/5/6/x.png")
+    monkeypatch.setattr(listing, "DEEPEST", 6)
+    assert names(tmp_path / "deep") == ["1/2/3/4/5/6/x"]
+    monkeypatch.setattr(listing, "DEEPEST", 5)
+    for source in ("deep", "deep/**/*.png", "deep/*/2/**/x*"):
+        with pytest.raises(DataError, match="deep/1: has more than 5 folders in one another"):
+            find_images([tmp_path / source])
+
+
+@pytest.mark.parametrize("digits", [19, 5000])
+def test_numbers_without_end_are_refused(commanded: Any, digits: int, capsys: Any) -> None:
+    save_picture(Path("a.png"))
+    number = "1" * digits
+    for option in (f"--window=0,0,5,{number}", f"--shard=1/{number}", f"--threads={number}"):
+        assert commanded("a.png", option) == 2
+        said = capsys.readouterr().err
+        assert option[:7] in said and len(said) < 400
 
 
 @pytest.mark.parametrize("source", ["no/**/*.jpg", "[z].png", "p/*.tif"])
@@ -212,10 +245,14 @@ def test_a_picture_by_standard_input(
     other = io.BytesIO()
     Image.new("RGB", (5, 7), (250, 0, 0)).save(other, "PNG")
     typed(monkeypatch, other.getvalue())
-    assert commanded("-") == 0  # another one takes its place
+    assert commanded("-") == 2  # another one would take its place
+    assert "another picture from standard input" in capsys.readouterr().err
+    assert np.asarray(Image.open(tmp_path / "out" / "masks" / "stdin.png")).shape == (20, 24)
+    typed(monkeypatch, other.getvalue())
+    assert commanded("-", "--overwrite") == 0
     assert np.asarray(Image.open(tmp_path / "out" / "masks" / "stdin.png")).shape == (7, 5)
     typed(monkeypatch, other.getvalue()[:40])
-    assert commanded("-") == 8
+    assert commanded("-", "--overwrite") == 8
     assert "/dev/stdin: damaged or cut short" in capsys.readouterr().err
 
 
@@ -224,6 +261,13 @@ def test_standard_input_that_is_empty_or_endless(
 ) -> None:
     typed(monkeypatch, b"")
     assert commanded("-") == 4
+    monkeypatch.setattr("sys.stdin", None)  # as of <&-
+    assert commanded("-") == 2
+    assert "standard input is closed" in capsys.readouterr().err
+    with os.fdopen(os.open(os.devnull, os.O_WRONLY), "rb") as stream:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(stream))
+        assert commanded("-") == 2
+    assert "standard input cannot be read: Bad file descriptor" in capsys.readouterr().err
     monkeypatch.setattr(listing, "_LARGEST_PICTURE", 1000)
     typed(monkeypatch, b"\xff\xd8\xff" + bytes(2000))
     assert commanded("-") == 2
