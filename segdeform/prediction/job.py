@@ -55,11 +55,15 @@ class Job:
 
     def is_done(self, task: Task, entry: Done | None) -> bool:
         """Tells whether a picture's outputs are there, of this very file by these settings."""
-        if entry is None or entry.input is None or not self.is_made(entry):
-            return False
-        if entry.source != task.source or not is_same_file(task.path, entry.input):
+        if entry is None or not self.is_made(entry) or not self.is_of_now(task, entry):
             return False
         return all(path.is_file() for path in files_of(self.output, entry, self.outputs))
+
+    def is_of_now(self, task: Task, entry: Done) -> bool:
+        """Tells whether a record is of the file as it is, by these settings, whatever was made."""
+        if entry.settings != self.settings or entry.source != task.source:
+            return False
+        return entry.input is not None and is_same_file(task.path, entry.input)
 
     def is_made(self, entry: Done) -> bool:
         """Tells whether a record is of these settings, and of all outputs as they are asked for."""

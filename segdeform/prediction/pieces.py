@@ -14,7 +14,7 @@ from segdeform.prediction.job import Job, Task
 from segdeform.prediction.pace import Pace
 from segdeform.prediction.reading import Seen, failures_told, read_page, read_picture
 from segdeform.prediction.records import Done, Part, input_file
-from segdeform.prediction.writing import remove_frames, write_outputs
+from segdeform.prediction.writing import remove_frames, remove_outputs, write_outputs
 from segdeform.results.result import Result
 
 if TYPE_CHECKING:
@@ -180,6 +180,8 @@ class OpenFiles:
             pages = Pages(self._job, task, self._done, self._pace.step)
             remove_frames(self._job, task.name, pages.count if pages.count > 1 else 0)
             if pages.count > 1:
+                if task.name not in self._done:  # what a whole picture of the name left
+                    remove_outputs(self._job.output, task.name)
                 self._pace.open(part, pages.count)
                 return pages.pieces()
         return iter([picture_piece(self._job, task)])

@@ -19,6 +19,7 @@ from segdeform.prediction.records import (
     write_anew,
 )
 from segdeform.prediction.summary import Summary, frames_of, sum_up, write_summary
+from segdeform.prediction.writing import remove_outputs
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Plan:
     mine: Sequence[Task]  # of several processes, those of this one
     overwrite: bool = False
     before: dict[str, Done] = field(default_factory=dict)  # what the records told in the beginning
+    # Of what is to be done, records of other outputs than those asked for now.
+    rests: dict[str, Done] = field(default_factory=dict)
 
     def begin(self) -> None:
         """Removes what killed runs left half done, and the records of what is to be done anew."""
@@ -43,8 +46,8 @@ class Plan:
         for folder in (output, *(output / name for name in FOLDERS)):
             for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
                 remove_temporaries(place)
-        anew = {entry.name for entry in self._anew(self.before)}
-        kept = [entry for name, entry in self.before.items() if name not in anew]
+        notes = self.before | self._anew(self.before)
+        kept = [entry for entry in notes.values() if entry is not None]
         sources = {str(task.source) for task in self.mine}
         failures = read_failures(output).items()
         write_anew(output, kept, {p: why for p, why in failures if p.picture not in sources})
@@ -54,10 +57,13 @@ class Plan:
         """Returns the pictures that are not wholly done, how much is, and what is done by name."""
         done = read_done(self.job.output)
         self.before.update({name: done[name] for name in done.keys() - self.before.keys()})
-        for entry in self._anew(done):
+        for name, rest in self._anew(done).items():
             # Of several processes only the first begins with a clean record.
-            add_done(self.job.output, replace(entry, input=None, settings=""))
-            del done[entry.name]
+            if (note := rest or _void(done[name])) != done[name]:
+                add_done(self.job.output, note)
+            del done[name]
+            if rest is not None:
+                self.rests[name] = rest
         pages = frames_of(done.values())
         todo, kept = [], 0
         for task in self.mine:
@@ -67,16 +73,32 @@ class Plan:
                 todo.append(task)
         return todo, kept, done
 
-    def _anew(self, done: Mapping[str, Done]) -> list[Done]:
-        """Lists what is noted of this call's pictures and does not hold any more."""
-        mine = {task.name: task for task in self.mine}
-        found = []
+    def forget(self, name: str) -> None:
+        """Notes that there are no outputs of a name any more."""
+        if name in self.rests:
+            add_done(self.job.output, _void(self.rests.pop(name)))
+
+    def _anew(self, done: Mapping[str, Done]) -> dict[str, Done | None]:
+        """Returns what holds of the records that do not hold any more, of this call's pictures.
+
+        Of what was predicted with the other choice of frames, and is not done now, outputs of
+        another content or other settings are removed.
+        """
+        job, mine = self.job, {task.name: task for task in self.mine}
+        found: dict[str, Done | None] = {}
         for entry in done.values():
             task = mine.get(entry.of)
-            if task is None or (entry.frame is not None and not self.job.every_frame):
+            if task is None:
                 continue
-            if self.overwrite or not self.job.is_done(task._replace(name=entry.name), entry):
-                found.append(entry)
+            if entry.is_first_of_several if job.every_frame else entry.frame is not None:
+                if not job.is_of_now(task, entry):
+                    if entry.name not in job.taken:
+                        remove_outputs(job.output, entry.name)
+                    found[entry.name] = None
+            elif self.overwrite or not job.is_done(task._replace(name=entry.name), entry):
+                others = {n: form for n, form in entry.outputs.items() if n not in job.outputs}
+                holds = others and job.is_of_now(task, entry)
+                found[entry.name] = replace(entry, outputs=others) if holds else None
         return found
 
     def end(self) -> Summary:
@@ -109,6 +131,11 @@ class Plan:
 
     def _write(self, summary: Summary, *, finished: bool) -> None:
         write_summary(summary, self.job, finished=finished)
+
+
+def _void(entry: Done) -> Done:
+    """Makes a record that tells of nothing done."""
+    return replace(entry, input=None, settings="")
 
 
 def _number(frame: int | None) -> int:

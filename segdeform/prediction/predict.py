@@ -62,7 +62,12 @@ from segdeform.prediction.records import (
     with_outputs_of,
 )
 from segdeform.prediction.summary import Summary
-from segdeform.prediction.writing import label_picture, remove_frames, remove_outputs
+from segdeform.prediction.writing import (
+    label_picture,
+    remove_frames,
+    remove_other_outputs,
+    remove_outputs,
+)
 from segdeform.results.outputs import DEFAULT, Forms, known_outputs
 from segdeform.results.result import Result
 from segdeform.segmenter import Segmenter
@@ -227,11 +232,14 @@ def _predict_all(
         try:
             outcome = future.result()
             if outcome is not None:
-                add_done(job.output, with_outputs_of(outcome, plan.before.get(outcome.name)))
+                outcome = with_outputs_of(outcome, plan.before.get(outcome.name))
+                # Before the record: else a kill would leave them for good.
+                remove_other_outputs(job, outcome.source, outcome.name, outcome.outputs)
+                add_done(job.output, outcome)
                 if piece.part in failed:  # in an earlier run of several processes
                     add_failure(job.output, piece.part, Failure(""))
         except PartialFailureError as failure:
-            _remove(job, piece)
+            _remove(plan, piece)
             frames = 1 if piece.part.frame is None else piece.frames()
             add_failure(job.output, piece.part, Failure(str(failure), frames))
         if piece.last:
@@ -276,9 +284,16 @@ def _predict_all(
             behind.finish()
 
 
-def _remove(job: Job, piece: Piece) -> None:
-    """Removes the outputs that an earlier run left for what fails now."""
+def _remove(plan: Plan, piece: Piece) -> None:
+    """Removes the outputs that an earlier run left for what fails now, and their records."""
+    job, task = plan.job, piece.task
     if piece.owns:
-        remove_outputs(job.output, piece.task.name)
+        remove_outputs(job.output, task.name)
+        plan.forget(task.name)
         if piece.part.frame is None:
-            remove_frames(job, piece.task.name, 0)
+            remove_frames(job, task.name, 0)
+    elif piece.part.frame is None:  # a video, of which the frames before a break are kept
+        name = frames_folder(task.name)
+        if name not in plan.rests:
+            remove_other_outputs(job, task.source, name, job.outputs)
+        plan.forget(name)

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from segdeform.data.unread import is_video
 from segdeform.files.atomic import write_error, write_text
 from segdeform.files.manifest import sha256
+from segdeform.results.outputs import KINDS
 
 PREDICTIONS, FAILURES = "predictions.jsonl", "failures.jsonl"
 
@@ -80,7 +81,8 @@ def with_outputs_of(done: Done, before: Done | None) -> Done:
         return done
     if before.input is None or done.input is None or before.input.sha256 != done.input.sha256:
         return done
-    return replace(done, outputs={**before.outputs, **done.outputs})
+    outputs = {**before.outputs, **done.outputs}
+    return replace(done, outputs={name: outputs[name] for name in KINDS if name in outputs})
 
 
 class Part(NamedTuple):

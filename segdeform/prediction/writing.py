@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segdeform.callbacks import Stop
+from segdeform.data.unread import is_video
 from segdeform.errors import (
     InterruptedByUserError,
     PartialFailureError,
@@ -16,11 +18,12 @@ from segdeform.errors import (
     SegdeformError,
 )
 from segdeform.prediction.job import Job, Task
-from segdeform.prediction.place import every_path, has_outputs, mask_suffix, output_path
+from segdeform.prediction.place import every_path, mask_suffix, output_path
 from segdeform.prediction.reading import Seen, failure_of
 from segdeform.prediction.records import Done, frame_name
 from segdeform.results.files import write_output
 from segdeform.results.maps import Coarse
+from segdeform.results.outputs import KINDS
 from segdeform.results.overlay import reduction
 from segdeform.results.result import Result
 
@@ -90,13 +93,32 @@ def remove_outputs(output: Path, name: str) -> None:
     _remove(every_path(output, name))
 
 
-def remove_frames(job: Job, name: str, first: int) -> None:
+def remove_frames(job: Job, name: str, first: int, kinds: Iterable[str] = KINDS) -> None:
     """Removes the outputs of frames from `first` on, of a file that has fewer now."""
-    while (frame := frame_name(name, first)) not in job.taken and has_outputs(job.output, frame):
-        remove_outputs(job.output, frame)
-        if has_outputs(job.output, frame):  # in a folder that is read-only
-            return
-        first += 1
+    for kind in kinds:
+        try:
+            entries = list(os.scandir(job.output / kind / name))
+        except OSError:
+            continue  # no such folder, or a name that is too long
+        for entry in entries:
+            number, _, suffix = entry.name.partition(".")
+            if suffix not in KINDS[kind].suffixes or not (number.isascii() and number.isdigit()):
+                continue
+            frame = f"{name}/{number}"
+            right = frame == frame_name(name, int(number)) and frame not in job.taken
+            if right and int(number) >= first:  # damaged ones between them have no outputs
+                _remove([Path(entry)])
+
+
+def remove_other_outputs(job: Job, source: Path, name: str, kept: Iterable[str]) -> None:
+    """Removes outputs of kinds beside `kept`, which are of an earlier content or other settings.
+
+    Of a video, also those of its frames.
+    """
+    others = [kind for kind in KINDS if kind not in set(kept)]
+    _remove(every_path(job.output, name, others))
+    if is_video(source):
+        remove_frames(job, name, 0, others)
 
 
 def _remove(paths: Iterable[Path]) -> None:
