@@ -20,8 +20,9 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise UsageError(f"--device {name}: unknown; use cpu, cuda, cuda:N or auto")
+    # Longer numbers are no torch device's.
+    if kind not in ("cpu", "cuda") or (index and not (index.isdecimal() and len(index) <= 2)):
+        raise UsageError(f"--device {name[:40]}: unknown; use cpu, cuda, cuda:N or auto")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: this machine has no usable CUDA device; use cpu")
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():

@@ -17,7 +17,9 @@ from segdeform.machine.device import compare_kernels, require_right_kernels, res
 from segdeform.training.loop import train
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:1:2", "", "mps"])
+@pytest.mark.parametrize(
+    "name", ["gpu", "cuda:x", "cpu:1:2", "", "mps", "cpu:128", "cpu:" + "1" * 30]
+)
 def test_an_unknown_device_is_named(name: str) -> None:
     with pytest.raises(UsageError, match=f"--device {name}: unknown"):
         resolve_device(name)
