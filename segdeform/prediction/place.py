@@ -169,7 +169,7 @@ def identity(path: Path) -> Path:
     """Returns the absolute path of an entry itself, not of what it links to."""
     try:
         return path.parent.resolve() / path.name
-    except (OSError, RuntimeError):  # links in a circle
+    except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL
         return path.absolute()
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from segdeform.files.atomic import remove_temporaries
 from segdeform.prediction.inputs import Found
 from segdeform.prediction.job import Job, Task
 from segdeform.prediction.overview import write_overview
-from segdeform.prediction.place import FOLDERS, read_summary
+from segdeform.prediction.place import FOLDERS, identity, read_summary
 from segdeform.prediction.records import (
     Done,
+    Failure,
+    Part,
     add_done,
+    add_failure,
+    called_by,
     read_done,
     read_failures,
     summing_up,
@@ -42,28 +47,33 @@ class Plan:
         if read_summary(output) is None:
             # First, else what a kill leaves would be taken for the records of something else.
             self._write(self._summed_up(), finished=False)
-        self.before.update(read_done(output))
+        self.before.update(self._called_as_now(read_done(output)))
         for folder in (output, *(output / name for name in FOLDERS)):
             for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
                 remove_temporaries(place)
         notes = self.before | self._anew(self.before)
         kept = [entry for entry in notes.values() if entry is not None]
-        sources = {str(task.source) for task in self.mine}
-        failures = read_failures(output).items()
-        write_anew(output, kept, {p: why for p, why in failures if p.picture not in sources})
+        failures = read_failures(output)
+        for part in self._settled_anew(failures):
+            del failures[part]
+        write_anew(output, kept, failures | self._collisions())
         self._write(self._summed_up(), finished=False)
 
     def left_to_do(self) -> tuple[list[Task], int, dict[str, Done]]:
         """Returns the pictures that are not wholly done, how much is, and what is done by name."""
-        done = read_done(self.job.output)
+        # Of several processes only the first begins with a clean record.
+        noted = read_done(self.job.output)
+        done = self._called_as_now(noted)
         self.before.update({name: done[name] for name in done.keys() - self.before.keys()})
-        for name, rest in self._anew(done).items():
-            # Of several processes only the first begins with a clean record.
-            if (note := rest or _void(done[name])) != done[name]:
+        anew = self._anew(done)
+        for name, entry in list(done.items()):
+            note = (anew[name] or _void(entry)) if name in anew else entry
+            if note != noted[name]:
                 add_done(self.job.output, note)
-            del done[name]
-            if rest is not None:
-                self.rests[name] = rest
+            if name in anew:
+                del done[name]
+        self.rests.update({name: rest for name, rest in anew.items() if rest is not None})
+        self._note_failures_anew()
         pages = frames_of(done.values())
         todo, kept = [], 0
         for task in self.mine:
@@ -72,6 +82,36 @@ class Plan:
             if not parts:
                 todo.append(task)
         return todo, kept, done
+
+    def _note_failures_anew(self) -> None:
+        output = self.job.output
+        failures, collisions = read_failures(output), self._collisions()
+        for part in self._settled_anew(failures):
+            if part not in collisions:
+                add_failure(output, part, Failure(""))
+        for part, failure in collisions.items():
+            if failures.get(part) != failure:
+                add_failure(output, part, failure)
+
+    def _settled_anew(self, failures: Mapping[Part, Failure]) -> list[Part]:
+        """Lists what failed of pictures of which this call tells itself, by whatever path."""
+        if not failures:
+            return []
+        sources = [task.source for task in self.mine]
+        known = {identity(source) for source in (*sources, *(s for s, _ in self.found.collisions))}
+        return [part for part in failures if identity(Path(part.picture)) in known]
+
+    def _collisions(self) -> dict[Part, Failure]:
+        return {Part(str(source)): Failure(why) for source, why in self.found.collisions}
+
+    def _called_as_now(self, done: Mapping[str, Done]) -> dict[str, Done]:
+        """Calls this call's pictures by the paths given now, where they were called otherwise."""
+        mine, found = {task.name: task.source for task in self.mine}, dict(done)
+        for name, entry in done.items():
+            source = mine.get(entry.of, entry.source)
+            if source != entry.source and identity(source) == identity(entry.source):
+                found[name] = called_by(entry, source)
+        return found
 
     def forget(self, name: str) -> None:
         """Notes that there are no outputs of a name any more."""

@@ -57,7 +57,6 @@ from segdeform.prediction.records import (
     add_failure,
     is_same_file,
     read_done,
-    read_failures,
     settings_digest,
     with_outputs_of,
 )
@@ -226,7 +225,7 @@ def _predict_all(
     clock: Clock,
 ) -> None:
     """Predicts pictures in order, reading and writing beside it; notes what becomes of each."""
-    job, failed = plan.job, read_failures(plan.job.output)
+    job = plan.job
 
     def settle(piece: Piece, future: Future[Done | None]) -> None:
         try:
@@ -236,8 +235,6 @@ def _predict_all(
                 # Before the record: else a kill would leave them for good.
                 remove_other_outputs(job, outcome.source, outcome.name, outcome.outputs)
                 add_done(job.output, outcome)
-                if piece.part in failed:  # in an earlier run of several processes
-                    add_failure(job.output, piece.part, Failure(""))
         except PartialFailureError as failure:
             _remove(plan, piece)
             frames = 1 if piece.part.frame is None else piece.frames()

@@ -85,6 +85,19 @@ def with_outputs_of(done: Done, before: Done | None) -> Done:
     return replace(done, outputs={name: outputs[name] for name in KINDS if name in outputs})
 
 
+def called_by(done: Done, source: Path) -> Done:
+    """Calls a picture by another path that leads to it.
+
+    Of facts, which tell the path themselves, it is noted which one they tell.
+    """
+    outputs, facts = dict(done.outputs), done.outputs.get("json")
+    if isinstance(facts, dict):
+        told = facts.get("picture", str(done.source))
+        others = {key: value for key, value in facts.items() if key != "picture"}
+        outputs["json"] = others if told == str(source) else {**others, "picture": told}
+    return replace(done, source=source, outputs=outputs)
+
+
 class Part(NamedTuple):
     """What may fail: a picture, or one of its frames."""
 

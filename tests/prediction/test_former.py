@@ -13,11 +13,12 @@ import pytest
 
 from segdeform.errors import InterruptedByUserError
 from segdeform.prediction import predict as module
-from segdeform.prediction.predict import predict
-from segdeform.prediction.records import read_done
+from segdeform.prediction.predict import Shard, predict
+from segdeform.prediction.records import Part, read_done, read_failures
 from segdeform.results.outputs import DEFAULT
 from tests.prediction.test_frames import damage, save_pages
 from tests.prediction.test_predict import save_picture, segmenter, tree
+from tests.prediction.test_records import open_beside
 from tests.prediction.test_video import save_video
 
 __all__ = ["segmenter"]  # a fixture
@@ -144,3 +145,98 @@ def test_pages_after_a_damaged_one_go_too(segmenter: Any, tmp_path: Path) -> Non
     predict(segmenter, [path], tmp_path / "new", every_frame=True)
     expected = tree(tmp_path / "new").keys() | {"masks/s/7.png"}
     assert tree(out).keys() == expected
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_is_noted_is_known_by_whatever_path(
+    segmenter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    pictures, out = tmp_path / "in", tmp_path / "out"
+    for k in range(3):
+        save_picture(pictures / f"{k}.png", k)
+    save_pages(pictures / "s.tif", 3)
+    damage(pictures / "s.tif", 1)
+    whole = (pictures / "1.png").read_bytes()
+    (pictures / "1.png").write_bytes(b"broken")
+    monkeypatch.chdir(tmp_path)
+    assert len(predict(segmenter, [Path("in")], out, every_frame=True).failed) == 2
+    (pictures / "1.png").write_bytes(whole)
+    save_pages(pictures / "s.tif", 3, seed=1)
+    if beside:
+        with open_beside(out):
+            for number in (1, 0):
+                predict(segmenter, [pictures], out, every_frame=True, shard=Shard(number, 2))
+    assert predict(segmenter, [pictures], out, every_frame=True).kept == (6 if beside else 2)
+    check_as_new(out, segmenter, [pictures], every_frame=True)
+
+
+def test_facts_tell_the_path_given_now(
+    segmenter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, out = tmp_path / "a.png", tmp_path / "out"
+    save_picture(picture)
+    monkeypatch.chdir(tmp_path)
+    both = ["masks", "json"]
+    predict(segmenter, [Path("a.png")], out, outputs=both)
+    before = tree(out)
+    assert predict(segmenter, [picture], out, outputs=["masks"]).kept == 1
+    assert tree(out)["json/a.json"] == before["json/a.json"]
+    assert predict(segmenter, [Path("a.png")], out, outputs=both).kept == 1
+    assert tree(out) == before
+    assert predict(segmenter, [picture], out, outputs=both).kept == 0
+    check_as_new(out, segmenter, [picture], outputs=both)
+
+
+def test_pictures_without_a_name_of_their_own_are_in_the_failures(
+    segmenter: Any, tmp_path: Path
+) -> None:
+    pictures, out = tmp_path / "in", tmp_path / "out"
+    save_picture(pictures / "x.jpg")
+    save_picture(pictures / "x.png", 1)
+    save_video(pictures / "v.mp4", 3)
+    save_picture(pictures / "v" / "000000.png")
+    (pictures / "b.png").write_bytes(b"broken")
+    for number in (None, 1, 0):
+        if number is None:
+            summary = predict(segmenter, [pictures], out)
+        else:
+            with open_beside(out):
+                predict(segmenter, [pictures], out, shard=Shard(number, 2))
+        told = {part.picture: failure.reason for part, failure in read_failures(out).items()}
+        assert told == {str(source): reason for source, reason in summary.failed}
+        assert len(told) == 3
+    predict(segmenter, [pictures], out)
+    check_as_new(out, segmenter, [pictures])
+    (pictures / "x.png").rename(pictures / "y.png")
+    (pictures / "x.jpg").rename(pictures / "x.png")
+    (out / "masks" / "x.png").unlink()
+    (out / "overlays" / "x.jpg").unlink()
+    predict(segmenter, [pictures], out)
+    failed = {Path(part.picture).name for part in read_failures(out)}
+    assert failed == {"000000.png", "b.png"}
+
+
+def test_a_shard_beside_others_tells_no_failure_that_is_mended(
+    segmenter: Any, tmp_path: Path
+) -> None:
+    pictures, out = tmp_path / "in", tmp_path / "out"
+    save_picture(pictures / "a.png")
+    save_pages(pictures / "b.tif", 3)
+    whole = (pictures / "b.tif").read_bytes()
+    (pictures / "b.tif").write_bytes(b"II*\0nothing")
+    predict(segmenter, [pictures], out, every_frame=True)
+    assert list(read_failures(out)) == [Part(str(pictures / "b.tif"))]
+    (pictures / "b.tif").write_bytes(whole)
+    with open_beside(out):
+        summary = predict(segmenter, [pictures], out, every_frame=True, shard=Shard(1, 2))
+    assert (len(summary.done), summary.failed) == (4, [])
+    assert not read_failures(out)
+
+
+def test_a_failure_that_was_edited_costs_nothing(segmenter: Any, tmp_path: Path) -> None:
+    picture, out = tmp_path / "a.png", tmp_path / "out"
+    save_picture(picture)
+    predict(segmenter, [picture], out)
+    (out / "failures.jsonl").write_text('{"picture": "a\\u0000b", "reason": "no"}\n')
+    assert predict(segmenter, [picture], out).kept == 1
+    assert list(read_failures(out)) == [Part("a\0b")]
