@@ -56,7 +56,7 @@ class Plan:
         failures = read_failures(output)
         for part in self._settled_anew(failures):
             del failures[part]
-        write_anew(output, kept, failures | self._collisions())
+        write_anew(output, kept, failures)
         self._write(self._summed_up(), finished=False)
 
     def left_to_do(self) -> tuple[list[Task], int, dict[str, Done]]:

@@ -188,7 +188,7 @@ def test_facts_tell_the_path_given_now(
 
 
 def test_pictures_without_a_name_of_their_own_are_in_the_failures(
-    segmenter: Any, tmp_path: Path
+    segmenter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures, out = tmp_path / "in", tmp_path / "out"
     save_picture(pictures / "x.jpg")
@@ -196,6 +196,8 @@ def test_pictures_without_a_name_of_their_own_are_in_the_failures(
     save_video(pictures / "v.mp4", 3)
     save_picture(pictures / "v" / "000000.png")
     (pictures / "b.png").write_bytes(b"broken")
+    monkeypatch.chdir(tmp_path)
+    predict(segmenter, [Path("in")], out)
     for number in (None, 1, 0):
         if number is None:
             summary = predict(segmenter, [pictures], out)
@@ -237,6 +239,6 @@ def test_a_failure_that_was_edited_costs_nothing(segmenter: Any, tmp_path: Path)
     picture, out = tmp_path / "a.png", tmp_path / "out"
     save_picture(picture)
     predict(segmenter, [picture], out)
-    (out / "failures.jsonl").write_text('{"picture": "a\\u0000b", "reason": "no"}\n')
+    (out / "failures.jsonl").write_text('{"picture": "a\\u0000/b", "reason": "no"}\n')
     assert predict(segmenter, [picture], out).kept == 1
-    assert list(read_failures(out)) == [Part("a\0b")]
+    assert list(read_failures(out)) == [Part("a\0/b")]
