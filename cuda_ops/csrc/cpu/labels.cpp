@@ -42,8 +42,8 @@ Tensor enlarged_labels(const Tensor& maps, int64_t stride, int64_t height, int64
   const Tensor source = planes(maps);
   const int64_t sizes[3] = {maps.size(0), height, width};
   const bool wide = maps.size(1) > kByteClasses;
-  Tensor labels = torch::stable::new_empty(source, {sizes, 3},
-                                           wide ? ScalarType::UInt16 : ScalarType::Byte);
+  Tensor labels =
+      torch::stable::new_empty(source, {sizes, 3}, wide ? ScalarType::UInt16 : ScalarType::Byte);
   LabelTask<float> task{};
   task.maps = data<const float>(source);
   if (wide)
