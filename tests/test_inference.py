@@ -18,7 +18,7 @@ from segdeform import blended, inference, windows
 from segdeform.config.schema import EvalConfig
 from segdeform.errors import NotFiniteError, ResourceError
 from segdeform.inference import logits, predict_labels
-from segdeform.room import Room, room_of
+from segdeform.room import Cost, Room, room_of
 
 
 class Output(NamedTuple):
@@ -204,6 +204,16 @@ def test_passes_that_hold_scores_of_all_pixels_have_less_room(
     assert taken >= pixels
     source = windows.Source(lambda window: torch.zeros(0), (10, 100), 3, torch.device("cpu"))
     assert inference._fits(model, source, options) == (taken <= 1)
+
+
+def test_a_reduced_picture_takes_what_the_network_sees_of_it() -> None:
+    """Else a photograph is cut into windows of which the network is shown a few pixels."""
+    cost = Cost(whole=200.0, classes=3, given=12.0)
+    reduced = inference._bytes_a_pixel(cost, EvalConfig(scales=(0.125,)))
+    assert 12 + 2 * 4 * 3 <= reduced < 50  # the picture and its scores, and a little
+    assert inference._bytes_a_pixel(cost, EvalConfig(scales=(2.0,))) > 4 * 200
+    both = inference._bytes_a_pixel(cost, EvalConfig(scales=(0.125, 1.0)))
+    assert both > 200  # the largest counts
 
 
 def test_flip_changes_nothing_for_a_mirror_symmetric_network() -> None:

@@ -17,6 +17,8 @@ from segdeform.machine.pipeline import WAITING_FOR_READERS, WAITING_FOR_WRITERS
 from segdeform.machine.stopwatch import Stopwatch
 from segdeform.models.backbones import build_backbone
 from segdeform.models.deeplab import DeepLab
+from segdeform.models.heads import DeepLabHead
+from segdeform.network import decoded_scores, kept_features
 from segdeform.prediction.predict import predict
 from segdeform.prediction.profile import (
     LABELLING,
@@ -69,6 +71,21 @@ def test_every_part_of_every_picture_is_timed_once(segmenter: Any, tmp_path: Pat
     before = seen.copy()
     predict(segmenter, [tmp_path / "in"], tmp_path / "out2")
     assert seen == before  # nothing is left of it
+
+
+def test_parts_of_the_network_in_windows_are_its_time_too(segmenter: Any) -> None:
+    """Large pictures meet backbone and head one by one; a part within the whole counts once."""
+    model = DeepLab(build_backbone("resnet18", "none", 32), DeepLabHead(512, 3, 8)).eval()
+    segmenter.model, watch = model, Stopwatch()
+    images = torch.rand(1, 3, 40, 52)
+    with torch.inference_mode(), network_timed(segmenter, watch):
+        model.maps(images)
+        assert watch.times[NETWORK] == 1
+        kept, _ = kept_features(model, images)
+        assert watch.times[NETWORK] == 2
+        decoded_scores(model, kept, None)
+        assert watch.times[NETWORK] == 3
+    assert not vars(model).keys() & {"maps", "features"} and "decode" not in vars(model.head)
 
 
 def test_a_stopwatch_adds_up_what_threads_do() -> None:
