@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from segdeform.cli.outputs import Outputs
 from segdeform.cli.progress import progress_bars
 from segdeform.errors import PartialFailureError, UsageError
 from segdeform.machine.interrupts import stop_on_interrupt
+
+if TYPE_CHECKING:
+    from segdeform.prediction.summary import Summary
 
 _SHOWN = 100  # letters of an option that is none
 _LISTED = 10  # files of a kind named on the terminal; summary.json has all
@@ -156,24 +159,34 @@ def predict(
         told = {"profile": found.to_json()} if found else {}
         print_json({"output": str(output), **summary.to_json(), **told})
     else:
-        count = len(summary.skipped)
-        skipped = f", {_count(count, 'other file')} skipped" if count else ""
-        kept = f", {summary.kept} of them before" if summary.kept else ""
-        print(f"{_count(len(summary.done))} predicted{kept}{skipped}: {output / outputs[0]}")
-        if summary.left:
-            print(f"{_count(summary.left)} left to other processes")
-        _list("skipped", [f"{path} ({reason})" for path, reason in summary.skipped])
-        _list("left out, as masks of an earlier prediction", [str(path) for path in summary.own])
-        several = [f"{d.source} ({d.frames})" for d in summary.done if d.is_first_of_several]
-        _list("only the first of several frames or pages (--frames all: each)", several)
-        _list("warning", [f"{d.source}: {d.note}" for d in summary.done if d.note])
-        if summary.earlier:
-            others = _count(summary.earlier, "picture")
-            print(f"What earlier predictions made of {others} lies there as well")
-        if "overlays" in outputs and summary.done:
-            print(f"Look at {output / 'overview.png'}")
+        _tell(summary, output, outputs)
         if found:
             print("\n".join(lines(found, segmenter)))
+    _tell_failures(summary, output)
+
+
+def _tell(summary: Summary, output: Path, outputs: Sequence[str]) -> None:
+    """Prints what was done, and what a person should know of it."""
+    count = len(summary.skipped)
+    skipped = f", {_count(count, 'other file')} skipped" if count else ""
+    kept = f", {summary.kept} of them before" if summary.kept else ""
+    print(f"{_count(len(summary.done))} predicted{kept}{skipped}: {output / outputs[0]}")
+    if summary.left:
+        print(f"{_count(summary.left)} left to other processes")
+    _list("skipped", [f"{path} ({reason})" for path, reason in summary.skipped])
+    _list("left out, as masks of an earlier prediction", [str(path) for path in summary.own])
+    several = [f"{d.source} ({d.frames})" for d in summary.done if d.is_first_of_several]
+    _list("only the first of several frames or pages (--frames all: each)", several)
+    _list("warning", [f"{d.source}: {d.note}" for d in summary.done if d.note])
+    if summary.earlier:
+        others = _count(summary.earlier, "picture")
+        print(f"What earlier predictions made of {others} lies there as well")
+    if "overlays" in outputs and summary.done:
+        print(f"Look at {output / 'overview.png'}")
+
+
+def _tell_failures(summary: Summary, output: Path) -> None:
+    """Prints the first failures; raises PartialFailureError where there are any."""
     for source, reason in summary.failed[:_LISTED]:
         print(f"{source}: {reason}", file=sys.stderr)
     if len(summary.failed) > _LISTED:
