@@ -181,7 +181,7 @@ def _write(
             _write_openvino(path, program)
         else:
             torch.export.save(program, path)
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # exporters and converters raise what they like
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -72,7 +72,7 @@ def open_file(runtime: Runtime, folder: Path, outputs: tuple[str, ...], device: 
     openers = {"onnxruntime": _onnxruntime, "openvino": _openvino, "torch": _torch}
     try:
         return openers[runtime](path, outputs, device)
-    except (UsageError, ModelError):
+    except (UsageError, ModelError, MemoryError):
         raise
     except Exception as error:  # every runtime has exceptions of its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

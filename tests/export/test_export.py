@@ -198,6 +198,21 @@ def test_half_precision_keeps_offsets_in_float32(exported: Exported) -> None:
         assert (torch.bfloat16 in kinds.values()) == (operator is None)
 
 
+def test_memory_that_ends_is_not_taken_for_a_network_that_cannot_be_written(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(exporting, "traced", full)
+    with pytest.raises(MemoryError):
+        export_model(exported.model, tmp_path / "out", Wanted())
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr("onnxruntime.InferenceSession", full)
+    with pytest.raises(MemoryError):
+        open_file("onnxruntime", exported.folder, OUTPUTS, "cpu")
+
+
 def test_what_cannot_be_exported_is_said(
     exported: Exported,
     command: Command,  # noqa: F811
