@@ -201,7 +201,7 @@ def test_half_precision_keeps_offsets_in_float32(exported: Exported) -> None:
 def test_memory_that_ends_is_not_taken_for_a_network_that_cannot_be_written(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **named: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(exporting, "traced", full)
