@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from segdeform.config.data import DataConfig
+from segdeform.config.section import Pixels, Positive, Section
+from segdeform.config.train import TrainConfig
+
+__all__ = ["Config", "DataConfig", "DeformConfig", "EvalConfig", "ModelConfig", "TrainConfig"]
 
 BackboneName = Literal[
     "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "mobilenet_v3_large"
 ]
 HeadName = Literal["deeplab", "deeplabv3", "deeplabv3plus"]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
 # Mean and standard deviation of ImageNet's pictures, RGB, 0..1: what torchvision's weights expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-Pixels = Annotated[int, Field(ge=1)]
 
 
 def _count_or_names(value: object) -> int | tuple[str, ...]:
@@ -40,74 +42,7 @@ def _is_name(value: object) -> bool:
 CountOrNames = Annotated[int | tuple[str, ...], BeforeValidator(_count_or_names)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class DataConfig(_Section):
-    """Which pictures are trained on and how they are varied."""
-
-    name: Literal["camvid", "voc", "cityscapes", "folder", "shapes"] = "folder"
-    train_split: str = "train"
-    val_split: str = "val"
-    crop: tuple[Pixels, Pixels] = Field(
-        (256, 256), description="training crop, pixels, [H, W]; auto: by sizes"
-    )
-    scale: tuple[Positive, Positive] = Field(
-        (0.5, 2.0), description="range of the random resizing factor, log-uniform; may be auto"
-    )
-    max_class_share: Fraction = Field(
-        1.0, description="crops in which one class covers more than this share are drawn again"
-    )
-    flip: Fraction = Field(0.5, description="probability of a left-right flip")
-    rotate: float = Field(0.0, ge=0, le=180, description="largest random rotation, degrees")
-    color: Fraction = Field(
-        0.4,
-        description="strength of brightness/contrast/saturation/hue jitter; pictures of other than "
-        "3 channels have no saturation and hue",
-    )
-    channels: int | None = Field(
-        None,
-        ge=1,
-        le=512,
-        description="channels of a picture; null: as many as the data set's bands, else 3",
-    )
-    normalize: Literal["imagenet", "measured"] | None = Field(
-        None,
-        description="mean and std of a channel: ImageNet's, of 3 channels only, or those of all "
-        "pixels of the training pictures; null: ImageNet's where there are 3 channels",
-    )
-    mean: tuple[Fraction, ...] | None = Field(
-        None, description="one a channel, of values 0..1; null: what normalize says"
-    )
-    std: tuple[Positive, ...] | None = Field(None, description="as mean, and given with it")
-
-    @model_validator(mode="after")
-    def _scale_is_a_range(self) -> DataConfig:
-        if self.scale[0] > self.scale[1]:
-            raise ValueError("data.scale is [low, high] with low <= high")
-        return self
-
-    @model_validator(mode="after")
-    def _channels_agree(self) -> DataConfig:
-        if self.channels not in (None, 3):
-            if self.name != "folder":
-                raise ValueError(
-                    f"data.channels = {self.channels}: pictures of '{self.name}' have 3; others "
-                    "come from data sets of kind 'folder' whose data YAML has bands"
-                )
-            if self.normalize == "imagenet":
-                raise ValueError(
-                    f"data.normalize = imagenet knows 3 channels, and data.channels = "
-                    f"{self.channels}: use measured"
-                )
-        counts = [len(values) for values in (self.mean, self.std) if values is not None]
-        if counts and (len(counts) == 1 or counts != [self.channels or counts[0]] * 2):
-            raise ValueError("data.mean and data.std are given together, one number a channel")
-        return self
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The network without its deformable part."""
 
     backbone: BackboneName = "resnet50"
@@ -163,7 +98,7 @@ class ModelConfig(_Section):
         return {key for key, field in fields if getattr(self, key) != field.default}
 
 
-class DeformConfig(_Section):
+class DeformConfig(Section):
     """The deformable part: Dai et al. 2017 (v1), Zhu et al. 2019 (v2, modulated)."""
 
     layers: CountOrNames = Field(
@@ -181,72 +116,7 @@ class DeformConfig(_Section):
     )
 
 
-class TrainConfig(_Section):
-    """Optimisation."""
-
-    steps: int = Field(
-        40_000, ge=1, le=2**40, description="optimiser steps; auto: by pictures, or --minutes"
-    )
-    batch_size: int = Field(16, ge=1, description="crops a step, all processes; auto: by memory")
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: Positive = Field(0.01, description="highest learning rate; auto: by optimizer and batch")
-    momentum: Fraction = Field(0.9, description="SGD only")
-    weight_decay: float = Field(5e-4, ge=0)
-    schedule: Literal["poly", "cosine", "constant"] = "poly"
-    poly_power: Positive = 0.9
-    min_lr_factor: Fraction = Field(0.01, description="final rate / lr")
-    warmup_steps: int = Field(
-        0, ge=0, description="linear warm-up from 0; fewer than steps; auto: by them"
-    )
-    backbone_lr_factor: float = Field(
-        1.0, ge=0, description="backbone's rate / lr; auto: by weights"
-    )
-    offset_lr_factor: float = Field(0.1, ge=0, description="offset branches' rate / their layer's")
-    freeze_bn: bool = Field(
-        False,
-        description="backbone's BatchNorm: ImageNet statistics, no updates; auto: by weights",
-    )
-    clip_grad_norm: Positive | None = Field(None, description="global L2 norm; null: no clipping")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    channels_last: bool = True
-    ema_decay: Fraction = Field(0.0, description="0: no average of the network; else e.g. 0.999")
-    loss: Literal["cross_entropy", "ohem"] = "cross_entropy"
-    ohem_keep: Fraction = Field(0.25, description="least share of the hardest pixels kept")
-    ohem_threshold: Fraction = Field(0.7, description="pixels with p(truth) below this are kept")
-    class_weights: tuple[float, ...] | None = Field(
-        None,
-        description="one a class, in order, 0 or more and not all 0; the loss is the mean by them; "
-        "auto: by the classes' shares",
-    )
-    label_smoothing: Fraction = 0.0
-    auxiliary_weight: float = Field(0.4, ge=0, description="weight of the auxiliary loss")
-    seed: int = Field(0, ge=0, lt=2**31)
-    save_every: int = Field(1000, ge=1, description="steps between checkpoints; may be auto")
-    eval_every: int = Field(
-        0, ge=0, description="steps between evaluations; 0: only at the end; may be auto"
-    )
-    log_every: int = Field(20, ge=1, description="steps between log lines")
-
-    @model_validator(mode="after")
-    def _warm_up_ends(self) -> TrainConfig:
-        if self.warmup_steps >= self.steps:
-            raise ValueError(
-                f"train.warmup_steps = {self.warmup_steps} leaves nothing of train.steps = "
-                f"{self.steps}: make it smaller (--set train.warmup_steps=0: none)"
-            )
-        return self
-
-    @field_validator("class_weights")
-    @classmethod
-    def _something_weighs(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        if weights is not None and (not weights or min(weights) < 0):
-            raise ValueError("it takes a weight for each class, none of them negative")
-        if weights is not None and max(weights) == 0:
-            raise ValueError("all are 0: nothing would be learned from")
-        return weights
-
-
-class EvalConfig(_Section):
+class EvalConfig(Section):
     """How a picture of any size becomes a label map, in evaluation and prediction alike."""
 
     tile: int = Field(
@@ -270,7 +140,7 @@ class EvalConfig(_Section):
     flip: bool = False
 
 
-class Config(_Section):
+class Config(Section):
     """One training run."""
 
     data: DataConfig = DataConfig()
