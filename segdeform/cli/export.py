@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from segdeform.cli.output import Json, Model, Threads, print_json
+from segdeform.cli.output import Json, Kind, Model, Split, Threads, print_json
 from segdeform.errors import UsageError
 
 
@@ -36,6 +36,14 @@ def export(
             show_default="generated ones",
         ),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Data set to compare on, too, with the mIoU of both.", show_default=False
+        ),
+    ] = None,
+    kind: Kind = None,
+    split: Split = "val",
     opset: Annotated[Literal["20", "22"], typer.Option(help="Version of ONNX's operators.")] = "20",
     pictures: Annotated[
         Literal["uint8", "float"],
@@ -55,24 +63,29 @@ def export(
     (uint8 [N, H, W]), then the scores before they are enlarged, then with --probabilities those.
     predict, eval and info take the folder, or a file in it, as any model; --runtime chooses.
 
-    Each file is run by its runtime and compared with the model; parity.json has the numbers. One
-    that differs is not written: exit code 5. DeformConv needs onnxruntime >= 1.25 or TensorRT >=
-    10.1; --pure is for runtimes without it. In fp16 and bf16 the deformable operator itself
-    computes in float32, as all its inputs have one type in ONNX.
+    Each file is run by its runtime and compared with the model, on generated pictures, --check's
+    and --data's; parity.json has the numbers. One that differs is not written: exit code 5.
+    DeformConv needs onnxruntime >= 1.25 or TensorRT >= 10.1; --pure is for runtimes without it. In
+    fp16 and bf16 the deformable operator itself computes in float32, as all its inputs have one
+    type in ONNX.
     """
     names = tuple(dict.fromkeys(name.strip() for name in formats.split(",") if name.strip()))
     if not names:
         raise UsageError(f"--format {formats!r}: expected onnx, openvino, torch, or several")
+    from segdeform.evaluation.wanted import refuse_early
     from segdeform.model_folder import refuse_missing_model
     from segdeform.prediction.listing import refuse_missing
 
     refuse_missing_model(model)  # before torch's seconds of import
     refuse_missing(check or ())
+    if data is not None or kind is not None:
+        refuse_early(model, kind, data, split, None)
 
     import torch
 
     from segdeform.export.export import Wanted, export_model
     from segdeform.export.network import Form
+    from segdeform.export.pictures import Split as PartOfData
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -82,6 +95,7 @@ def export(
         pure=pure,
         opset=20 if opset == "20" else 22,
         check=tuple(check or ()),
+        split=None if data is None and kind is None else PartOfData(kind, data, split),
     )
     report = export_model(model, output, wanted)
     if json_output:

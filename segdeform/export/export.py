@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -11,17 +10,16 @@ from typing import Any
 
 import torch
 
-from segdeform.data.rasters import Raster
 from segdeform.errors import ModelError, UsageError
 from segdeform.export.network import Form, exported_form, traced
 from segdeform.export.onnx_file import Opset, write_onnx
 from segdeform.export.operator import by_grid_sample, by_torchvision
-from segdeform.export.parity import BARS, Parity, Picture, compare, generated, worded
+from segdeform.export.parity import BARS, Parity, compare, worded
+from segdeform.export.pictures import Picture, Split, generated, given, of_split
 from segdeform.files.atomic import write_json
 from segdeform.files.manifest import MANIFEST, replacing_folder
 from segdeform.model_folder import DESCRIPTION, EXPORT, is_exported
 from segdeform.models.deform import deformable_layers
-from segdeform.prediction.inputs import find_images
 from segdeform.room import room_of
 from segdeform.runtimes.description import FILES, PARITY, ExportDescription, Runtime
 from segdeform.runtimes.sessions import LEAST, installed, nothing_told, open_file
@@ -40,8 +38,6 @@ FORMATS: dict[str, Runtime] = {
     "torch": "torch",
 }
 _WRITERS = {"onnx": ("onnx", "onnxscript"), "openvino": (), "torch": ()}
-_CHECKED = 20  # pictures compared of those given, spread over them
-_CHECKED_SIDE = 2048  # pixels; of larger pictures the middle is compared
 
 SIZE_RULE = (
     "any number of pictures of any height and width; scores are enlarged {stride} times and cut at "
@@ -58,19 +54,21 @@ class Wanted:
     pure: bool = False  # deformable layers made of standard operators
     opset: Opset = 20  # of ONNX
     check: tuple[Path, ...] = ()  # pictures, or folders of them
+    split: Split | None = None  # whose masks give both networks a score
 
 
 def export_model(model: Path, output: Path, wanted: Wanted) -> dict[str, Any]:
     """Writes an exported folder and returns what its parity.json says.
 
     Every file is run by its runtime, here, and compared with the network on generated pictures of
-    several odd sizes and on those that are given. Where one fails nothing is left.
+    several odd sizes, on those that are given, and on some of the data set's. Where one fails
+    nothing is left.
 
     Raises:
         UsageError: a format that is unknown, `output` is another model or holds other files.
         ModelError: there is no model, what a format needs is not installed, a runtime does not
             take its file or does not give the same.
-        DataError: a picture cannot be read.
+        DataError: a picture cannot be read, or the data set is not what it should be.
     """
     _refuse_output(model, output)
     for name in wanted.formats:
@@ -81,7 +79,9 @@ def export_model(model: Path, output: Path, wanted: Wanted) -> dict[str, Any]:
     description = _description(segmenter, wanted)
     for runtime in description.runtimes:
         installed(runtime, description.operator)
-    pictures = generated(segmenter.channels) + _given(segmenter, wanted.check)
+    pictures = generated(segmenter.channels) + given(segmenter, wanted.check)
+    if wanted.split is not None:
+        pictures += of_split(segmenter, wanted.split)
     with replacing_folder(output) as new:
         write_description(new, _model_description(segmenter))
         write_json(new / EXPORT, description.model_dump(mode="json"))
@@ -114,22 +114,6 @@ def _refuse_format(name: str, wanted: Wanted) -> None:
             metadata.version(package)
         except metadata.PackageNotFoundError:
             raise ModelError(f"{package} is not installed: pip install 'segdeform[onnx]'") from None
-
-
-def _given(segmenter: Segmenter, check: Sequence[Path]) -> list[Picture]:
-    if not check:
-        return []
-    found = find_images(list(check)).pictures
-    if not found:
-        raise UsageError(f"--check {check[0]}: no pictures there")
-    step = max(1, len(found) // _CHECKED)
-    chosen = found[::step][:_CHECKED]
-    return [Picture(str(source), _middle(segmenter.read(source))[None]) for source, _ in chosen]
-
-
-def _middle(pixels: Raster) -> Any:  # [H, W, C] -> at most _CHECKED_SIDE on a side
-    top, left = (max(0, side - _CHECKED_SIDE) // 2 for side in pixels.shape[:2])
-    return pixels[top : top + _CHECKED_SIDE, left : left + _CHECKED_SIDE]
 
 
 def _model_description(segmenter: Segmenter) -> ModelDescription:
@@ -255,7 +239,9 @@ def _check(
         "pictures": [
             {"name": picture.name, "size": list(picture.pixels.shape[1:3])} for picture in pictures
         ],
-        "pictures_are": "given and generated" if wanted.check else "generated alone",
+        "pictures_are": "given and generated"
+        if wanted.check or wanted.split
+        else "generated alone",
         "runtimes": runtimes,
     }
 

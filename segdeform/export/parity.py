@@ -11,17 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from cuda_ops.labels import enlarged_labels
+from segdeform.evaluation.confusion import Labels, confusion_matrix
+from segdeform.evaluation.confusion import scores as score
 from segdeform.export.network import Form, Precision
+from segdeform.export.pictures import Picture
+from segdeform.files.atomic import json_number
 from segdeform.models.deeplab import DeepLab
 from segdeform.models.resizing import enlarge
 from segdeform.runtimes.sessions import Run
-
-# Sides of the generated pictures, pixels: odd, prime, wide, high; two at a time.
-SIZES = ((61, 43), (97, 128), (40, 203), (129, 97))
-
 
 _LARGE = 100.0  # scores beyond which those of all classes but one have no probability
 
@@ -41,13 +40,6 @@ BARS: dict[Precision, Bar] = {
 }
 
 
-class Picture(NamedTuple):
-    """One or more pictures of one size to compare on."""
-
-    name: str
-    pixels: NDArray[np.uint8]  # [N, H, W, C]
-
-
 @dataclass
 class Parity:
     """What was measured over all pictures."""
@@ -60,6 +52,9 @@ class Parity:
     scores: int = 0
     probabilities: float | None = None  # largest difference
     finite: bool = True
+    # [K, K] pixels by true and predicted class, of pictures with masks: the network's, its own.
+    counts: NDArray[np.int64] | None = None
+    its_counts: NDArray[np.int64] | None = None
     other_shape: str = ""  # of an output, where it has not the one that it must have
 
     def failure(self, bar: Bar) -> str:
@@ -89,6 +84,13 @@ class Parity:
         """The largest difference of scores / the largest score."""
         return self.largest / max(self.largest_score, 1e-30)
 
+    @property
+    def miou(self) -> tuple[float, float] | None:
+        """The network's mIoU and its own, where there were masks."""
+        if self.counts is None or self.its_counts is None:
+            return None
+        return score(self.counts).miou, score(self.its_counts).miou
+
     def to_json(self) -> dict[str, Any]:
         """Returns JSON values."""
         found = {
@@ -101,23 +103,11 @@ class Parity:
         }
         if self.probabilities is not None:
             found["largest_probability_difference"] = self.probabilities
+        if self.miou is not None:
+            ours, its = self.miou
+            scored = {"miou": json_number(its), "reference_miou": json_number(ours)}
+            return found | scored
         return found
-
-
-def generated(channels: int) -> list[Picture]:
-    """Makes pictures of several odd sizes, smooth with edges and noise, the same every time."""
-    random = torch.Generator().manual_seed(0)
-    pictures = []
-    for height, width in SIZES:
-        coarse = torch.rand(2, channels, 5, 7, generator=random)
-        smooth = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
-        patches = torch.rand(2, channels, 9, 8, generator=random)
-        edges = F.interpolate(patches, (height, width), mode="nearest")
-        noise = torch.rand(2, channels, height, width, generator=random)
-        mixed = (0.5 * smooth + 0.4 * edges + 0.1 * noise).clamp(0, 1)
-        pixels = (255 * mixed).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        pictures.append(Picture(f"generated {height}x{width}", pixels.numpy()))
-    return pictures
 
 
 @torch.inference_mode()
@@ -132,6 +122,8 @@ def compare(network: DeepLab, run: Run, form: Form, pictures: Iterable[Picture])
         given = picture.pixels if form.input == "uint8" else images.contiguous().numpy()
         found = dict(zip(form.outputs, run(given, form.outputs), strict=True))
         _add(parity, scores, labels, torch.tensor(found["scores"]), torch.tensor(found["labels"]))
+        if picture.truth is not None and not parity.other_shape:
+            _count(parity, picture.truth, labels.numpy(), found["labels"], scores.shape[1])
         if parity.probabilities is not None:
             wanted = enlarge(scores, stride, size).softmax(1)
             apart = (torch.tensor(found["probabilities"]) - wanted).abs().max()
@@ -156,12 +148,31 @@ def _add(parity: Parity, scores: Tensor, labels: Tensor, its: Tensor, its_labels
     parity.scores += apart.numel()
 
 
+def _count(
+    parity: Parity,
+    truth: Labels,  # [N, H, W]
+    labels: NDArray[Any],  # [N, H, W]
+    its_labels: NDArray[Any],  # [N, H, W]
+    classes: int,
+) -> None:
+    """Counts the pixels of both by class."""
+    if parity.counts is None or parity.its_counts is None:
+        parity.counts, parity.its_counts = np.zeros((2, classes, classes), np.int64)
+    for true, ours, its in zip(truth, labels, its_labels, strict=True):
+        parity.counts += confusion_matrix(true, ours, classes)
+        parity.its_counts += confusion_matrix(true, its, classes)
+
+
 def worded(runtime: str, version: str, parity: Parity, pictures: int) -> str:
     """Says in one line what was measured."""
     share = math.floor(parity.share * 10**6) / 10**6  # 100% is said of all pixels alone
+    scored = ""
+    if parity.miou is not None:
+        ours, its = parity.miou
+        scored = f"; mIoU {its:.4f}, the network's {ours:.4f}"
     return (
         f"{runtime} {version}: {share:.4%} of the labels equal ({parity.pixels - parity.equal} of "
         f"{parity.pixels} pixels differ), scores differ by up to {parity.largest:.1e}, "
         f"{parity.summed / max(1, parity.scores):.1e} on average, of "
-        f"{parity.largest_score:.1f}; {pictures} pictures"
+        f"{parity.largest_score:.1f}; {pictures} pictures{scored}"
     )

@@ -22,7 +22,8 @@ from segdeform.export import export as exporting
 from segdeform.export.export import Wanted, export_model
 from segdeform.export.network import ExportedForm, Form, exported_form, traced
 from segdeform.export.operator import by_torchvision
-from segdeform.export.parity import BARS, compare, generated
+from segdeform.export.parity import BARS, compare
+from segdeform.export.pictures import generated
 from segdeform.models.deeplab import DeepLab
 from segdeform.runtimes.description import FILES
 from segdeform.runtimes.sessions import open_file

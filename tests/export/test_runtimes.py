@@ -46,6 +46,37 @@ def masks(output: Path) -> dict[str, Any]:
     return {path.stem: np.asarray(Image.open(path)) for path in (output / "masks").glob("*.png")}
 
 
+def test_a_data_set_gives_the_network_and_its_export_a_score(
+    exported: Exported,
+    pictures: Path,
+    command: Command,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """That of `eval`, on masks with labels that are ignored."""
+    root = shutil.copytree(pictures, tmp_path / "data")
+    mask = root / "val" / "masks" / "b.png"
+    pixels = np.array(Image.open(mask))
+    pixels[:50] = 255
+    Image.fromarray(pixels).save(mask)
+    words = ("--data", root, "--dataset", "folder")
+    out = tmp_path / "out"
+    ended = command("export", exported.model, "--output", out, "--format", "torch", *words)
+    assert ended.code == 0, ended.err
+    report = json.loads((out / "parity.json").read_text())
+    assert [entry["size"] for entry in report["pictures"][4:]] == [list(s) for s in SIZES.values()]
+    assert report["pictures_are"] == "given and generated"
+    facts = report["runtimes"]["torch"]
+    result = json.loads(command("eval", exported.model, *words, "--json").out)
+    assert facts["reference_miou"] == pytest.approx(result["miou"], abs=1e-12)
+    assert facts["miou"] == pytest.approx(result["miou"], abs=1e-3)
+    assert f"mIoU {facts['miou']:.4f}, the network's {facts['reference_miou']:.4f}" in ended.out
+    (root / "classes.json").write_text(json.dumps({"names": CLASSES[::-1]}), encoding="utf-8")
+    refused = command("export", exported.model, "--output", tmp_path / "no", *words)
+    assert refused.code == 4 and "they part at class 0" in refused.err
+    refused = command("export", exported.model, "--output", tmp_path / "no", *words, "--split", "x")
+    assert refused.code == 4 and not (tmp_path / "no").exists()
+
+
 @pytest.mark.parametrize(
     ("file", "runtime", "way"),
     [
