@@ -25,6 +25,7 @@ from segdeform.network import coarse_scores
 from segdeform.results.maps import Coarse
 from segdeform.windows import Band, Source, Window, bands, gaussian, starts
 
+AUTOMATIC_TILE = 512  # pixels, side of windows that nobody has asked for
 _MANY_WINDOWS = 500  # for one picture, from which on the user is told
 _ACCUMULATOR_BYTES = 2**29  # bounds the blended scores in work, whatever K and the width are
 
@@ -98,6 +99,21 @@ def window_scores(
             mean = probabilities if mean is None else mean.add_(probabilities)
     assert mean is not None  # EvalConfig holds at least one scale
     return mean.div_(count)
+
+
+def fitted(options: EvalConfig, size: tuple[int, int]) -> EvalConfig:
+    """Returns the options for a picture of (H, W) pixels: those that reduce it, where they say so.
+
+    Automatic windows show the network as much as they would of a smaller picture.
+    """
+    if options.shorter_side is None or min(size) <= options.shorter_side:
+        return options
+    factor = options.shorter_side / min(size)
+    tile = int((options.automatic_tile or AUTOMATIC_TILE) / factor)
+    scales = tuple(factor * scale for scale in options.scales)
+    return options.model_copy(
+        update={"scales": scales, "automatic_tile": tile, "shorter_side": None}
+    )
 
 
 def passes(options: EvalConfig) -> int:

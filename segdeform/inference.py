@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segdeform.blended import blended_pieces, passes, window_scores
+from segdeform.blended import AUTOMATIC_TILE, blended_pieces, fitted, passes, window_scores
 from segdeform.callbacks import Stop
 from segdeform.config.schema import EvalConfig
 from segdeform.data.rasters import Raster
@@ -36,7 +36,6 @@ from segdeform.room import Cost, Room, has_shrunk, room_of
 from segdeform.seamless import Seamless, tell_of_less
 from segdeform.windows import Source, Window
 
-AUTOMATIC_TILE = 512  # pixels, side of blended windows that nobody has asked for
 # Pixels, up to which a picture is seen whole without asking what the network takes: of a single
 # pass, and of several, which hold the scores of all classes at all pixels.
 _SMALL, _SMALL_OF_SEVERAL = 2**19, 2**16
@@ -59,6 +58,7 @@ def logits(
         return image[None, :, window.top :, window.left :][..., : window.height, : window.width]
 
     height, width = image.shape[1:]
+    options = fitted(options, (height, width))
     with torch.inference_mode(), _memory_errors(height, width):
         scores: Tensor | None = None
         source = Source(read, (height, width), image.shape[0], image.device)
@@ -124,6 +124,7 @@ def predict_maps(
         return _read([picture], window, device)
 
     height, width = picture.shape[0], picture.shape[1]
+    options = fitted(options, (height, width))
     with torch.inference_mode(), _memory_errors(height, width):
         maps = MapWriter((height, width), confidence, probabilities, scratch)
         source = Source(read, (height, width), picture.shape[2], torch.device(device))
@@ -151,6 +152,7 @@ def coarse_together(
     alone: list[Coarse | None] = [None] * len(pictures)
     height, width, channels = pictures[0].shape
     whole = Window(0, 0, height, width)
+    options = fitted(options, (height, width))
     one_pass = options.tile == 0 and _plain(options)
     if len(pictures) < 2 or not one_pass or not isinstance(model, DeepLab):
         return alone

@@ -182,6 +182,38 @@ def test_windows_nobody_asked_for_fit_the_memory(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
+    ("height", "width", "scale"), [(24, 33, 0.5), (41, 24, 0.5), (12, 99, 1.0), (11, 7, 1.0)]
+)
+@pytest.mark.parametrize("flip", [False, True])
+def test_pictures_with_a_longer_shorter_side_are_seen_reduced(
+    height: int, width: int, scale: float, flip: bool
+) -> None:
+    """As by a scale, which smaller pictures do not get."""
+    model, image = Convolution(5), picture(height, width)
+    model.sizes.clear()
+    found = predict_labels(model, image, EvalConfig(shorter_side=12, flip=flip), "cpu")
+    assert set(model.sizes) == {(round(scale * height), round(scale * width))}
+    expected = predict_labels(model, image, EvalConfig(scales=(scale,), flip=flip), "cpu")
+    np.testing.assert_array_equal(found, expected)
+    scores = logits(model, tensor(image), EvalConfig(shorter_side=12, flip=flip))
+    np.testing.assert_array_equal(scores.argmax(0).numpy(), expected)
+
+
+def test_scales_are_of_the_reduced_picture_and_windows_grow_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Convolution(3)
+    options = EvalConfig(shorter_side=12, scales=(0.5, 1.0))
+    predict_labels(model, picture(48, 60), options, "cpu")
+    assert set(model.sizes) == {(6, 8), (12, 15)}
+    room_for(model, 48 * 48 * 3, monkeypatch)
+    model.sizes.clear()
+    options = EvalConfig(shorter_side=24, automatic_tile=20, overlap=0)
+    predict_labels(model, picture(48, 280), options, "cpu")
+    assert set(model.sizes) == {(20, 20)}  # of windows of 40, as a picture of half the size shows
+
+
+@pytest.mark.parametrize(
     ("classes", "scales", "flip", "pixels"),  # how many of one pass the passes count as
     [(3, (1.0,), False, 1), (300, (1.0,), False, 1), (3, (0.5,), False, 1),
      (300, (0.5,), False, 1.5), (3, (1.0,), True, 1.5), (300, (1.0, 0.5), False, 2),

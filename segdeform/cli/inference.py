@@ -35,6 +35,14 @@ class Inference:
     scales: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Average over these scales: 0.75,1,1.25.")
     ] = None
+    shorter_side: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="See pictures reduced whose shorter side has more pixels than this; 0: see none "
+            "reduced.",
+        ),
+    ] = None
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Average over a flip too.")
     ] = None
@@ -58,7 +66,10 @@ class Inference:
         """Returns what was given of the keys of the config's section `eval`."""
         given = {key: getattr(self, key) for key in ("tile", "overlap", "blend", "flip")}
         given["scales"] = None if self.scales is None else _numbers(self.scales)
-        return {key: value for key, value in given.items() if value is not None}
+        given = {key: value for key, value in given.items() if value is not None}
+        if self.shorter_side is not None:
+            given["shorter_side"] = self.shorter_side or None
+        return given
 
     def load(self, model: Path, precision: Asked = "fp32") -> Segmenter:
         """Loads a model to be used like this; in `precision` where no other was given.

@@ -133,6 +133,8 @@ def _inference(options: dict[str, Any], seamless: bool) -> str:
         seen = "whole; too large for that, in windows with the labels of the whole"
     scales = ", ".join(f"{scale:g}" for scale in options["scales"])
     many = f"scales {scales}" if len(options["scales"]) > 1 else f"scale {scales}"
+    if side := options.get("shorter_side"):
+        many = f"{many} of pictures reduced to a shorter side of {side} pixels"
     return f"{seen}; {many}; {'both ways round' if options['flip'] else 'no flip'}"
 
 

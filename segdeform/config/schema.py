@@ -137,6 +137,11 @@ class EvalConfig(Section):
         description="weights where windows overlap: the middle counts most, or all equal",
     )
     scales: tuple[Positive, ...] = Field((1.0,), min_length=1)
+    shorter_side: Pixels | None = Field(
+        None,
+        description="pictures whose shorter side has more pixels are seen reduced to this; scales "
+        "are of the reduced picture; null: as large as they are",
+    )
     flip: bool = False
 
 

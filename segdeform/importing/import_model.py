@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from segdeform.callbacks import Progress
-from segdeform.config.schema import DeformConfig
+from segdeform.config.schema import DeformConfig, EvalConfig
 from segdeform.data import camvid, cityscapes_labels, voc
 from segdeform.data.class_list import read_class_list
 from segdeform.data.dataset import colour_map
@@ -25,11 +25,12 @@ from segdeform.models import build_model
 from segdeform.models.weights import cached_download
 from segdeform.segmenter import ModelDescription, Origin, save_model
 
+_SIDE = 520  # pixels, at which torchvision scores its networks
 _PROTOCOL = {
     "pictures": "COCO 2017, those with VOC's classes",
     "weights": "COCO_WITH_VOC_LABELS_V1",
     "trained_at": "crops of 480 pixels from pictures with a shorter side of 260 to 1040",
-    "scored_at": "a shorter side of 520",
+    "scored_at": f"a shorter side of {_SIDE}",
 }
 _DATA_SETS = {
     voc.CLASSES: "voc",
@@ -150,8 +151,8 @@ def _history(
             training |= _PROTOCOL | {"reported_mean_iou": pretrained.mean_iou}
     if _is_torchvision(found):
         notes.append(
-            "such networks were trained on pictures with a shorter side of about 500 pixels: see "
-            "much larger ones reduced, one of 2000 with --scales 0.25"
+            f"such networks were trained on pictures with a shorter side of about {_SIDE} pixels: "
+            "larger ones are seen reduced to it (--shorter-side 0: as they are)"
         )
     return training, notes
 
@@ -179,7 +180,13 @@ def _classes(
 def _description(found: Translated, path: Path, **given: Any) -> ModelDescription:
     """Puts the description together; raises ModelError where it or the tensors do not fit."""
     try:
-        description = ModelDescription(model=found.model, mean=found.mean, std=found.std, **given)
+        description = ModelDescription(
+            model=found.model,
+            mean=found.mean,
+            std=found.std,
+            eval=EvalConfig(shorter_side=_SIDE if _is_torchvision(found) else None),
+            **given,
+        )
     except ValidationError as error:
         raise _nonsense(path, error) from error
     classes = len(description.classes)

@@ -30,7 +30,7 @@ def test_a_picture_is_labelled_in_the_first_minute(
     words = ["import", f"torchvision:{MOBILE}", "--weights", str(weights), "--output", str(model)]
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "21 classes: background, aeroplane" in said and "--scales 0.25" in said
+    assert "21 classes: background, aeroplane" in said and "--shorter-side 0" in said
     assert f"segdeform predict {model} PICTURES" in said
     assert main(["predict", str(model), str(tmp_path / "photo.png"), "--output", str(output)]) == 0
     with Image.open(output / "masks" / "photo.png") as mask:
