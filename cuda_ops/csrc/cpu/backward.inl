@@ -134,8 +134,10 @@ template <typename T>
 int64_t backward_scratch(const BackwardTask<T>& task, const Slice& slice) {
   using S = Scratch<T>;
   const int64_t channels = least(slice.channels, task.slice_channels);
-  return S::template structs_size<Tile<T>>(1) + S::template structs_size<SamplePoints<T>>(1) +
-         S::rounded(channels) +
+  const int64_t fixed = S::template structs_size<Tile<T>>(1) + S::rounded(channels);
+  if (task.g.depthwise())
+    return fixed + S::template structs_size<SamplePoints<T>>(least(task.g.taps(), kTapsLocated));
+  return fixed + S::template structs_size<SamplePoints<T>>(1) +
          S::rounded(task.tile_pixels * backward_column_stride<T>(task.g, channels));
 }
 
@@ -193,38 +195,145 @@ void backward_dense(const BackwardTask<T>& task, const Slice& slice, T* memory) 
     }
 }
 
-// Depthwise: the gradient of a column is grad * weight, and needs no product.
+// A sample of a depthwise convolution for a run of channels. The gradient of its column is
+// grad * weight, so that one pass does all: it adds to the gradients of the input and of the
+// weight, and returns the products from which those of the sample follow.
+template <typename T, bool NeedInput, bool NeedSamples, bool NeedWeight>
+SEGDEFORM_INLINE CornerProducts<T> depthwise_sample(const CornerRows<T>& r, T* const grad_rows[4],
+                                                    const T* grad, const T* weight,
+                                                    int64_t channels, T* grad_weight) {
+  Vec<T> sums[4] = {};
+  int64_t c = 0;
+  for (; c + kLanes<T> <= channels; c += kLanes<T>) {
+    const Vec<T> grad_out = load(grad + c), column = grad_out * load(weight + c);
+    Vec<T> v[4];
+    for (int i = 0; i < 4; ++i) v[i] = load(r.row[i] + c);
+    if (NeedWeight) {
+      const Vec<T> value =
+          v[0] * r.weight[0] + v[1] * r.weight[1] + v[2] * r.weight[2] + v[3] * r.weight[3];
+      store(grad_weight + c, load(grad_weight + c) + grad_out * value);
+    }
+    for (int i = 0; i < 4; ++i) {
+      if (NeedSamples) sums[i] += column * v[i];
+      if (NeedInput) store(grad_rows[i] + c, load(grad_rows[i] + c) + column * r.weight[i]);
+    }
+  }
+  CornerProducts<T> products = {};
+  if (NeedSamples) sums_of_lanes<T>(sums, products.s);
+  for (; c < channels; ++c) {
+    const T column = grad[c] * weight[c];
+    if (NeedWeight)
+      grad_weight[c] += grad[c] * (r.row[0][c] * r.weight[0] + r.row[1][c] * r.weight[1] +
+                                   r.row[2][c] * r.weight[2] + r.row[3][c] * r.weight[3]);
+    for (int i = 0; i < 4; ++i) {
+      if (NeedSamples) products.s[i] += column * r.row[i][c];
+      if (NeedInput) grad_rows[i][c] += column * r.weight[i];
+    }
+  }
+  return products;
+}
+
+// What the samples of one (offset group, run of channels) of a tile read and write; every pointer
+// is at the run's first channel, at the tile's first pixel, and at the first of the taps.
+template <typename T>
+struct DepthwiseRun {
+  int64_t channel, channels, taps;
+  const T* grad;
+  const T* weight;
+  T* spare;
+  T* samples = nullptr;  // [taps, 3, P*Q]
+  T* grad_weight = nullptr;
+};
+
+// Pixel by pixel, since the taps of a pixel sample near each other: the rows that they read and add
+// to are in the first cache.
+template <typename T, bool NeedInput, bool NeedSamples, bool NeedWeight>
+void depthwise_samples(const BackwardTask<T>& task, const Tile<T>& tile,
+                       const SamplePoints<T>* points, const DepthwiseRun<T>& run) {
+  const Geometry& g = task.g;
+  const int64_t pixels = g.out_pixels();
+  for (int64_t m = 0; m < tile.pixels; ++m) {
+    const T* grad = run.grad + m * g.channels;
+    for (int64_t t = 0; t < run.taps; ++t) {
+      const T* weight = run.weight + t * g.channels;
+      T* grad_weight = NeedWeight ? run.grad_weight + t * g.channels : nullptr;
+      T* grad_rows[4];
+      if (NeedInput) gradient_rows(task, tile, points[t], m, run.channel, run.spare, grad_rows);
+      const CornerRows<T> rows =
+          corner_rows<false>(g, task.sampling, tile, points[t], m, run.channel);
+      CornerProducts<T> products;
+      if (!points[t].value_is_zero[m]) {
+        products = depthwise_sample<T, NeedInput, NeedSamples, NeedWeight>(
+            rows, grad_rows, grad, weight, run.channels, grad_weight);
+      } else {
+        products = depthwise_sample<T, NeedInput, NeedSamples, false>(rows, grad_rows, grad, weight,
+                                                                      run.channels, grad_weight);
+        const T value = zero_by_rule(rows);
+        if (NeedWeight)
+          for (int64_t c = 0; c < run.channels; ++c) grad_weight[c] += grad[c] * value;
+      }
+      if (NeedSamples)
+        add_sample_gradients(points[t], m, products, pixels, run.samples + 3 * t * pixels + m);
+    }
+  }
+}
+
+template <typename T, bool NeedInput, bool NeedSamples>
+void depthwise_run(const BackwardTask<T>& task, const Tile<T>& tile, const SamplePoints<T>* points,
+                   const DepthwiseRun<T>& run) {
+  if (run.grad_weight)
+    depthwise_samples<T, NeedInput, NeedSamples, true>(task, tile, points, run);
+  else
+    depthwise_samples<T, NeedInput, NeedSamples, false>(task, tile, points, run);
+}
+
+template <typename T>
+void depthwise_tile(const BackwardTask<T>& task, const Slice& slice, int64_t image, int64_t first,
+                    const Tile<T>& tile, SamplePoints<T>* points, T* spare) {
+  const Geometry& g = task.g;
+  const int64_t size = g.channels_per_offset_group(), first_group = slice.first_channel / size;
+  const int64_t groups = (slice.first_channel + slice.channels - 1) / size - first_group + 1;
+  for_offset_groups(
+      g, slice.first_channel, slice.channels, [&](int64_t group, int64_t c, int64_t channels) {
+        for (int64_t t0 = 0; t0 < g.taps(); t0 += kTapsLocated) {
+          DepthwiseRun<T> run{c,
+                              channels,
+                              least(kTapsLocated, g.taps() - t0),
+                              task.grad + (image * g.out_pixels() + first) * g.channels + c,
+                              task.weight + t0 * g.channels + c,
+                              spare};
+          for (int64_t t = 0; t < run.taps; ++t)
+            locate_samples<false>(g, task.sampling, tile, t0 + t, group, points[t]);
+          if (task.grad_samples) {
+            const int64_t row = (image * groups + group - first_group) * g.taps() + t0;
+            run.samples = task.grad_samples + row * 3 * g.out_pixels() + first;
+          }
+          if (task.grad_weight) run.grad_weight = task.grad_weight + t0 * g.channels + c;
+          if (task.grad_input && run.samples)
+            depthwise_run<T, true, true>(task, tile, points, run);
+          else if (task.grad_input)
+            depthwise_run<T, true, false>(task, tile, points, run);
+          else if (run.samples)
+            depthwise_run<T, false, true>(task, tile, points, run);
+          else
+            depthwise_run<T, false, false>(task, tile, points, run);
+        }
+      });
+}
+
 template <typename T>
 void backward_depthwise(const BackwardTask<T>& task, const Slice& slice, T* memory) {
   const Geometry& g = task.g;
-  const int64_t taps = g.taps(), channels = slice.channels, first_channel = slice.first_channel;
   Scratch<T> scratch{memory};
   Tile<T>& tile = *scratch.template take_structs<Tile<T>>(1);
-  SamplePoints<T>& points = *scratch.template take_structs<SamplePoints<T>>(1);
-  T* spare = scratch.take(channels);
-  const int64_t stride = backward_column_stride<T>(g, channels);
-  T* columns = scratch.take(task.tile_pixels * stride);
-  const int64_t end = task.first_image + task.images;
-  for (int64_t n = task.first_image; n < end; ++n)
+  SamplePoints<T>* points =
+      scratch.template take_structs<SamplePoints<T>>(least(g.taps(), kTapsLocated));
+  T* spare = scratch.take(slice.channels);
+  for (int64_t n = task.first_image; n < task.first_image + task.images; ++n)
     for (int64_t first = 0; first < g.out_pixels(); first += task.tile_pixels) {
       const int64_t pixels = least(task.tile_pixels, g.out_pixels() - first);
       locate_tile(g, task.sampling, n * g.out_pixels() + first, pixels, tile);
-      const T* grad = task.grad + (n * g.out_pixels() + first) * g.channels + first_channel;
-      for (int64_t m = 0; m < pixels; ++m)
-        for (int64_t t = 0; t < taps; ++t) {
-          const T* weight = task.weight + t * g.channels + first_channel;
-          T* column = columns + m * stride + t * channels;
-          for (int64_t c = 0; c < channels; ++c) column[c] = grad[m * g.channels + c] * weight[c];
-        }
-      backpropagate_tile(task, tile, points, slice, first_channel, channels, first, columns, stride,
-                         spare);
-      if (!task.grad_weight) continue;
-      for (int64_t m = 0; m < pixels; ++m)
-        for (int64_t t = 0; t < taps; ++t) {
-          const T* column = columns + m * stride + t * channels;
-          T* out = task.grad_weight + t * g.channels + first_channel;
-          for (int64_t c = 0; c < channels; ++c) out[c] += grad[m * g.channels + c] * column[c];
-        }
+      depthwise_tile(task, slice, n, first, tile, points, spare);
     }
 }
 

@@ -25,11 +25,22 @@ struct Cut {
   int64_t slice_channels, chunks;
 };
 
+// Channels of a slice, at most. Wide ones repeat less work for each sample, but there must be
+// enough for many threads, of one image or of several.
+int64_t slice_channels(const Geometry& g) {
+  constexpr int64_t kEnough = 8;  // slices of all images
+  const int64_t images = std::clamp<int64_t>(g.batch, 1, kEnough);
+  if (!g.depthwise()) return g.channels * images >= kEnough * 64 ? 64 : 32;
+  const int64_t needed = (kEnough + images - 1) / images;
+  const int64_t widest = std::clamp<int64_t>(g.channels / needed, 64, 256);
+  const int64_t slices = (g.channels + widest - 1) / widest;
+  return ((g.channels + slices - 1) / slices + 15) / 16 * 16;  // of equal width, whole vectors
+}
+
 Cut cut_backward(const Geometry& g, const PanelLayout& layout) {
   constexpr int64_t kEnoughSlices = 8, kEnoughUnits = 16;
   Cut cut{};
-  const int64_t widest = g.depthwise() ? 128 : 64;
-  cut.slice_channels = g.channels >= kEnoughSlices * widest ? widest : 32;
+  cut.slice_channels = slice_channels(g);
   const int64_t inputs = g.depthwise() ? 1 : g.channels_per_group();
   const int64_t step =
       inputs < cut.slice_channels ? cut.slice_channels / inputs * inputs : cut.slice_channels;

@@ -8,7 +8,8 @@ SEGDEFORM_INLINE int64_t even_part(int64_t total, int64_t limit) {
   return (total + parts - 1) / parts;
 }
 
-constexpr int64_t kTapsLocated = 9;  // taps whose samples are located at a time
+constexpr int64_t kTapsLocated = 9;          // taps whose samples are located at a time
+constexpr int64_t kDepthwiseChannels = 192;  // of a depthwise convolution worked on at a time
 
 // Row length of the columns that a forward tile holds at a time.
 template <typename T>
@@ -190,12 +191,17 @@ void forward_depthwise(const ForwardTask<T>& task, int64_t first, int64_t pixels
   for_offset_groups(g, 0, g.channels, [&](int64_t group, int64_t c, int64_t run) {
     for (int64_t t = 0; t < taps; ++t)
       locate_samples<true>(g, task.sampling, tile, t, group, points[t]);
-    for (int64_t m = 0; m < pixels; ++m) {
-      T* out = task.output + (first + m) * g.channels + c;
-      for (int64_t i = 0; i < run; ++i) out[i] = task.bias ? task.bias[c + i] : T(0);
-      for (int64_t t = 0; t < taps; ++t)
-        rows[t] = corner_rows<true>(g, task.sampling, tile, points[t], m, c);
-      depthwise_pixel(rows, taps, task.weight + c, g.channels, run, out);
+    // A pixel's taps read four rows each: of so many channels these stay in the first cache.
+    const int64_t block = Scratch<T>::rounded(even_part(run, kDepthwiseChannels));
+    for (int64_t b = c; b < c + run; b += block) {
+      const int64_t width = least(block, c + run - b);
+      for (int64_t m = 0; m < pixels; ++m) {
+        T* out = task.output + (first + m) * g.channels + b;
+        for (int64_t i = 0; i < width; ++i) out[i] = task.bias ? task.bias[b + i] : T(0);
+        for (int64_t t = 0; t < taps; ++t)
+          rows[t] = corner_rows<true>(g, task.sampling, tile, points[t], m, b);
+        depthwise_pixel(rows, taps, task.weight + b, g.channels, width, out);
+      }
     }
   });
 }

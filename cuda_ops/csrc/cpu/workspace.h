@@ -5,6 +5,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -30,11 +31,24 @@ class Buffer {
 };
 
 // Calls f(begin, end) over the units on torch's threads. `cost` is the work of one unit in
-// elementary operations: waking a thread pays from some ten thousand on.
+// elementary operations: waking a thread pays from some ten thousand on. Threads take runs of units
+// as they become free, so that none waits long for one whose core is slow or busy.
 template <typename F>
 void parallel_units(int64_t units, int64_t cost, F f) {
-  torch::stable::parallel_for(0, units, std::max<int64_t>(1, 30000 / std::max<int64_t>(1, cost)),
-                              f);
+  constexpr int64_t kWorth = 30000, kTurns = 8;
+  const int64_t least = std::max<int64_t>(1, kWorth / std::max<int64_t>(1, cost));
+  const int64_t threads =
+      std::min<int64_t>(torch::stable::get_num_threads(), (units + least - 1) / least);
+  if (threads <= 1) {
+    if (units > 0) f(int64_t(0), units);
+    return;
+  }
+  const int64_t run = std::max(least, units / (threads * kTurns));
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t begin; (begin = next.fetch_add(run, std::memory_order_relaxed)) < units;)
+      f(begin, std::min(begin + run, units));
+  });
 }
 
 template <typename T>
