@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from segdeform.config.section import Fraction, Positive, Section
+from segdeform.errors import nearest
+
+LossName = Literal["cross_entropy", "ohem", "dice", "lovasz", "focal", "boundary"]
+_SMOOTHED = frozenset({"cross_entropy", "ohem"})
+
+
+def _name_or_weights(value: object) -> object:
+    weights = {value: 1.0} if isinstance(value, str) else value
+    if not isinstance(weights, dict) or not weights:
+        raise ValueError("name a loss, or several as {name: weight}")
+    for name, weight in weights.items():
+        if name not in get_args(LossName):
+            raise ValueError(f"unknown loss '{name}'.{nearest(str(name), get_args(LossName))}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+            raise ValueError(f"the weight of {name} must be a number above 0")
+    return value
+
+
+Losses = Annotated[LossName | dict[LossName, float], BeforeValidator(_name_or_weights)]
 
 
 class TrainConfig(Section):
@@ -38,9 +57,19 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = True
     ema_decay: Fraction = Field(0.0, description="0: no average of the network; else e.g. 0.999")
-    loss: Literal["cross_entropy", "ohem"] = "cross_entropy"
+    loss: Losses = Field(
+        "cross_entropy",
+        description="a name, or {name: weight} for a sum: cross_entropy, ohem (of the hardest "
+        "pixels), focal (less of easy pixels), boundary (more near boundaries), dice and lovasz "
+        "(of overlaps; means over the classes in a batch, by class_weights)",
+    )
     ohem_keep: Fraction = Field(0.25, description="least share of the hardest pixels kept")
     ohem_threshold: Fraction = Field(0.7, description="pixels with p(truth) below this are kept")
+    focal_gamma: float = Field(2.0, ge=0, le=10, description="0: focal is the cross entropy")
+    boundary_width: int = Field(3, ge=1, le=255, description="pixels that count as near a boundary")
+    boundary_strength: Positive = Field(
+        4.0, description="how much more a pixel near a boundary weighs than 1"
+    )
     class_weights: tuple[float, ...] | None = Field(
         None,
         description="one a class, in order, 0 or more and not all 0; the loss is the mean by them; "
@@ -54,6 +83,20 @@ class TrainConfig(Section):
         0, ge=0, description="steps between evaluations; 0: only at the end; may be auto"
     )
     log_every: int = Field(20, ge=1, description="steps between log lines")
+
+    @property
+    def losses(self) -> dict[LossName, float]:
+        """The losses that are summed up, and their weights."""
+        return {self.loss: 1.0} if isinstance(self.loss, str) else self.loss
+
+    @model_validator(mode="after")
+    def _smoothed_loss(self) -> TrainConfig:
+        if self.label_smoothing and _SMOOTHED.isdisjoint(self.losses):
+            raise ValueError(
+                "train.label_smoothing is of cross_entropy and ohem, not of "
+                + " and ".join(self.losses)
+            )
+        return self
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> TrainConfig:

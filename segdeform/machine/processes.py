@@ -131,6 +131,16 @@ class Processes:
         dist.all_reduce(value)
         return value
 
+    @torch.no_grad()
+    def side_by_side(self, value: Tensor) -> Tensor:
+        """Returns [..., P] tensors of all processes, of one shape, as [..., P * size] by rank."""
+        if self.size == 1:
+            return value.detach()
+        value = value.detach().contiguous()
+        parts = [torch.empty_like(value) for _ in range(self.size)]
+        dist.all_gather(parts, value)
+        return torch.cat(parts, -1)
+
     def gather(
         self,
         rows: NDArray[np.int64],  # [R, C]; R may differ between processes, C not

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from segdeform.config.schema import TrainConfig
+from segdeform.config.train import LossName
 from segdeform.training.losses import cross_entropy, ohem, segmentation_loss
 
 
@@ -59,11 +61,11 @@ def test_a_pixel_of_a_class_without_weight_counts_as_much_as_its_target() -> Non
     torch.testing.assert_close(cross_entropy(logits, labels, weights, 0.1), expected)
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "ohem"])
+@pytest.mark.parametrize("loss", get_args(LossName))
 @pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 2.0, 1.0])])
 def test_no_labelled_pixel_costs_nothing(loss: str, weights: Tensor | None) -> None:
     logits = torch.randn(2, 3, 4, 5, requires_grad=True)
-    train = TrainConfig.model_validate({"loss": loss, "label_smoothing": 0.1})
+    train = TrainConfig.model_validate({"loss": {loss: 2.0}})
     labels = torch.full((2, 4, 5), 255)
     value = segmentation_loss(logits, logits, labels, train, weights)
     value.backward()  # type: ignore[no-untyped-call]

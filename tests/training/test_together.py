@@ -35,6 +35,12 @@ CASES: dict[str, dict[str, Any]] = {
     "hard pixels, a share": {"loss": "ohem", "ohem_keep": 0.3, "ohem_threshold": 0.0},
     "hard pixels, all in one": {"loss": "ohem", "ohem_keep": 0.001, "ohem_threshold": 0.0},
     "hard pixels, a threshold": {"loss": "ohem", "ohem_keep": 0.0, "ohem_threshold": 0.3},
+    "dice": {"loss": "dice"},
+    "dice, weights": {"loss": "dice", "class_weights": (0.5, 2.0, 0.0)},
+    "lovasz": {"loss": "lovasz"},
+    "focal": {"loss": "focal", "class_weights": (0.5, 2.0, 0.0)},
+    "boundary": {"loss": "boundary", "boundary_width": 1},
+    "a sum": {"loss": {"cross_entropy": 1, "lovasz": 0.5, "dice": 0.25}},
 }
 
 

@@ -1,45 +1,15 @@
-"""Pixel losses. A batch without one labelled pixel costs 0 and has gradient 0, never NaN.
-
-Of several processes each computes its share of the loss of their whole batch: what they return adds
-up to what one process with all the pictures would return.
-"""
+"""Online hard example mining: the mean over the hardest pixels of the whole batch."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from segdeform.config.schema import TrainConfig
 from segdeform.data.dataset import ignore_label
 from segdeform.machine.processes import ALONE, Processes
+from segdeform.training.losses.pixels import cross_entropy
 
 _HALF = 2**16  # values of half the bits of a float32
-
-
-def cross_entropy(
-    logits: Tensor,  # [N, K, H, W] float32
-    labels: Tensor,  # [N, H, W] int64, class indices or what is ignored beside K classes
-    class_weights: Tensor | None = None,  # [K] float32
-    label_smoothing: float = 0.0,
-    peers: Processes = ALONE,
-) -> Tensor:
-    """Averages the cross entropy over labelled pixels, each class of the target by its weight.
-
-    With smoothing e the target of label y is (1 - e) for y plus e / K for every class (Szegedy et
-    al. 2016), so that a pixel weighs (1 - e) w[y] + e mean(w).
-    """
-    total = F.cross_entropy(
-        logits,
-        labels,
-        weight=class_weights,
-        ignore_index=ignore_label(logits.shape[1]),
-        reduction="sum",
-        label_smoothing=label_smoothing,
-    )
-    labelled = labels != ignore_label(logits.shape[1])
-    weight = _pixel_weights(labels, labelled, class_weights, label_smoothing).sum()
-    return _divide(total, peers.total(weight))
 
 
 def ohem(
@@ -67,33 +37,6 @@ def ohem(
         hard = labelled & ((probability < threshold) | ((probability <= last) & (least > 0)))
     selected = torch.where(hard, labels, ignore)
     return cross_entropy(logits, selected, class_weights, label_smoothing, peers)
-
-
-def segmentation_loss(
-    logits: Tensor,  # [N, K, H, W] float32
-    auxiliary: Tensor | None,  # [N, K, H, W] float32
-    labels: Tensor,  # [N, H, W] int64, class indices or what is ignored beside K classes
-    train: TrainConfig,
-    class_weights: Tensor | None,  # [K] float32
-    peers: Processes = ALONE,
-) -> Tensor:
-    """Computes the training loss: the chosen loss, plus the auxiliary head's cross entropy."""
-    if train.loss == "ohem":
-        loss = ohem(
-            logits,
-            labels,
-            class_weights,
-            train.label_smoothing,
-            peers,
-            keep=train.ohem_keep,
-            threshold=train.ohem_threshold,
-        )
-    else:
-        loss = cross_entropy(logits, labels, class_weights, train.label_smoothing, peers)
-    if auxiliary is None:
-        return loss
-    side = cross_entropy(auxiliary, labels, class_weights, train.label_smoothing, peers)
-    return loss + train.auxiliary_weight * side
 
 
 def _lowest(
@@ -126,17 +69,3 @@ def _bin_at(
     ends = counts.cumsum(0)
     found = torch.searchsorted(ends, place).clamp(max=_HALF - 1)
     return found, ends[found] - counts[found]
-
-
-def _pixel_weights(
-    labels: Tensor, labelled: Tensor, class_weights: Tensor | None, smoothing: float
-) -> Tensor:
-    if class_weights is None:
-        return labelled
-    of_label = (1 - smoothing) * class_weights + smoothing * class_weights.mean()  # [K]
-    return torch.where(labelled, of_label[torch.where(labelled, labels, 0)], 0.0)
-
-
-def _divide(total: Tensor, weight: Tensor) -> Tensor:
-    """Divides, with 0 / 0 = 0 and a gradient of 0 there."""
-    return total / torch.where(weight == 0, torch.ones_like(weight), weight)
