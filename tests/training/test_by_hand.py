@@ -73,6 +73,8 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16": {"precision": "bf16"},
     "ohem, threshold": {"loss": "ohem", "ohem_keep": 0.1, "ohem_threshold": 0.25},
     "ohem, share": {"loss": "ohem", "ohem_keep": 0.6, "ohem_threshold": 0.01},
+    "focal": {"loss": "focal", "focal_gamma": 1.5},
+    "boundary": {"loss": "boundary", "boundary_width": 2, "boundary_strength": 1.5},
     "auxiliary head": {"auxiliary_head": True, "auxiliary_weight": 0.7},
     "frozen": {"freeze_bn": True},
     "all": {
@@ -194,6 +196,23 @@ def _hard(settings: TrainConfig, logits: Tensor, labels: Tensor) -> Tensor:
     return kept
 
 
+def _mean_of_costs(settings: TrainConfig, logits: Tensor, labels: Tensor) -> Tensor:
+    """Weighs the cross entropy of each pixel by how badly it is known, or by what is near it."""
+    costs = F.cross_entropy(logits, labels, ignore_index=255, reduction="none")
+    seen = (labels != 255).float()
+    if settings.loss == "focal":
+        return (seen * (-(-costs).expm1()) ** settings.focal_gamma * costs).sum() / seen.sum()
+    near = torch.ones_like(costs)
+    reach = settings.boundary_width
+    for n, y, x in torch.nonzero(labels != 255).tolist():
+        window = labels[n, max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1]
+        if len(window[window != 255].unique()) > 1:
+            near[n, y, x] += settings.boundary_strength
+    weight = seen * near
+    assert seen.sum() < weight.sum() < (1 + settings.boundary_strength) * seen.sum()
+    return (weight * costs).sum() / weight.sum()
+
+
 def _optimizer(settings: TrainConfig, model: DeepLab) -> torch.optim.Optimizer:
     """Gives every parameter a group of its own, by its name and shape."""
     groups = []
@@ -238,7 +257,8 @@ def _three_steps_by_hand(config: Config, root: Path) -> dict[str, Any]:
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
             output = model(inputs)
         hard = _hard(settings, output.logits, labels) if settings.loss == "ohem" else labels
-        loss = _mean_loss(settings, output.logits, hard)
+        mean = _mean_of_costs if settings.loss in ("focal", "boundary") else _mean_loss
+        loss = mean(settings, output.logits, hard)
         if config.model.auxiliary_head:
             loss = loss + settings.auxiliary_weight * _mean_loss(settings, output.auxiliary, labels)
         optimizer.zero_grad()
