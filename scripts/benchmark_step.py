@@ -24,9 +24,9 @@ from segdeform.config.loading import load_config
 from segdeform.config.schema import Config
 from segdeform.machine.cpu import keep_freed_memory
 from segdeform.models import build_model, freeze_batch_norm
+from segdeform.training.gradients import PRECISIONS
 from segdeform.training.losses import segmentation_loss
 from segdeform.training.optim import build_optimizer
-from segdeform.training.step import PRECISIONS
 
 CLASSES = 11
 

@@ -35,6 +35,17 @@ class TrainConfig(Section):
         40_000, ge=1, le=2**40, description="optimiser steps; auto: by pictures, or --minutes"
     )
     batch_size: int = Field(16, ge=1, description="crops a step, all processes; auto: by memory")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="parts in which a step's batch is computed, one after the other, to take less "
+        "memory; the loss is that of the whole batch",
+    )
+    checkpointing: bool = Field(
+        False,
+        description="compute the backbone's blocks a second time on the way back, in the place of "
+        "keeping what they computed: the same bits in less memory, about a third slower",
+    )
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = Field(0.01, description="highest learning rate; auto: by optimizer and batch")
     momentum: Fraction = Field(0.9, description="SGD only")
@@ -47,6 +58,13 @@ class TrainConfig(Section):
     )
     backbone_lr_factor: float = Field(
         1.0, ge=0, description="backbone's rate / lr; auto: by weights"
+    )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="each of the backbone's parts learns by this factor slower than the one after "
+        "it (Clark et al. 2020, layer-wise decay): stem and stages of a ResNet, blocks else",
     )
     offset_lr_factor: float = Field(0.1, ge=0, description="offset branches' rate / their layer's")
     freeze_bn: bool = Field(

@@ -190,9 +190,11 @@ def _batch_size(config: Config, seen: Seen, crop_bytes: int) -> tuple[int, str]:
     while share * seen.processes < wanted:
         share += 1
     why = "the usual number" if pictures >= _BATCH else f"there are {pictures} pictures"
+    parts = config.train.accumulate
+    share = -(-share // parts) * parts
     if seen.memory is not None:
-        if share * crop_bytes > seen.memory:
-            share, why = max(1, int(seen.memory // crop_bytes)), "what fits"
+        if share // parts * crop_bytes > seen.memory:
+            share, why = max(1, int(seen.memory // crop_bytes)) * parts, "what fits"
         taken, free = crop_bytes / 2**30, seen.memory / 2**30
         why += f"; a crop takes about {taken:.1f} of the {free:.1f} GiB that may be used"
     if seen.processes > 1:

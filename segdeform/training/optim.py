@@ -35,14 +35,19 @@ def learning_rate_factor(train: TrainConfig, step: int) -> float:
 def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
     """Divides the trainable parameters by learning rate and weight decay, each into one group.
 
-    Parameters below `backbone` learn at `backbone_lr_factor`, those below an `offset_conv` at
+    Parameters below `backbone` learn at `backbone_lr_factor`, in part k of n from its end at
+    `layer_decay`^k of that (see `depth_from_end`), those below an `offset_conv` at
     `offset_lr_factor` times what surrounds them. Biases and normalisation do not decay. Every
     group carries its `lr_factor`, which `set_learning_rate` multiplies with the schedule.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    parts = backbone_parts(model)
     for module_name, module in model.named_modules():
         path = module_name.split(".")
-        factor = train.backbone_lr_factor if path[0] == "backbone" else 1.0
+        factor = 1.0
+        if path[0] == "backbone":
+            depth = depth_from_end(path[1:], parts)
+            factor = train.backbone_lr_factor * train.layer_decay**depth
         if "offset_conv" in path:
             factor *= train.offset_lr_factor
         for name, parameter in module.named_parameters(recurse=False):
@@ -55,6 +60,24 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any
         {"params": parameters, "lr_factor": factor, "weight_decay": decay}
         for (factor, decay), parameters in groups.items()
     ]
+
+
+def backbone_parts(model: nn.Module) -> list[str]:
+    """Names the parts of a network's backbone in their order: layers of a ResNet, blocks else."""
+    backbone = getattr(model, "backbone", nn.Module())
+    names = [name for name, _ in backbone.named_children() if name.startswith("layer")]
+    blocks = getattr(backbone, "features", nn.Module())
+    return names or [f"features.{name}" for name, _ in blocks.named_children()]
+
+
+def depth_from_end(path: list[str], parts: list[str]) -> int:
+    """Returns 1 for what lies in the last part, and one more for each part nearer to the pictures.
+
+    What lies in none (a ResNet's stem) counts as the part before the first. Heads have depth 0.
+    """
+    name = ".".join(path) + "."
+    place = next((k for k, part in enumerate(parts) if name.startswith(f"{part}.")), -1)
+    return len(parts) - place
 
 
 def build_optimizer(model: nn.Module, train: TrainConfig) -> Optimizer:

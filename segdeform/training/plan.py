@@ -85,14 +85,21 @@ def check_config(
     refuse_class_weights(train.class_weights, train_set)
     if train.precision == "fp16" and device.type != "cuda":
         raise ConfigError("train.precision = fp16 needs a CUDA device: use bf16 or fp32")
-    if train.batch_size % peers.size:
+    if train.batch_size % train.accumulate or train.batch_size // train.accumulate % peers.size:
+        if train.accumulate > 1:
+            raise ConfigError(
+                f"train.batch_size = {train.batch_size} cannot be parted equally by "
+                f"train.accumulate = {train.accumulate}"
+                + (f" and {peers.size} processes" if peers.size > 1 else "")
+                + ": use a multiple"
+            )
         raise ConfigError(
             f"train.batch_size = {train.batch_size} cannot be shared equally by {peers.size} "
             "processes: use a multiple"
         )
     stride = config.model.output_stride
     smallest = math.prod(-(-side // stride) for side in config.data.crop)  # values a channel
-    if train.batch_size // peers.size * smallest < 2:
+    if train.batch_size // train.accumulate // peers.size * smallest < 2:
         raise ConfigError(
             f"data.crop = {list(config.data.crop)} with train.batch_size = {train.batch_size} "
             "leaves one value a channel, which BatchNorm cannot normalise: enlarge one of them"

@@ -162,7 +162,9 @@ def _first_state(plan: Plan, resume: bool, overwrite: bool, checked: bool) -> Tr
     with peers.in_step():
         state = build_state(plan, found)
     share_state(peers, state)
-    warning = batch_norm_warning(state.model, peers, plan.config.train.batch_size)
+    warning = batch_norm_warning(
+        state.model, peers, plan.config.train.batch_size, plan.config.train.accumulate
+    )
     if warning is not None:
         plan.reporter.message(warning)
     with peers.in_step():

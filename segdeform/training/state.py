@@ -12,6 +12,7 @@ from segdeform.models import build_model, freeze_batch_norm
 from segdeform.models.deeplab import DeepLab
 from segdeform.models.deform import deformable_layers
 from segdeform.models.pyramid import misfit, silence_unreachable_taps
+from segdeform.models.recompute import recompute_blocks
 from segdeform.training import checkpoint
 from segdeform.training.beginning import begin_with_folder, begins_with_folder
 from segdeform.training.channels import statistics_used
@@ -39,6 +40,8 @@ def build_state(plan: Plan, found: Checkpoint | None) -> TrainState:
     plan.reporter.message(f"deformable layers: {chosen or 'none'}")
     if train.freeze_bn:
         freeze_batch_norm(model.backbone)
+    if train.checkpointing:
+        recompute_blocks(model.backbone)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     model.to(plan.device, memory_format=layout)  # type: ignore[call-overload]
     averaged = averaged_model(model, train.ema_decay) if train.ema_decay else None

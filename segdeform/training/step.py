@@ -6,19 +6,16 @@ import math
 from collections.abc import Generator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from segdeform.data.loader import train_loader
 from segdeform.errors import NotFiniteError
 from segdeform.training.checkpoint import TrainState
-from segdeform.training.losses import segmentation_loss
+from segdeform.training.gradients import backpropagate
 from segdeform.training.optim import set_learning_rate
 from segdeform.training.plan import Plan
 from segdeform.training.together import average_statistics
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Done(NamedTuple):
@@ -42,19 +39,14 @@ def do_step(
         NotFiniteError: the loss or the gradient is no finite number, as far as looking is free.
     """
     train = plan.config.train
-    torch.manual_seed(step_seed(train.seed, state.step, plan.peers.rank))
     rate = set_learning_rate(state.optimizer, train, state.step)
     images, labels = _to_device(plan, *batch)
-    loss = _loss(plan, network, images, labels, weights)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss = backpropagate(plan, state, network, images, labels, weights)
     whole, labelled = _of_all(plan, loss, labels, state.step)
-    _update(plan, state, loss)
+    _update(plan, state)
     state.step += 1
     return Done(whole, labelled, rate)
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Returns the 64-bit seed of the random generators in one step of one process."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
 
 
 def batches_from(plan: Plan, first_step: int) -> Generator[tuple[Tensor, Tensor], None, None]:
@@ -85,21 +77,6 @@ def _to_device(
     return images.to(torch.float32, memory_format=layout) / 255, labels.long()
 
 
-def _loss(
-    plan: Plan,
-    network: nn.Module,
-    images: Tensor,  # [N, 3, H, W] float32, 0..1
-    labels: Tensor,  # [N, H, W] int64
-    weights: Tensor | None,  # [K] float32
-) -> Tensor:
-    """Computes this process's share of the loss."""
-    train = plan.config.train
-    dtype = PRECISIONS[train.precision]
-    with torch.autocast(plan.device.type, dtype, enabled=dtype != torch.float32):
-        output = network(images)
-    return segmentation_loss(output.logits, output.auxiliary, labels, train, weights, plan.peers)
-
-
 def _of_all(plan: Plan, loss: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Sums loss and labelled pixels over all processes, [] float64 each.
 
@@ -112,11 +89,9 @@ def _of_all(plan: Plan, loss: Tensor, labels: Tensor, step: int) -> tuple[Tensor
     return whole, labelled
 
 
-def _update(plan: Plan, state: TrainState, loss: Tensor) -> None:
-    """Does the backward pass, clips, and moves the weights and their average."""
+def _update(plan: Plan, state: TrainState) -> None:
+    """Clips the gradients, and moves the weights and their average."""
     train, scaler = plan.config.train, state.scaler
-    state.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(scaler.scale(loss))
     average_statistics(plan.peers, state.model)
     if train.clip_grad_norm is not None:
         scaler.unscale_(state.optimizer)

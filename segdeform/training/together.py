@@ -64,16 +64,30 @@ def own_batch_norm(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def batch_norm_warning(model: DeepLab, peers: Processes, batch_size: int) -> str | None:
-    """Says by how much BatchNorm sees less than one process would show it; None: it does not."""
-    layers = own_batch_norm(model)
-    if peers.size == 1 or not layers:
+def batch_norm_warning(
+    model: DeepLab, peers: Processes, batch_size: int, accumulate: int = 1
+) -> str | None:
+    """Says by how much BatchNorm sees less than a whole batch would show it; None: it does not."""
+    parted = accumulate > 1
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm)
+        and module.training
+        and (parted or not isinstance(module, nn.SyncBatchNorm))
+    ]
+    if (peers.size == 1 and not parted) or not layers:
         return None
-    share = batch_size // peers.size
+    share = batch_size // accumulate
+    if len(own_batch_norm(model)) == len(layers):
+        share //= peers.size
+    whose = "those of their own process (torch can do better on GPUs only): the network will not "
+    whose += "be that of one process"
+    if parted:
+        whose = "those of one part (train.accumulate): the network will not be that of one part"
     warning = (
         f"warning: {len(layers)} BatchNorm layers see {share} of the {batch_size} crops of a step, "
-        "those of their own process (torch can do better on GPUs only): the network will not be "
-        "that of one process"
+        f"{whose}"
     )
     if set(layers).isdisjoint(model.backbone.modules()):
         return warning

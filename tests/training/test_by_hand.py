@@ -75,6 +75,9 @@ CASES: dict[str, dict[str, Any]] = {
     "ohem, share": {"loss": "ohem", "ohem_keep": 0.6, "ohem_threshold": 0.01},
     "focal": {"loss": "focal", "focal_gamma": 1.5},
     "boundary": {"loss": "boundary", "boundary_width": 2, "boundary_strength": 1.5},
+    "slower towards the pictures": {"layer_decay": 0.75},
+    "parts": {"batch_size": 4, "accumulate": 2, "class_weights": WEIGHTS},
+    "blocks computed again": {"checkpointing": True, "precision": "bf16"},
     "auxiliary head": {"auxiliary_head": True, "auxiliary_weight": 0.7},
     "frozen": {"freeze_bn": True},
     "all": {
@@ -167,8 +170,13 @@ def _rate(settings: TrainConfig, step: int) -> float:
     return settings.lr * rate
 
 
-def _mean_loss(settings: TrainConfig, logits: Tensor, labels: Tensor) -> Tensor:
-    """Divides the cross entropy of the labelled pixels by the weights of their smoothed targets."""
+def _mean_loss(
+    settings: TrainConfig, logits: Tensor, labels: Tensor, all_labels: Tensor | None = None
+) -> Tensor:
+    """Divides the cross entropy of the labelled pixels by the weights of their smoothed targets.
+
+    The latter are those of the whole batch, where `labels` is a part of it.
+    """
     weights = torch.tensor(settings.class_weights or [1.0] * CLASSES)
     smoothing = settings.label_smoothing
     total = F.cross_entropy(
@@ -179,7 +187,8 @@ def _mean_loss(settings: TrainConfig, logits: Tensor, labels: Tensor) -> Tensor:
         ignore_index=255,
         label_smoothing=smoothing,
     )
-    of_pixels = weights[labels[labels != 255]]
+    whole = labels if all_labels is None else all_labels
+    of_pixels = weights[whole[whole != 255]]
     return total / ((1 - smoothing) * of_pixels + smoothing * weights.mean()).sum()
 
 
@@ -220,6 +229,8 @@ def _optimizer(settings: TrainConfig, model: DeepLab) -> torch.optim.Optimizer:
         if not parameter.requires_grad:
             continue
         factor = settings.backbone_lr_factor if name.startswith("backbone.") else 1.0
+        if name.startswith("backbone.features."):  # 18 blocks
+            factor *= settings.layer_decay ** (18 - int(name.split(".")[2]))
         factor *= settings.offset_lr_factor if ".offset_conv." in name else 1.0
         decay = settings.weight_decay if parameter.dim() == 4 else 0.0
         groups.append({"params": [parameter], "factor": factor, "weight_decay": decay})
@@ -248,27 +259,38 @@ def _three_steps_by_hand(config: Config, root: Path) -> dict[str, Any]:
     model = model.to(memory_format=layout).train()
     average, optimizer, logged = deepcopy(model), _optimizer(settings, model), []
     for step, (images, labels) in enumerate(_batches(config, root)):
-        entropy = np.random.SeedSequence([settings.seed, step, 0]).generate_state(1, np.uint64)
-        torch.manual_seed(int(entropy[0]))  # of dropout
         rate = _rate(settings, step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        inputs = images.permute(0, 3, 1, 2).contiguous(memory_format=layout).float() / 255
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
-            output = model(inputs)
-        hard = _hard(settings, output.logits, labels) if settings.loss == "ohem" else labels
-        mean = _mean_of_costs if settings.loss in ("focal", "boundary") else _mean_loss
-        loss = mean(settings, output.logits, hard)
-        if config.model.auxiliary_head:
-            loss = loss + settings.auxiliary_weight * _mean_loss(settings, output.auxiliary, labels)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        total = 0.0
+        for part in range(settings.accumulate):
+            seed = [settings.seed, step, 0, part] if part else [settings.seed, step, 0]
+            entropy = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+            torch.manual_seed(int(entropy[0]))  # of dropout
+            size = settings.batch_size // settings.accumulate
+            rows = slice(part * size, (part + 1) * size)
+            inputs = images[rows].permute(0, 3, 1, 2).contiguous(memory_format=layout).float() / 255
+            with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
+                output = model(inputs)
+            truth = labels[rows]
+            hard = _hard(settings, output.logits, truth) if settings.loss == "ohem" else truth
+            mean = _mean_of_costs if settings.loss in ("focal", "boundary") else _mean_loss
+            if settings.accumulate > 1:
+                loss = _mean_loss(settings, output.logits, truth, labels)
+            else:
+                loss = mean(settings, output.logits, hard)
+            if config.model.auxiliary_head:
+                side = _mean_loss(settings, output.auxiliary, truth)
+                loss = loss + settings.auxiliary_weight * side
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
         if settings.clip_grad_norm:
             norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad_norm)
             assert norm > 2 * settings.clip_grad_norm, "the case tries nothing"
         optimizer.step()
         _average(settings, average, model, step)
-        logged.append((loss.item(), rate))
+        logged.append((total, rate))
     momenta = {
         f"{name}/{key}": value
         for name, parameter in model.named_parameters()

@@ -87,3 +87,28 @@ def test_rates_and_decay_of_named_parameters() -> None:
         assert rate == pytest.approx(expected), name
         assert decay == (0.7 if parameter.dim() == 4 else 0.0), name
     assert any(math.isclose(rate, 0.03) for rate, _ in found.values()), "no offset branch"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "depths"),
+    [
+        ("resnet18", {"conv1": 5, "bn1": 5, "layer1.0.conv1": 4, "layer4.1.conv2": 1}),
+        ("mobilenet_v2", {"features.0.0": 18, "features.1.conv.1": 17, "features.17.conv.2": 1}),
+    ],
+)
+def test_parts_nearer_to_the_pictures_learn_slower(backbone: str, depths: dict[str, int]) -> None:
+    config = tiny_config(layer_decay=0.5, backbone_lr_factor=0.25, offset_lr_factor=0.125)
+    model = config.model.model_copy(update={"backbone": backbone})
+    network = build_model(model, config.deform, 4)
+    groups = parameter_groups(network, config.train)
+    factors = {id(p): group["lr_factor"] for group in groups for p in group["params"]}
+    for name, depth in depths.items():
+        weight = network.backbone.get_submodule(name).weight
+        assert factors[id(weight)] == 0.25 * 0.5**depth, name
+    for name, parameter in network.named_parameters():
+        if "offset_conv" in name:
+            layer = name.partition(".offset_conv")[0]
+            around = network.get_submodule(layer).weight
+            assert factors[id(parameter)] == 0.125 * factors[id(around)]
+        elif not name.startswith("backbone."):
+            assert factors[id(parameter)] == 1.0
