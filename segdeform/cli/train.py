@@ -73,11 +73,12 @@ def train(
     draft = load_draft(config, overrides or [])  # before torch's seconds of import
     if minutes is not None and 60 * minutes == float("inf"):  # seconds
         raise UsageError(f"--minutes {minutes:g}: give a number, or leave it out")
-    if minutes is not None and "train.steps" in draft.overridden:
-        raise UsageError(
-            f"--minutes {minutes:g} and {draft.overridden['train.steps']} contradict each other: "
-            "give one of them"
-        )
+    for key in ("train.steps", "train.epochs"):
+        if minutes is not None and key in draft.overridden:
+            raise UsageError(
+                f"--minutes {minutes:g} and {draft.overridden[key]} contradict each other: "
+                "give one of them"
+            )
     given = draft.filled()
     root = data_root(given.data.name, data)
     refuse_start(given, root, output, resume=resume, overwrite=overwrite)

@@ -64,8 +64,11 @@ class Draft:
 
     @classmethod
     def of(cls, config: Config) -> Draft:
-        """Returns a config made in code as a draft of which nothing is left open."""
-        return cls(config.model_dump(mode="json"), "the config", {})
+        """Returns a config made in code as a draft; open are only the steps of some epochs."""
+        draft = cls(config.model_dump(mode="json"), "the config", {})
+        if config.train.epochs is None or "steps" in config.train.model_fields_set:
+            return draft
+        return draft.leave_open("train.steps")
 
     def leave_open(self, key: str) -> Draft:
         """Returns the same with one more key that is `auto`."""
@@ -108,6 +111,7 @@ def load_draft(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Draft
         section, _, name = key.partition(".")
         values[section][name] = value
         overridden[key] = f"--set {override}"
+    _choose_steps_or_epochs(values["train"], overridden)
     draft = Draft(values, str(path), overridden)
     draft.filled()  # raises what is wrong with the rest
     return draft
@@ -123,6 +127,22 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Conf
             f"needs a value, as --set {key}={json.dumps(_default(key))}"
         )
     return draft.config({})
+
+
+def _choose_steps_or_epochs(train: dict[Any, Any], overridden: Mapping[str, str]) -> None:
+    """Lets the one that was overridden decide; the steps of epochs are open.
+
+    Where a file gives both, they have to agree, as they do in the config of a run.
+    """
+    if train.get("epochs") is None:
+        return
+    both = [overridden[key] for key in ("train.steps", "train.epochs") if key in overridden]
+    if len(both) == 2:
+        raise ConfigError(f"{both[0]} and {both[1]} contradict each other: give one of them")
+    if "train.steps" in overridden:
+        train["epochs"] = None
+    elif "train.epochs" in overridden or "steps" not in train:
+        train["steps"] = _AUTO
 
 
 def _default(key: str) -> Any:

@@ -49,8 +49,8 @@ class ModelConfig(Section):
     weights: str = Field(
         "imagenet",
         description="'imagenet' (torchvision's, downloaded), 'none' (random), the path of a "
-        ".safetensors or .pth file with torchvision's keys, or a model folder of the same network "
-        "and classes, which is trained further; auto: imagenet, else none",
+        ".safetensors or .pth file with torchvision's keys, or a run or model folder of the same "
+        "network, which is trained further; auto: imagenet, else none",
     )
     stem: Literal["plain", "deep"] = Field(
         "plain",
@@ -161,6 +161,7 @@ AUTO_KEYS = frozenset(
         "data.crop",
         "data.scale",
         "model.weights",
+        "model.aspp_rates",
         "train.steps",
         "train.batch_size",
         "train.lr",

@@ -34,6 +34,11 @@ class TrainConfig(Section):
     steps: int = Field(
         40_000, ge=1, le=2**40, description="optimiser steps; auto: by pictures, or --minutes"
     )
+    epochs: Positive | None = Field(
+        None,
+        description="passes over the training pictures, in the place of steps; null: as many "
+        "steps as train.steps says",
+    )
     batch_size: int = Field(16, ge=1, description="crops a step, all processes; auto: by memory")
     accumulate: int = Field(
         1,

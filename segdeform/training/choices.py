@@ -5,6 +5,7 @@ Plain functions of what was seen of the data set and of the machine.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from segdeform.checking.weights import RULE, balancing_weights
 from segdeform.config.loading import Draft
 from segdeform.config.schema import Config, TrainConfig
 from segdeform.errors import UsageError
+from segdeform.models.pyramid import fitting_rates
 from segdeform.training.pace import Pace, duration
 
 Size = tuple[int, int]  # (H, W), pixels
@@ -56,6 +58,7 @@ class Seen:
     device: str = "cpu"  # or "cuda"
     processes: int = 1
     memory: int | None = None  # bytes for each process; None: nobody knows
+    rates: tuple[int, ...] | None = None  # of the pyramid of a network to begin with
     no_weights: str = ""  # why ImageNet's weights cannot be had
 
 
@@ -74,6 +77,7 @@ def choose(draft: Draft, seen: Seen, crop_bytes: Callable[[Config, int], int]) -
         ("train.backbone_lr_factor", _backbone_lr_factor),
         ("data.crop", _crop),
         ("data.scale", _scale),
+        ("model.aspp_rates", _aspp_rates),
         ("train.class_weights", _class_weights),
         ("train.batch_size", batch_size),
         ("train.lr", _lr),
@@ -107,7 +111,9 @@ def choose_steps(
     views = _views(seen.train, config().data.crop)
     pace = None if budget is None else budget[1]
     settle("train.save_every", _save_every(pace))
-    if budget is None:
+    if config().train.epochs is not None:
+        settle("train.steps", _steps_of_epochs(config(), seen))
+    elif budget is None:
         settle("train.steps", _steps(config(), seen, views))
     else:
         asked = "train.eval_every" not in draft.auto
@@ -170,6 +176,15 @@ def _scale(config: Config, seen: Seen) -> tuple[list[float], str]:
     return [0.75, 1.5], "objects keep about their size; lines a few pixels wide stay visible"
 
 
+def _aspp_rates(config: Config, seen: Seen) -> tuple[list[int] | None, str]:
+    if seen.rates is not None:
+        return list(seen.rates), "those of the network that model.weights names"
+    if config.model.head == "deeplab":
+        return None, "this head has no pyramid"
+    rates = fitting_rates(config.model.output_stride, config.data.crop)
+    return list(rates), "what fits the crop"
+
+
 def _class_weights(config: Config, seen: Seen) -> tuple[list[float] | None, str]:
     """Weighs classes (`balancing_weights`) where one is rare."""
     shares = np.array(seen.pixels) / max(1, sum(seen.pixels))
@@ -226,6 +241,18 @@ def _steps(config: Config, seen: Seen, views: float) -> tuple[int, str]:
         f"{passes:.0f} passes over {_pictures(pictures)}, {views:.0f} crops of them a pass; "
         "--minutes 15 sets them by time instead"
     )
+
+
+def _steps_of_epochs(config: Config, seen: Seen) -> tuple[int, str]:
+    train, pictures = config.train, len(seen.train)
+    assert train.epochs is not None
+    what = f"{train.epochs:g} epochs of {_pictures(pictures)} in batches of {train.batch_size}"
+    return steps_of_epochs(train.epochs, pictures, train.batch_size), what
+
+
+def steps_of_epochs(epochs: float, pictures: int, batch_size: int) -> int:
+    """Returns the least number of steps that show every picture `epochs` times, on average."""
+    return max(1, math.ceil(round(epochs * pictures / batch_size, 6)))
 
 
 def _pictures(count: int) -> str:

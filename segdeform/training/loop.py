@@ -59,7 +59,7 @@ def train(
 
     Raises:
         UsageError: the folder holds a run and neither `resume` nor `overwrite` is given; `minutes`
-            do not suffice for ten steps.
+            do not suffice for ten steps, or are given beside train.epochs.
         ConfigError, DataError, ModelError, DownloadError: before the first step.
         RunLockedError: another process works in the folder.
         NotFiniteError: the loss is no finite number; the last checkpoint stays as it is.

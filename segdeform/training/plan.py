@@ -22,6 +22,7 @@ from segdeform.machine.cpu import available_cores
 from segdeform.machine.processes import Processes, neighbours
 from segdeform.machine.signals import StopSignals
 from segdeform.models.pyramid import ASPP_RATES
+from segdeform.training.choices import steps_of_epochs
 from segdeform.training.logging import Reporter
 from segdeform.training.start import refuse_class_weights
 
@@ -30,6 +31,7 @@ FREE_KEYS = frozenset(
     {"train.save_every", "train.eval_every", "train.log_every"}
     | {f"eval.{key}" for key in EvalConfig.model_fields}
 )
+_LENGTH = ("train.epochs", "train.steps")
 # What a run has meant that says nothing of these keys, which are filled in when a run begins.
 _ONCE = {
     "data.channels": 3,
@@ -83,6 +85,7 @@ def check_config(
     train = config.train
     refuse_countless(len(train_set.classes))
     refuse_class_weights(train.class_weights, train_set)
+    refuse_other_steps(config, len(train_set))
     if train.precision == "fp16" and device.type != "cuda":
         raise ConfigError("train.precision = fp16 needs a CUDA device: use bf16 or fp32")
     if train.batch_size % train.accumulate or train.batch_size // train.accumulate % peers.size:
@@ -104,6 +107,28 @@ def check_config(
             f"data.crop = {list(config.data.crop)} with train.batch_size = {train.batch_size} "
             "leaves one value a channel, which BatchNorm cannot normalise: enlarge one of them"
         )
+
+
+def refuse_other_steps(config: Config, pictures: int) -> None:
+    """Raises ConfigError where train.steps are not those of train.epochs."""
+    train = config.train
+    if train.epochs is None:
+        return
+    steps = steps_of_epochs(train.epochs, pictures, train.batch_size)
+    if steps != train.steps:
+        raise ConfigError(
+            f"train.epochs = {train.epochs:g} of {pictures} pictures are {steps} steps, and "
+            f"train.steps = {train.steps}: give one of them (--set train.steps=auto)"
+        )
+
+
+def _another_length(plan: Plan) -> str:
+    """Says how to train a network for longer than its run was meant to."""
+    return (
+        ". The learning rate followed a schedule to the end of these steps, so that a longer run "
+        f"is another one, which can begin with the network of this: --set model.weights={plan.run} "
+        f"--output {plan.run.with_name(plan.run.name + '-longer')}"
+    )
 
 
 def check_same_classes(train_set: Dataset, val_set: Dataset) -> None:
@@ -133,7 +158,7 @@ def check_resumable(plan: Plan, record: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{key} is {new.get(key)} now and was {old.get(key)} when {plan.run} began: resume "
                 f"with the config that it began with (--set {key}={json.dumps(old.get(key))}), or "
-                "start anew with --overwrite"
+                f"start anew with --overwrite{_another_length(plan) if key in _LENGTH else ''}"
             )
     old_data = record.get("data")
     for split, fingerprint in ours["data"].items():

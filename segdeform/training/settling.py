@@ -25,8 +25,11 @@ from segdeform.config.strict_yaml import read_yaml
 from segdeform.data.dataset import Dataset
 from segdeform.errors import ConfigError, DownloadError, ModelError
 from segdeform.files.manifest import read_json
+from segdeform.model_folder import DESCRIPTION, find_model
 from segdeform.models.pyramid import fit_to_crop
 from segdeform.models.weights import imagenet_file
+from segdeform.segmenter import read_description
+from segdeform.training.beginning import begins_with_folder
 from segdeform.training.channels import with_channels
 from segdeform.training.choices import Choice, Seen, choose, choose_steps, values_of
 from segdeform.training.logging import Reporter
@@ -162,7 +165,10 @@ def _tell(choices: list[Choice], say: Say) -> None:
 def _look(
     draft: Draft, train_set: Dataset, report: Report, device: torch.device, processes: int = 1
 ) -> Seen:
-    given, no_weights = draft.filled(), ""
+    given, no_weights, rates = draft.filled(), "", None
+    if "model.aspp_rates" in draft.auto and begins_with_folder(given):
+        folder, _ = find_model(Path(given.model.weights))
+        rates = read_description(folder / DESCRIPTION).model.aspp_rates
     if "model.weights" in draft.auto:
         try:
             imagenet_file(given.model.backbone)
@@ -177,6 +183,7 @@ def _look(
         device=device.type,
         processes=processes,
         memory=usable_memory(device),
+        rates=rates,
         no_weights=no_weights,
     )
 

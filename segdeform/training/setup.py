@@ -26,6 +26,7 @@ from segdeform.machine.processes import own_device, processes
 from segdeform.machine.signals import StopSignals
 from segdeform.models.pyramid import fit_to_crop
 from segdeform.training import checkpoint
+from segdeform.training.beginning import may_begin_with_folder
 from segdeform.training.channels import fit_to_bands, with_channels, with_statistics
 from segdeform.training.checkpoint import Checkpoint, TrainState
 from segdeform.training.logging import Reporter
@@ -71,10 +72,16 @@ def open_run(
     Arguments and errors are those of `training.loop.train`.
     """
     draft = Draft.of(config) if isinstance(config, Config) else config
+    if may_begin_with_folder(draft.filled()):
+        draft = draft.leave_open("model.aspp_rates")
     budget = None if minutes is None else Budget(60 * minutes, time.perf_counter())
     if budget is not None:
         draft = draft.leave_open("train.steps")
-    given = config if isinstance(config, Config) else config.filled()
+        if draft.filled().train.epochs is not None:
+            raise UsageError(
+                "a time in minutes and train.epochs contradict each other: --set train.epochs=null"
+            )
+    given = draft.filled()
     own = own_device(resolve_device(device))
     require_right_kernels(own)
     if own.type == "cpu":

@@ -78,7 +78,7 @@ def _build_network(plan: Plan, pretrained: bool) -> tuple[DeepLab, str | None]:
         std=std,
     )
     if whole:
-        digest = begin_with_folder(model, config, classes)
+        digest = begin_with_folder(model, config, classes, plan.reporter.message)
     elif pretrained and config.model.weights not in ("none", "imagenet"):
         digest = sha256(Path(config.model.weights))
     if silenced := silence_unreachable_taps(model, config.data.crop):
