@@ -105,6 +105,16 @@ class TrainConfig(Section):
     eval_every: int = Field(
         0, ge=0, description="steps between evaluations; 0: only at the end; may be auto"
     )
+    keep_best: bool = Field(
+        False,
+        description="end with the weights that scored best on data.val_split, not with the last",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="end after so many evaluations that score no better than one before; null: "
+        "after all steps",
+    )
     log_every: int = Field(20, ge=1, description="steps between log lines")
 
     @property

@@ -27,7 +27,7 @@ from segdeform.evaluation.evaluate import (
 from segdeform.evaluation.examples import choose_examples
 from segdeform.evaluation.report import render_report
 from segdeform.evaluation.result import write_evaluation
-from segdeform.evaluation.split import load_split, refuse_other_classes, trained_on
+from segdeform.evaluation.split import chosen_on, load_split, refuse_other_classes, trained_on
 from segdeform.evaluation.submission import (
     label_map_path,
     label_map_writer,
@@ -100,6 +100,11 @@ def run_evaluation(
                     say(
                         f"warning: {known} of {len(dataset)} pictures were trained on: the score "
                         "is not that of new ones"
+                    )
+                if say is not None and (count := chosen_on(segmenter, dataset)):
+                    say(
+                        f"warning: these weights were chosen as the best of {count} by the score "
+                        "on this split: on new pictures they may score a little less"
                     )
         if not peers.share(labelled):  # a test split of placeholders is one without masks
             dataset = dataset.without_masks()

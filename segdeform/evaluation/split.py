@@ -51,6 +51,15 @@ def trained_on(segmenter: Segmenter, dataset: Dataset, data: Path | None) -> int
     return sum(sample.image.resolve() in seen for sample in dataset.samples)
 
 
+def chosen_on(segmenter: Segmenter, dataset: Dataset) -> int:
+    """Returns of how many networks this one scored best on the split; 0: it was not chosen so."""
+    training = segmenter.info.get("training", {})
+    match training.get("chosen"):
+        case {"by": str(by), "evaluations": int(count)} if by == f"mIoU on {dataset.split}":
+            return count if training.get("dataset") == dataset.name else 0
+    return 0
+
+
 def refuse_other_classes(classes: tuple[str, ...], dataset: Dataset) -> None:
     """Raises DataError unless the model's classes are the data set's, in the same order."""
     theirs = dataset.classes

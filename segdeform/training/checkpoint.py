@@ -9,8 +9,9 @@ step seeds the generators from (seed, step, rank).
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -21,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from segdeform.errors import ModelError
-from segdeform.files.atomic import sync
+from segdeform.files.atomic import json_number, sync
 from segdeform.files.manifest import (
     MANIFEST,
     read_json,
@@ -32,7 +33,7 @@ from segdeform.files.manifest import (
 from segdeform.files.tensors import check_fit, read_tensors, write_tensors
 from segdeform.models.deeplab import DeepLab
 from segdeform.segmenter import ModelDescription, write_description
-from segdeform.training.run_folder import checkpoint_folders, step_of
+from segdeform.training.run_folder import best_folder, best_folders, checkpoint_folders, step_of
 
 FORMAT = 1
 KEEP = 2  # checkpoints that stay: the newest and one to fall back to
@@ -49,6 +50,7 @@ class TrainState:
     step: int = 0  # steps done
     seconds: float = field(default=0.0)  # of training steps, over all interruptions
     weights_sha256: str | None = None  # of the file that the backbone started from
+    scores: dict[int, float] = field(default_factory=dict)  # val mIoU by the step evaluated at
 
     @property
     def best_model(self) -> DeepLab:
@@ -87,10 +89,14 @@ def save(
             write_tensors(new / "ema.safetensors", state.averaged.module.state_dict())
         write_tensors(new / "optimizer.safetensors", optimizer_tensors(state))
         write_description(new, description)
-        progress = {"step": state.step, "seconds": round(state.seconds, 3)}
+        progress = {
+            "step": state.step,
+            "seconds": round(state.seconds, 3),
+            "scores": [[step, json_number(score)] for step, score in state.scores.items()],
+        }
         scaler = state.scaler.state_dict()
         write_json(new / "state.json", {"format": FORMAT, **progress, "scaler": scaler, **record})
-    _delete_others(run, folder)
+    _delete_others(run, folder, state)
     return folder
 
 
@@ -130,6 +136,12 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> None:
         state.scaler.load_state_dict(checkpoint.record["scaler"])
     state.step = checkpoint.step
     state.seconds = float(checkpoint.record["seconds"])
+    state.scores = scores_of(checkpoint.record)
+
+
+def scores_of(record: dict[str, Any]) -> dict[int, float]:
+    """Returns the scores that a state.json holds; those of earlier versions have none."""
+    return {step: math.nan if score is None else score for step, score in record.get("scores", [])}
 
 
 def optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
@@ -175,15 +187,38 @@ def _read(folder: Path) -> Checkpoint:
             raise ModelError(f"{folder / 'state.json'} is not a training state of this version")
 
 
-def _delete_others(run: Path, newest_folder: Path) -> None:
-    """Deletes what is older than the last KEEP, and any abandoned steps after the newest."""
+def _delete_others(run: Path, newest_folder: Path, state: TrainState) -> None:
+    """Deletes what is older than the last KEEP, and any abandoned steps after the newest.
+
+    Of the networks that were once the best, those stay that are by the scores of a checkpoint.
+    """
     folders = checkpoint_folders(run)
     recent = [path for path in folders if step_of(path) <= step_of(newest_folder)][:KEEP]
-    for path in folders:
-        if path not in recent:
+    needed = [best_folder(run, step) for step in _best_steps(state.scores, recent)]
+    for path in [*folders, *best_folders(run)]:
+        if path not in recent and path not in needed:
             # Renamed first: a kill half-way must not leave a damaged checkpoint behind.
             shutil.rmtree(path.rename(path.with_name(f".{path.name}.old")))
     sync(newest_folder.parent)
+
+
+def best_step(scores: Mapping[int, float]) -> int | None:
+    """Returns the step of the highest mIoU, of equal ones the first; None: nothing was scored."""
+
+    def rank(step: int) -> float:
+        return -math.inf if math.isnan(scores[step]) else scores[step]
+
+    return max(sorted(scores), key=rank, default=None)
+
+
+def _best_steps(scores: Mapping[int, float], checkpoints: Sequence[Path]) -> set[int]:
+    """Returns the steps that are the best by what each of some checkpoints knows."""
+    found = set()
+    for last in map(step_of, checkpoints):
+        # One may have been written before the evaluation of its own step.
+        for end in (last, last - 1):
+            found.add(best_step({step: v for step, v in scores.items() if step <= end}))
+    return {step for step in found if step is not None}
 
 
 def _load_model(model: nn.Module, path: Path) -> None:

@@ -17,11 +17,12 @@ from segdeform.config.loading import Draft
 from segdeform.config.schema import Config
 from segdeform.errors import InterruptedByUserError
 from segdeform.training import checkpoint
-from segdeform.training.checkpoint import TrainState
+from segdeform.training.best import chosen, evaluation_is_due, is_over, keep_best, tell_end
+from segdeform.training.checkpoint import TrainState, best_step
 from segdeform.training.logging import Meter, Reporter, RunLog
 from segdeform.training.plan import Plan
 from segdeform.training.result import TrainResult, describe, shared_result, write_result
-from segdeform.training.scoring import score_last_checkpoint, score_now, show_scores
+from segdeform.training.scoring import score_best, score_last_checkpoint, score_now, show_scores
 from segdeform.training.setup import open_run
 from segdeform.training.state import class_weights
 from segdeform.training.step import batches_from, do_step, refuse_not_finite
@@ -95,7 +96,20 @@ def _train_steps(plan: Plan, state: TrainState, log: RunLog | None) -> None:
         network = peers.wrap(state.model, plan.device)
         batches = stack.enter_context(closing(batches_from(plan, state.step)))
         forecast = Forecast(plan, state)
-        while state.step < train.steps:
+        saved = (state.step, len(state.scores))  # nothing is new yet
+        while True:
+            if evaluation_is_due(train, state):
+                _evaluate(plan, state, log, meter)
+            over, stopped = is_over(train, state), peers.anyone(plan.stop())
+            due = over or stopped or state.step % train.save_every == 0
+            if due and saved != (saved := (state.step, len(state.scores))):
+                with peers.in_step():
+                    if peers.first:
+                        _save(plan, state, meter)
+            if over and not stopped:
+                return
+            if stopped:
+                raise plan.stop.error(f"saved at step {state.step} of {train.steps}")
             waiting = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - waiting
@@ -108,15 +122,6 @@ def _train_steps(plan: Plan, state: TrainState, log: RunLog | None) -> None:
             forecast.hear(meter)
             if log is not None and _due(state.step, train.log_every, train.steps):
                 _log(plan, meter, log, state.step, done.rate)
-            if train.eval_every and state.step % train.eval_every == 0 and state.step < train.steps:
-                _evaluate(plan, state, log, meter)
-            stopped = peers.anyone(plan.stop())
-            if stopped or _due(state.step, train.save_every, train.steps):
-                with peers.in_step():
-                    if peers.first:
-                        _save(plan, state, meter)
-            if stopped:
-                raise plan.stop.error(f"saved at step {state.step} of {train.steps}")
 
 
 def _log(plan: Plan, meter: Meter, log: RunLog, step: int, rate: float) -> None:
@@ -128,16 +133,28 @@ def _log(plan: Plan, meter: Meter, log: RunLog, step: int, rate: float) -> None:
 
 def _evaluate(plan: Plan, state: TrainState, log: RunLog | None, meter: Meter) -> None:
     with meter.paused(), suppress(InterruptedByUserError):  # the loop sees the flag next
-        show_scores(plan, log, state.step, score_now(plan, state))
+        evaluation = score_now(plan, state)
+        state.scores[state.step] = evaluation.scores.miou
+        show_scores(plan, log, state.step, evaluation)
+        with plan.peers.in_step():
+            if plan.peers.first and plan.config.train.keep_best:
+                keep_best(plan, state)
 
 
 def _finish(plan: Plan, state: TrainState, log: RunLog | None) -> None:
     evaluation = score_last_checkpoint(plan, state)
     with plan.peers.in_step():
-        if plan.peers.first:
+        if plan.peers.first and state.step not in state.scores:
             show_scores(plan, log, state.step, evaluation)
+    state.scores[state.step] = evaluation.scores.miou
+    best = best_step(state.scores)
+    if plan.config.train.keep_best and best is not None and best != state.step:
+        evaluation = score_best(plan, state, best)
+    with plan.peers.in_step():
+        if plan.peers.first:
+            tell_end(plan, state)
             with plan.stop.finishing():
-                write_result(plan, state, evaluation)
+                write_result(plan, state, evaluation, chosen(plan, state))
 
 
 def _save(plan: Plan, state: TrainState, meter: Meter) -> None:

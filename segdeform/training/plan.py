@@ -86,6 +86,11 @@ def check_config(
     refuse_countless(len(train_set.classes))
     refuse_class_weights(train.class_weights, train_set)
     refuse_other_steps(config, len(train_set))
+    if train.patience is not None and not train.eval_every:
+        raise ConfigError(
+            f"train.patience = {train.patience} counts evaluations, and train.eval_every = 0 makes "
+            "one at the end only: set it"
+        )
     if train.precision == "fp16" and device.type != "cuda":
         raise ConfigError("train.precision = fp16 needs a CUDA device: use bf16 or fp32")
     if train.batch_size % train.accumulate or train.batch_size // train.accumulate % peers.size:

@@ -51,7 +51,9 @@ def describe(plan: Plan, training: dict[str, Any]) -> ModelDescription:
     )
 
 
-def write_result(plan: Plan, state: TrainState, evaluation: Evaluation) -> None:
+def write_result(
+    plan: Plan, state: TrainState, evaluation: Evaluation, chosen: dict[str, Any] | None = None
+) -> None:
     """Writes RUN/model, then timing.json and, as the last file of a run, metrics.json."""
     model = plan.run / "model"
     remove_broken_model(plan.run)
@@ -64,6 +66,8 @@ def write_result(plan: Plan, state: TrainState, evaluation: Evaluation) -> None:
         peak_memory_bytes=peak_memory(plan.device),
     )
     summary = _summary(plan, result, state.weights_sha256)
+    if chosen is not None:
+        summary["chosen"] = chosen
     # Scores of an earlier way to score must not outlive their model: a kill may come between.
     (plan.run / "metrics.json").unlink(missing_ok=True)
     # The momentum of an earlier version's run may have moved what is held at zero.

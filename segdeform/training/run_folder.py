@@ -31,6 +31,20 @@ def checkpoint_folders(run: Path) -> list[Path]:
     return sorted(folders, key=step_of, reverse=True)
 
 
+def best_folder(run: Path, step: int) -> Path:
+    """Returns where the best network of a run is kept, which is that of a step."""
+    return run / "checkpoints" / f"best-{step:08d}"
+
+
+def best_folders(run: Path) -> list[Path]:
+    """Lists the folders of networks that were the best of a run when they were written."""
+    return sorted(
+        path
+        for path in (run / "checkpoints").glob("best-*")
+        if re.fullmatch(r"best-\d{8,}", path.name) and path.is_dir()
+    )
+
+
 def step_of(checkpoint: Path) -> int:
     """Returns the step that the name of a checkpoint folder tells."""
     return int(checkpoint.name.removeprefix("step-"))
@@ -85,6 +99,8 @@ def refuse_output(run: Path, *, resume: bool, overwrite: bool, data: Path | None
     _refuse_other_files(run / "model", MODEL_FILES)
     for folder in checkpoint_folders(run):
         _refuse_other_files(folder, CHECKPOINT_FILES)
+    for folder in best_folders(run):
+        _refuse_other_files(folder, MODEL_FILES)
 
 
 def _refuse_foreign(run: Path) -> None:
@@ -109,8 +125,9 @@ def _refuse_foreign(run: Path) -> None:
 
 def remove_leftovers(run: Path) -> None:
     """Deletes the unfinished folders that a killed process left among the checkpoints."""
-    for path in (run / "checkpoints").glob(".step-*"):
-        shutil.rmtree(path)
+    for kind in ("step", "best"):
+        for path in (run / "checkpoints").glob(f".{kind}-*"):
+            shutil.rmtree(path)
 
 
 def _refuse_other_files(folder: Path, ours: tuple[str, ...]) -> None:
@@ -133,7 +150,7 @@ def remove_run(run: Path) -> None:
     """Deletes what a run wrote and nothing else; a folder goes when nothing else is in it."""
     for name in FILES:
         (run / name).unlink(missing_ok=True)
-    for folder in checkpoint_folders(run):
+    for folder in (*checkpoint_folders(run), *best_folders(run)):
         shutil.rmtree(folder)
     if (run / "model").is_dir():
         shutil.rmtree(run / "model")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from segdeform.errors import InterruptedByUserError
 from segdeform.evaluation.evaluate import Evaluation, evaluate
 from segdeform.evaluation.verdict import score_line, warnings
+from segdeform.files.manifest import verify_manifest
+from segdeform.files.tensors import read_tensors
+from segdeform.model_folder import DESCRIPTION, WEIGHTS
 from segdeform.models import build_model
 from segdeform.models.folding import fold_batch_norm
 from segdeform.models.pyramid import silence_unreachable_taps
@@ -18,7 +22,7 @@ from segdeform.training.channels import statistics_used
 from segdeform.training.checkpoint import TrainState
 from segdeform.training.logging import RunLog
 from segdeform.training.plan import Plan
-from segdeform.training.run_folder import checkpoint_folders
+from segdeform.training.run_folder import best_folder, checkpoint_folders
 
 
 def score_now(plan: Plan, state: TrainState) -> Evaluation:
@@ -58,10 +62,31 @@ def score_last_checkpoint(plan: Plan, state: TrainState) -> Evaluation:
         InterruptedByUserError, StoppedError: a stop was asked for; the training itself is saved.
     """
     with plan.peers.in_step():
+        folder = checkpoint_folders(plan.run)[0] if plan.peers.first else plan.run
+    return _score_folder(plan, state, folder)
+
+
+def score_best(plan: Plan, state: TrainState, step: int) -> Evaluation:
+    """Puts the network that was the best, at a step, into the state, and scores it likewise.
+
+    Raises:
+        ModelError: it is damaged.
+        InterruptedByUserError, StoppedError: a stop was asked for; the training itself is saved.
+    """
+    folder, network = best_folder(plan.run, step), state.best_model
+    with plan.peers.in_step():
         if plan.peers.first:
-            segmenter = load(checkpoint_folders(plan.run)[0], str(plan.device))
-        else:
-            segmenter = _as_loaded(plan, state)
+            verify_manifest(folder, (WEIGHTS, DESCRIPTION))
+            network.load_state_dict(read_tensors(folder / WEIGHTS))
+    plan.peers.copy_from_first(network.state_dict().values())
+    return _score_folder(plan, state, folder)
+
+
+def _score_folder(plan: Plan, state: TrainState, folder: Path) -> Evaluation:
+    """Scores a folder of rank 0, whose weights the state has everywhere."""
+    with plan.peers.in_step():
+        own = load(folder, str(plan.device)) if plan.peers.first else None
+        segmenter = _as_loaded(plan, state) if own is None else own
     segmenter.info = plan.peers.share(segmenter.info)
     segmenter.options = plan.config.eval
     try:

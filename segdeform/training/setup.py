@@ -39,7 +39,7 @@ from segdeform.training.plan import (
     check_same_everywhere,
     default_workers,
 )
-from segdeform.training.result import is_finished
+from segdeform.training.result import is_finished, read_result
 from segdeform.training.run_folder import (
     holds_run,
     refuse_output,
@@ -164,7 +164,8 @@ def _first_state(plan: Plan, resume: bool, overwrite: bool, checked: bool) -> Tr
             finished = is_finished(plan)
             found = None if finished else find_checkpoint(plan)
     if peers.share(finished):
-        plan.reporter.message(f"{plan.run} is finished: {plan.config.train.steps} steps")
+        steps = read_result(plan.run).steps if peers.first else 0
+        plan.reporter.message(f"{plan.run} is finished: {steps} steps")
         return None
     with peers.in_step():
         state = build_state(plan, found)

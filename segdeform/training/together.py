@@ -8,9 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from segdeform.files.atomic import json_number
 from segdeform.machine.processes import Processes
 from segdeform.models.deeplab import DeepLab
-from segdeform.training.checkpoint import TrainState, fill_optimizer, optimizer_tensors
+from segdeform.training.checkpoint import (
+    TrainState,
+    fill_optimizer,
+    optimizer_tensors,
+    scores_of,
+)
 
 
 def share_state(peers: Processes, state: TrainState) -> None:
@@ -27,12 +33,14 @@ def share_state(peers: Processes, state: TrainState) -> None:
             "step": state.step,
             "seconds": state.seconds,
             "weights_sha256": state.weights_sha256,
+            "scores": [[step, json_number(score)] for step, score in state.scores.items()],
             "scaler": state.scaler.state_dict(),
             "optimizer": {name: [*value.shape] for name, value in ours.items()},
         }
     )
     state.step, state.seconds = facts["step"], facts["seconds"]
     state.weights_sha256 = facts["weights_sha256"]
+    state.scores = scores_of(facts)
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(facts["scaler"])
     if not peers.first:

@@ -330,7 +330,16 @@ def test_three_steps_are_those_by_hand(pictures: Path, tmp_path: Path, case: str
 
 
 def test_every_key_of_training_is_tried_at_another_value_than_its_default() -> None:
-    free = {"steps", "epochs", "batch_size", "save_every", "eval_every", "log_every"}
+    free = {
+        "steps",
+        "epochs",
+        "batch_size",
+        "keep_best",
+        "patience",
+        "save_every",
+        "eval_every",
+        "log_every",
+    }
     tried = set(BASE).union(*CASES.values()) - {"auxiliary_head"}
     assert tried | free == set(TrainConfig.model_fields)
     settled = {"name", "train_split", "val_split", "channels", "normalize"}  # by the data set
