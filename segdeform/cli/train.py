@@ -44,6 +44,10 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in the folder.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Write no run: tell what it would do, take and choose."),
+    ] = False,
     device: Device = "auto",
     workers: Annotated[
         int | None,
@@ -90,6 +94,25 @@ def train(
 
     if threads is not None:
         torch.set_num_threads(threads)
+    if dry_run:
+        from segdeform.training.dry_run import dry_run as rehearse
+        from segdeform.training.dry_run import lines
+
+        rehearsal = rehearse(
+            draft,
+            root,
+            output,
+            device=device,
+            workers=workers,
+            resume=resume,
+            overwrite=overwrite,
+            minutes=minutes,
+        )
+        if own_rank() == 0 and json_output:
+            print_json(rehearsal)
+        elif own_rank() == 0:
+            print("\n".join(lines(rehearsal)))
+        return
     result = train(
         draft,
         root,

@@ -63,6 +63,7 @@ class Plan:
     stop: StopSignals
     reporter: Reporter
     budget: Budget | None = None  # of time, for a run that begins
+    dry: bool = False  # nothing may be written into the run folder
 
     def record(self) -> dict[str, Any]:
         """Returns what a checkpoint remembers, for `check_resumable` to compare."""

@@ -65,11 +65,13 @@ def open_run(
     overwrite: bool,
     minutes: float | None,
     reporter: Reporter | None,
+    dry: bool = False,
 ) -> Iterator[tuple[Plan, TrainState | None]]:
     """Yields what to do and the state to begin with, None where the run is finished already.
 
     Until the block ends the run folder is locked, the processes are joined and signals are caught.
-    Arguments and errors are those of `training.loop.train`.
+    Arguments and errors are those of `training.loop.train`. A `dry` opening refuses the same and
+    changes nothing: no lock, no folder, no config; a former run stays.
     """
     draft = Draft.of(config) if isinstance(config, Config) else config
     if may_begin_with_folder(draft.filled()):
@@ -105,16 +107,18 @@ def open_run(
             workers = default_workers(own)
         fitting = fit_to_crop(fit_to_bands(given, train_set))
         plan = Plan(fitting, train_set, val_set, run, own, workers, peers, stop, reporter, budget)
+        plan = replace(plan, dry=dry)
         if not draft.auto:
             check_config(plan.config, train_set, own, peers)
         check_same_everywhere(plan)
         with peers.in_step():
             if peers.first:
                 refuse_output(run, resume=resume, overwrite=overwrite, data=data)
-                stack.enter_context(run_lock(run))
-                # Again: another process may have written a run just now.
-                refuse_output(run, resume=resume, overwrite=overwrite, data=data)
-                remove_leftovers(run)
+                if not dry:
+                    stack.enter_context(run_lock(run))
+                    # Again: another process may have written a run just now.
+                    refuse_output(run, resume=resume, overwrite=overwrite, data=data)
+                    remove_leftovers(run)
         plan, checked = with_statistics(plan, resume), False
         if draft.auto:
             plan, checked = _settled(plan, draft, resume)
@@ -179,7 +183,7 @@ def _first_state(plan: Plan, resume: bool, overwrite: bool, checked: bool) -> Tr
         if peers.first_here and not checked:
             check_pictures(plan)
     with peers.in_step():
-        if peers.first:
+        if peers.first and not plan.dry:
             begin_run(plan, overwrite)
     return state
 

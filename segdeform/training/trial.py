@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -29,15 +31,16 @@ _TIRING = 1200.0  # seconds from which on a shorter way is named
 _LONG = 5.0  # seconds; a picture that takes longer is example enough
 
 
-def try_out(plan: Plan, began: float, patience: float) -> Pace:
+def try_out(plan: Plan, began: float, patience: float, state: TrainState | None = None) -> Pace:
     """Does real steps on a network that is thrown away, scores some pictures, and saves it.
 
     All processes take part, with the same steps; after `patience` seconds fewer than ten have to
-    do. `began` is the time.perf_counter() at which the command began.
+    do. `began` is the time.perf_counter() at which the command began. A `state` that is given is
+    thrown away, too: it is changed.
     """
-    state = build_state(plan, None)
+    state = state or build_state(plan, None)
     network, weights = plan.peers.wrap(state.model, plan.device), class_weights(plan)
-    with closing(batches_from(plan, 0)) as batches:
+    with closing(batches_from(plan, state.step)) as batches:
         times = [time.perf_counter()]
         for _ in range(WARM_UP + MEASURED):
             do_step(plan, state, network, next(batches), weights)
@@ -76,12 +79,17 @@ class Forecast:
 
 def _forecast(plan: Plan, done: int, pace: Pace) -> str:
     steps, every = plan.config.train.steps, plan.config.train.eval_every
-    evaluations = 1 + ((steps - 1) // every - done // every if every else 0)
+    evaluations = evaluations_left(steps, every, done)
     text = expected(pace, steps - done, evaluations)
     seconds = (steps - done) * pace.step + evaluations * pace.evaluation
     if plan.budget is None and seconds > _TIRING:
         text += ". In a hurry? --minutes 15 --overwrite begins again with fewer steps"
     return text
+
+
+def evaluations_left(steps: int, every: int, done: int) -> int:
+    """Counts the evaluations after step `done`, the one at the end included."""
+    return 1 + ((steps - 1) // every - done // every if every else 0)
 
 
 def evaluation_seconds(plan: Plan, state: TrainState) -> float:
@@ -101,8 +109,17 @@ def evaluation_seconds(plan: Plan, state: TrainState) -> float:
 
 
 def _saving_seconds(plan: Plan, state: TrainState) -> float:
-    """Writes the state to where checkpoints go, under a name that a later start would clear."""
-    folder = plan.run / "checkpoints" / ".step-trial"
+    """Writes the state to where checkpoints go, under a name that a later start would clear.
+
+    A dry run writes nothing there: it writes to the system's temporary folder instead.
+    """
+    if plan.dry:
+        with TemporaryDirectory(prefix="segdeform-") as place:
+            return _seconds_in(Path(place) / "checkpoints" / "trial", state)
+    return _seconds_in(plan.run / "checkpoints" / ".step-trial", state)
+
+
+def _seconds_in(folder: Path, state: TrainState) -> float:
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     try:
