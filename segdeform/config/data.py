@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from segdeform.config.section import Fraction, Pixels, Positive, Section
 
@@ -24,12 +24,22 @@ class DataConfig(Section):
     max_class_share: Fraction = Field(
         1.0, description="crops in which one class covers more than this share are drawn again"
     )
+    class_balance: Fraction = Field(
+        0.0,
+        description="probability that a crop is drawn around a pixel of a class, each of those in "
+        "the picture being as likely, so that rare ones are seen more often",
+    )
     flip: Fraction = Field(0.5, description="probability of a left-right flip")
     rotate: float = Field(0.0, ge=0, le=180, description="largest random rotation, degrees")
     color: Fraction = Field(
         0.4,
         description="strength of brightness/contrast/saturation/hue jitter; pictures of other than "
         "3 channels have no saturation and hue",
+    )
+    augment: tuple[dict[str, Any], ...] = Field(
+        (),
+        description="transforms of albumentations, by name and arguments, on the finished crop: "
+        "[{name: RandomGamma, gamma_limit: [80, 120], p: 0.3}]; OneOf and its like take transforms",
     )
     channels: int | None = Field(
         None,
@@ -46,6 +56,14 @@ class DataConfig(Section):
         None, description="one a channel, of values 0..1; null: what normalize says"
     )
     std: tuple[Positive, ...] | None = Field(None, description="as mean, and given with it")
+
+    @field_validator("augment")
+    @classmethod
+    def _named(cls, entries: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        for entry in entries:
+            if not isinstance(entry.get("name"), str):
+                raise ValueError(f"{entry} has no name; write {{name: RandomGamma, p: 0.5}}")
+        return entries
 
     @model_validator(mode="after")
     def _scale_is_a_range(self) -> DataConfig:

@@ -45,6 +45,8 @@ class Batches:
             rotate=config.rotate,
             color=config.color,
             mean=config.mean or (IMAGENET_MEAN if self._channels == 3 else [0.5] * self._channels),
+            augment=config.augment,
+            class_balance=config.class_balance,
         )
 
     @property

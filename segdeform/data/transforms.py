@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdeform.config.schema import IMAGENET_MEAN
+from segdeform.data.augment import Augmentation, Entry
 from segdeform.data.dataset import Labels
 from segdeform.data.image_io import UInt8
 
@@ -41,7 +42,8 @@ class TrainTransform:
     contrast and saturation (factors within 1 - color .. 1 + color) and of hue (a quarter of it).
     Pictures of other than three channels have no saturation and hue: brightness and contrast are
     one factor each for all channels. `mean` is what is shown outside of the picture, of 0..1, one a
-    channel: zero after normalisation.
+    channel: zero after normalisation. `augment` are more transforms, see `augment.Augmentation`.
+    `class_balance` is the probability that a crop holds a pixel that was drawn for its class.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class TrainTransform:
         rotate: float,
         color: float,
         mean: Sequence[float] = IMAGENET_MEAN,
+        augment: Sequence[Entry] = (),
+        class_balance: float = 0.0,
     ) -> None:
         self.crop = crop
         self.scale = scale
@@ -61,6 +65,9 @@ class TrainTransform:
         self.rotate = rotate
         self.color = color
         self.fill = tuple(round(255 * value) for value in mean)
+        self.augment = tuple(augment)
+        self.class_balance = class_balance
+        self._augmentation: Augmentation | None = None  # made when the first labels tell their type
 
     def __call__(
         self,
@@ -91,7 +98,13 @@ class TrainTransform:
             labels = _turn(labels, angle, self.crop, cv2.INTER_NEAREST, _ignored(labels))
         if rng.random() < self.flip:
             image, labels = _mirror(image), _mirror(labels)
-        return _jitter(image, self.color, rng) if self.color else image, labels
+        if self.color:
+            image = _jitter(image, self.color, rng)
+        if self.augment:
+            if self._augmentation is None:
+                self._augmentation = Augmentation(self.augment, self.fill, _ignored(labels))
+            image, labels = self._augmentation(image, labels, seed, epoch, index)
+        return image, labels
 
     def _draw_window(
         self,
@@ -102,17 +115,43 @@ class TrainTransform:
     ) -> tuple[int, int, int, int]:
         """Draws the (top, left, bottom, right) of the source pixels that fill the crop."""
         height, width = (max(1, round(side / factor)) for side in size)
+        pixel: Sequence[int | None] = (None, None)
+        if self.class_balance and rng.random() < self.class_balance:
+            pixel = _pixel_of_a_class(labels, rng)
         for _ in range(_CROP_TRIES):
             # A window larger than the picture hangs over its edges by a random share.
             top, left = (
-                int(rng.integers(min(0, room), max(0, room), endpoint=True))
-                for room in (labels.shape[0] - height, labels.shape[1] - width)
+                _draw_start(side, length, inside, rng)
+                for side, length, inside in zip(labels.shape, (height, width), pixel, strict=True)
             )
             window = (top, left, top + height, left + width)
             inside = labels[max(0, top) : top + height, max(0, left) : left + width]
             if self.max_class_share >= 1 or _largest_share(inside) <= self.max_class_share:
                 break
         return window
+
+
+def _draw_start(side: int, length: int, inside: int | None, rng: np.random.Generator) -> int:
+    """Draws where a window begins along a side, so that it holds a place where one is given."""
+    low, high = min(0, side - length), max(0, side - length)
+    if inside is not None:
+        low, high = max(low, inside - length + 1), min(high, inside)
+    return int(rng.integers(low, high, endpoint=True))
+
+
+def _pixel_of_a_class(labels: Labels, rng: np.random.Generator) -> Sequence[int | None]:
+    """Draws one of the classes of a picture, and one of its pixels.
+
+    Returns its row and column, nothing where no pixel has a label.
+    """
+    ignored = _ignored(labels)
+    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=ignored + 1)[:ignored])
+    if not len(present):
+        return None, None
+    chosen = present[rng.integers(len(present))]
+    places = np.flatnonzero(labels.ravel() == chosen)
+    row, column = divmod(int(places[rng.integers(len(places))]), labels.shape[1])
+    return row, column
 
 
 def _ignored(labels: Labels) -> int:

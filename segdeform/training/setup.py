@@ -15,7 +15,9 @@ from segdeform.checking.report import Report
 from segdeform.config.loading import Draft, dump_config
 from segdeform.config.schema import Config
 from segdeform.data import load_dataset
+from segdeform.data.augment import refuse_augmentation
 from segdeform.data.cache import with_cache
+from segdeform.data.dataset import label_type
 from segdeform.errors import ModelError, ResourceError, UsageError
 from segdeform.files.atomic import write_text
 from segdeform.files.lock import run_lock
@@ -100,6 +102,13 @@ def open_run(
             reporter.message(
                 f"warning: data.train_split and data.val_split are both '{val_set.split}': the "
                 "score is of the pictures trained on, and will be too good"
+            )
+        if given.data.augment:
+            refuse_augmentation(
+                given.data.augment,
+                given.data.crop,
+                train_set.channels,
+                label_type(len(train_set.classes)),
             )
         train_set = with_cache(train_set, reporter.message)
         val_set = with_cache(val_set, reporter.message)

@@ -44,6 +44,8 @@ DATA = {
     "flip": 0.9,
     "rotate": 25.0,
     "color": 0.7,
+    "class_balance": 0.6,
+    "augment": ({"name": "Affine", "shear": [-20, 20], "p": 0.7},),
 }
 NUMBERS = {"mean": (0.2, 0.45, 0.7), "std": (0.15, 0.3, 0.4)}  # of the channels
 BASE = {
@@ -141,6 +143,8 @@ def _batches(config: Config, root: Path) -> Iterator[tuple[Tensor, Tensor]]:
         rotate=data.rotate,
         color=data.color,
         mean=data.mean or IMAGENET_MEAN,
+        augment=data.augment,
+        class_balance=data.class_balance,
     )
     for step in range(settings.steps):
         images, labels = [], []
@@ -347,8 +351,8 @@ def test_every_key_of_training_is_tried_at_another_value_than_its_default() -> N
     configs = [_config(case) for case in CASES]
     for section, keys in (("train", tried), ("data", {*DATA, *NUMBERS})):
         for key in keys:
-            default = getattr(getattr(Config(), section), key)
-            values = {getattr(getattr(config, section), key) for config in configs}
+            default = str(getattr(getattr(Config(), section), key))
+            values = {str(getattr(getattr(config, section), key)) for config in configs}
             assert values - {default}, f"{section}.{key}"
 
 
