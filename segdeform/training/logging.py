@@ -6,7 +6,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -216,33 +216,51 @@ class RunLog:
             if error is None:  # else the disk is full and that error is on its way
                 raise write_error(self._path, problem) from problem
 
-    def record(self, record: LogRecord) -> None:
-        """Logs the averages of the last steps under train/."""
+    def record(
+        self, record: LogRecord, offsets: Mapping[str, Mapping[str, float]] | None = None
+    ) -> None:
+        """Logs the averages of the last steps under train/, a layer's offsets under offsets/."""
         values = asdict(record)
         del values["step"], values["seconds_left"]
-        self._write(record.step, {f"train/{name}": value for name, value in values.items()})
+        layers = offsets or {}
+        board = {
+            f"offsets/{layer}/{name}": value
+            for layer, numbers in layers.items()
+            for name, value in numbers.items()
+        }
+        self._write(record.step, "train", values, {"offsets": layers} if layers else {}, board)
 
     def evaluation(self, step: int, scores: Scores, classes: Sequence[str]) -> None:
         """Logs the scores of an evaluation under val/, the IoU of each class under val/iou/."""
-        values = {"val/miou": scores.miou, "val/accuracy": scores.accuracy}
-        self._write(step, values, dict(zip(classes, scores.iou, strict=True)))
+        values = {"miou": scores.miou, "accuracy": scores.accuracy}
+        iou = dict(zip(classes, scores.iou, strict=True))
+        board = {f"val/iou/{name}": value for name, value in iou.items()}
+        self._write(step, "val", values, {"iou": iou}, board)
 
     def _write(
-        self, step: int, values: dict[str, float], iou: dict[str, float] | None = None
+        self,
+        step: int,
+        kind: str,
+        values: Mapping[str, float],
+        nested: Mapping[str, Any],  # more for the file
+        board: Mapping[str, float],  # more for TensorBoard
     ) -> None:
-        plain = {name.partition("/")[2]: json_number(value) for name, value in values.items()}
-        kind = next(iter(values)).partition("/")[0]
-        entry: dict[str, Any] = {"step": step, "kind": kind, **plain}
-        if iou is not None:
-            entry["iou"] = {name: json_number(value) for name, value in iou.items()}
-            values = values | {f"val/iou/{name}": value for name, value in iou.items()}
+        entry = _plain({"step": step, "kind": kind, **values, **nested})
+        scalars = {f"{kind}/{name}": value for name, value in values.items()} | dict(board)
         try:
             self._file.write(json.dumps(entry) + "\n")
             self._file.flush()
-            for name, value in values.items():
+            for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
         except OSError as error:
             raise write_error(self._path, error) from error
+
+
+def _plain(value: Any) -> Any:
+    """Returns what JSON can hold: numbers that are none become null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return json_number(value) if isinstance(value, float) else value
 
 
 def peak_memory(device: torch.device) -> int:

@@ -8,6 +8,7 @@ step, rank). So a checkpoint of weights, average, optimiser and scaler is the wh
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, closing, nullcontext, suppress
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from segdeform.errors import InterruptedByUserError
 from segdeform.training import checkpoint
 from segdeform.training.best import chosen, evaluation_is_due, is_over, keep_best, tell_end
 from segdeform.training.checkpoint import TrainState, best_step
+from segdeform.training.health import OffsetHealth, Warnings, Watch
 from segdeform.training.logging import Meter, Reporter, RunLog
 from segdeform.training.plan import Plan
 from segdeform.training.result import TrainResult, describe, shared_result, write_result
@@ -95,7 +97,8 @@ def _train_steps(plan: Plan, state: TrainState, log: RunLog | None) -> None:
         plan.reporter.start(state.step, train.steps)
         network = peers.wrap(state.model, plan.device)
         batches = stack.enter_context(closing(batches_from(plan, state.step)))
-        forecast = Forecast(plan, state)
+        forecast, watch = Forecast(plan, state), Watch(state.model)
+        warnings = Warnings(train)
         saved = (state.step, len(state.scores))  # nothing is new yet
         while True:
             if evaluation_is_due(train, state):
@@ -114,20 +117,32 @@ def _train_steps(plan: Plan, state: TrainState, log: RunLog | None) -> None:
             batch = next(batches)
             waited = time.perf_counter() - waiting
 
-            done = do_step(plan, state, network, batch, weights)
+            logged = log is not None and _due(state.step + 1, train.log_every, train.steps)
+            with watch.during(logged):
+                done = do_step(plan, state, network, batch, weights)
             state.seconds = meter.seconds()
 
             meter.add(done.loss, done.labelled > 0, train.batch_size, waited)
             plan.reporter.step(state.step)
             forecast.hear(meter)
-            if log is not None and _due(state.step, train.log_every, train.steps):
-                _log(plan, meter, log, state.step, done.rate)
+            if log is not None and logged:
+                health = watch.read()
+                _log(plan, meter, log, state.step, done.rate, health)
+                for warning in warnings.hear(state.step, health):
+                    plan.reporter.message(warning)
 
 
-def _log(plan: Plan, meter: Meter, log: RunLog, step: int, rate: float) -> None:
+def _log(
+    plan: Plan,
+    meter: Meter,
+    log: RunLog,
+    step: int,
+    rate: float,
+    health: Mapping[str, OffsetHealth],
+) -> None:
     record = meter.read(step, plan.config.train.steps, rate)
     refuse_not_finite("the loss", record.loss, step)
-    log.record(record)
+    log.record(record, {name: layer.to_json() for name, layer in health.items()})
     plan.reporter.record(record)
 
 
