@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from segdeform.data import load_dataset
+from segdeform.evaluation.evaluate import evaluate
+from segdeform.segmenter import load
 from segdeform.training.loop import train
+from segdeform.training.run_folder import checkpoint_folders
 from tests.training.conftest import ReporterThat, tiny_config
 
 
@@ -31,3 +35,14 @@ def test_each_evaluation_says_all_classes_and_which_are_lost(shapes: Path, tmp_p
     logged = [entry for line in log if (entry := json.loads(line))["kind"] == "val"]
     assert [entry["step"] for entry in logged] == [1, 2]
     assert logged[-1]["iou"] == pytest.approx({r["name"]: r["iou"] for r in metrics["classes"]})
+
+
+def test_an_evaluation_on_the_way_is_that_of_the_file(shapes: Path, tmp_path: Path) -> None:
+    """The scores of step 1 are those of its checkpoint, to the last pixel."""
+    config = tiny_config(steps=2, eval_every=1, save_every=1, lr=0.1)
+    train(config, shapes, tmp_path, device="cpu", workers=0, reporter=ReporterThat())
+    log = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    first, last = (entry for entry in log if entry["kind"] == "val")
+    for entry, folder in ((last, tmp_path), (first, checkpoint_folders(tmp_path)[1])):
+        found = evaluate(load(folder, "cpu"), load_dataset("shapes", shapes, "val"))
+        assert entry["miou"] == found.scores.miou, entry["step"]
