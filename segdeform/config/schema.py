@@ -165,6 +165,7 @@ AUTO_KEYS = frozenset(
         "train.steps",
         "train.batch_size",
         "train.lr",
+        "train.precision",
         "train.class_weights",
         "train.freeze_bn",
         "train.backbone_lr_factor",

@@ -77,7 +77,11 @@ class TrainConfig(Section):
         description="backbone's BatchNorm: ImageNet statistics, no updates; auto: by weights",
     )
     clip_grad_norm: Positive | None = Field(None, description="global L2 norm; null: no clipping")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="numbers of the network's passes; weights are fp32; auto: bf16 where the GPU, "
+        "or a measurement on the processor, says that it is faster",
+    )
     channels_last: bool = True
     ema_decay: Fraction = Field(0.0, description="0: no average of the network; else e.g. 0.999")
     loss: Losses = Field(

@@ -36,6 +36,13 @@ def resolve_precision(asked: Asked, device: torch.device) -> Precision:
     return asked
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Tells whether a device has instructions for bfloat16; on processors they may be slow."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= _AMPERE
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def _is_faster_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= _AMPERE

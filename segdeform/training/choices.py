@@ -27,6 +27,7 @@ _RARE = 0.05
 _LARGEST_CROP = {"cpu": 320, "cuda": 512}  # pixels
 _BATCH = 8  # crops
 _LR = {"adamw": 3e-3, "sgd": 0.02}  # for that many
+_WORTH_BF16 = 0.9  # of the time in fp32, from which on its lost digits are worth it
 _PASSES = 40  # over all that the pictures show, where there is no time budget
 _FEWEST, _MOST = 400, 20_000  # steps, where there is no time budget
 _PATIENCE = 4  # a time budget is filled with no more than this many times as much
@@ -59,6 +60,7 @@ class Seen:
     processes: int = 1
     memory: int | None = None  # bytes for each process; None: nobody knows
     rates: tuple[int, ...] | None = None  # of the pyramid of a network to begin with
+    native_bf16: bool = False  # whether the device has instructions for it
     no_weights: str = ""  # why ImageNet's weights cannot be had
 
 
@@ -87,6 +89,28 @@ def choose(draft: Draft, seen: Seen, crop_bytes: Callable[[Config, int], int]) -
         if key in draft.auto:
             choices.append(Choice(key, *rule(draft.filled(values_of(choices)), seen)))
     return choices
+
+
+def choose_precision(draft: Draft, seen: Seen, bf16_cost: float | None) -> list[Choice]:
+    """Chooses the precision, where it is `auto`.
+
+    `bf16_cost` is how long a step takes in bf16, in steps of fp32, where that was measured.
+    """
+    key = "train.precision"
+    if key not in draft.auto:
+        return []
+    if seen.device == "cuda":
+        if seen.native_bf16:
+            return [Choice(key, "bf16", "this GPU multiplies it natively, with the range of fp32")]
+        return [Choice(key, "fp32", "this GPU has no bf16; fp16 needs loss scaling: set it")]
+    if not seen.native_bf16:
+        return [Choice(key, "fp32", "this processor has no instructions for bf16")]
+    if bf16_cost is None:
+        return [Choice(key, "fp32", "the usual; whether bf16 is faster here was not measured")]
+    measured = f"a step in bf16 takes {bf16_cost:.2f} times one in fp32 here"
+    if bf16_cost > _WORTH_BF16:
+        return [Choice(key, "fp32", measured)]
+    return [Choice(key, "bf16", measured)]
 
 
 def choose_steps(

@@ -26,18 +26,26 @@ from segdeform.data.dataset import Dataset
 from segdeform.errors import ConfigError, DownloadError, ModelError
 from segdeform.files.manifest import read_json
 from segdeform.model_folder import DESCRIPTION, find_model
+from segdeform.models.precision import has_bf16
 from segdeform.models.pyramid import fit_to_crop
 from segdeform.models.weights import imagenet_file
 from segdeform.segmenter import read_description
 from segdeform.training.beginning import begins_with_folder
 from segdeform.training.channels import with_channels
-from segdeform.training.choices import Choice, Seen, choose, choose_steps, values_of
+from segdeform.training.choices import (
+    Choice,
+    Seen,
+    choose,
+    choose_precision,
+    choose_steps,
+    values_of,
+)
 from segdeform.training.logging import Reporter
 from segdeform.training.memory import bytes_of_crop, usable_memory
 from segdeform.training.pace import Pace
 from segdeform.training.plan import Budget, Plan, check_config
 from segdeform.training.run_folder import checkpoint_folders, holds_run
-from segdeform.training.trial import try_out
+from segdeform.training.trial import cost_of_precision, try_out
 
 _LONG_WARM_UP = 10_000  # steps: what a trial learns must not run away
 _FEW_STEPS = 60
@@ -103,6 +111,11 @@ def settle(plan: Plan, draft: Draft, report: Report | None) -> Config:
             seen = _look(draft, plan.train_set, report, plan.device, peers.size)
             choices = choose(draft, seen, bytes_of_crop)
     choices = _shared(plan, choices)
+    cost = _bf16_cost(plan, draft, choices)
+    with peers.in_step():
+        if seen is not None:
+            choices = [*choices, *choose_precision(draft, seen, cost)]
+    choices = _shared(plan, choices)
     pace = None
     if budget is not None:
         pace = _try_out(plan, draft, choices, budget)
@@ -138,6 +151,7 @@ def choose_alone(
     report = check_sound((train_set, val_set), say=say)
     seen = _look(draft, train_set, report, device)
     choices = choose(draft, seen, bytes_of_crop)
+    choices += choose_precision(draft, seen, None)
     choices += choose_steps(draft, seen, choices, None)
     _tell(choices, say)
     return values_of(choices)
@@ -184,17 +198,33 @@ def _look(
         processes=processes,
         memory=usable_memory(device),
         rates=rates,
+        native_bf16=has_bf16(device),
         no_weights=no_weights,
     )
+
+
+def _bf16_cost(plan: Plan, draft: Draft, choices: list[Choice]) -> float | None:
+    """Measures how long a step takes in bf16, in steps of fp32, where that is to be known."""
+    if "train.precision" not in draft.auto or plan.device.type != "cpu":
+        return None
+    if not plan.peers.share(has_bf16(plan.device)):
+        return None
+    plan.reporter.message("measuring steps in fp32 and bf16")
+    return cost_of_precision(_quiet(plan, draft, choices), "bf16")
+
+
+def _quiet(plan: Plan, draft: Draft, choices: list[Choice]) -> Plan:
+    """Returns the training that is chosen so far, to be tried in silence."""
+    chosen = values_of(choices) | {"train.warmup_steps": _LONG_WARM_UP}
+    config = fit_to_crop(with_channels(draft.filled(chosen), plan.config))
+    check_config(config, plan.train_set, plan.device, plan.peers)
+    return replace(plan, config=config, reporter=Reporter(Console(quiet=True)))
 
 
 def _try_out(plan: Plan, draft: Draft, choices: list[Choice], budget: Budget) -> Pace:
     """Measures the training that is chosen so far, in silence; all processes take part."""
     plan.reporter.message("measuring ten steps")
-    chosen = values_of(choices) | {"train.warmup_steps": _LONG_WARM_UP}
-    config = fit_to_crop(with_channels(draft.filled(chosen), plan.config))
-    check_config(config, plan.train_set, plan.device, plan.peers)
-    quiet = replace(plan, config=config, reporter=Reporter(Console(quiet=True)))
+    quiet = _quiet(plan, draft, choices)
     pace = try_out(quiet, budget.began, _SHARE_OF_TRIAL * budget.seconds)
     if plan.device.type == "cuda":
         torch.cuda.empty_cache()

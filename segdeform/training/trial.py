@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +29,7 @@ from segdeform.training.step import batches_from, do_step
 
 WARM_UP = 3  # steps that do not count: caches, kernels and the loader come up
 MEASURED = 10  # steps
+_TURNS = 3  # of steps in two precisions, after one that does not count
 _PICTURES = 4  # that stand for a whole split
 _TIRING = 1200.0  # seconds from which on a shorter way is named
 _LONG = 5.0  # seconds; a picture that takes longer is example enough
@@ -139,3 +143,25 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def cost_of_precision(plan: Plan, precision: Literal["bf16"]) -> float:
+    """Returns how long a step takes in a precision, in steps of the plan's own; by turns.
+
+    All processes take part, with a network that is thrown away.
+    """
+    state = build_state(plan, None)
+    network, weights = plan.peers.wrap(state.model, plan.device), class_weights(plan)
+    train = plan.config.train.model_copy(update={"precision": precision})
+    other = replace(plan, config=plan.config.model_copy(update={"train": train}))
+    times: dict[bool, list[float]] = {False: [], True: []}
+    with closing(batches_from(plan, 0)) as batches:
+        batch = next(batches)
+    for _ in range(1 + _TURNS):
+        for wanted, way in ((False, plan), (True, other)):
+            began = _now(plan.device)
+            do_step(way, state, network, batch, weights)
+            state.step = 0  # also where the training has fewer
+            times[wanted].append(_now(plan.device) - began)
+    usual, changed = (statistics.median(times[key][1:]) for key in (False, True))
+    return changed / usual

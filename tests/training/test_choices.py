@@ -9,7 +9,7 @@ import pytest
 from segdeform.config.loading import Draft, load_draft
 from segdeform.config.schema import AUTO_KEYS, Config
 from segdeform.errors import ConfigError, UsageError
-from segdeform.training.choices import Seen, choose, choose_steps, values_of
+from segdeform.training.choices import Seen, choose, choose_precision, choose_steps, values_of
 from segdeform.training.pace import Pace, duration, expected
 
 GIB = 2**30
@@ -29,6 +29,7 @@ def chosen(facts: Seen, *overrides: str, budget: tuple[float, Pace] | None = Non
     """Returns the values chosen for the shipped config, by key, and their reasons likewise."""
     draft = load_draft("folder", overrides)
     first = choose(draft, facts, lambda config, classes: GIB)
+    first += choose_precision(draft, facts, None)
     choices = [*first, *choose_steps(draft, facts, first, budget)]
     assert values_of(choices).keys() == draft.auto
     draft.config(values_of(choices))  # is valid
@@ -39,9 +40,33 @@ def test_every_key_that_may_be_auto_has_a_rule() -> None:
     draft = load_draft("camvid", [f"{key}=auto" for key in sorted(AUTO_KEYS)])
     assert draft.auto == AUTO_KEYS
     first = choose(draft, ROADS, lambda config, classes: GIB)
+    first += choose_precision(draft, ROADS, None)
     choices = [*first, *choose_steps(draft, ROADS, first, None)]
     assert values_of(choices).keys() == AUTO_KEYS
     assert draft.config(values_of(choices)).model.backbone == "mobilenet_v2"
+
+
+@pytest.mark.parametrize(
+    ("device", "native", "cost", "precision", "reason"),
+    [
+        ("cuda", True, None, "bf16", "natively"),
+        ("cuda", False, None, "fp32", "fp16 needs loss scaling"),
+        ("cpu", False, None, "fp32", "no instructions"),
+        ("cpu", True, 0.62, "bf16", "0.62 times"),
+        ("cpu", True, 0.95, "fp32", "0.95 times"),
+        ("cpu", True, 2.1, "fp32", "2.10 times"),
+        ("cpu", True, None, "fp32", "not measured"),
+    ],
+)
+def test_precision(
+    device: str, native: bool, cost: float | None, precision: str, reason: str
+) -> None:
+    draft = load_draft("camvid", ["train.precision=auto"])
+    seen = Seen(**{**vars(ROADS), "device": device, "native_bf16": native})
+    (choice,) = choose_precision(draft, seen, cost)
+    assert (choice.key, choice.value) == ("train.precision", precision)
+    assert reason in choice.reason
+    assert choose_precision(load_draft("camvid"), seen, cost) == []
 
 
 @pytest.mark.parametrize(

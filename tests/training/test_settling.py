@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segdeform.config.loading import Draft, load_config, load_draft
+from segdeform.config.loading import Draft, dump_config, load_config, load_draft
 from segdeform.errors import ConfigError, StoppedError, UsageError
 from segdeform.files.manifest import sha256
 from segdeform.machine.processes import own_rank
@@ -342,3 +342,33 @@ def test_a_crop_of_few_values_takes_memory_too(crop: list[int]) -> None:
 def _cropped(config: Any, factor: int) -> Any:
     crop = tuple(factor * side for side in config.data.crop)
     return config.model_copy(update={"data": config.data.model_copy(update={"crop": crop})})
+
+
+def test_a_precision_is_measured_once_and_kept(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By real steps of this very training; a resumed run does not measure again."""
+    monkeypatch.setattr(settling, "has_bf16", lambda device: True)
+    costs: list[float] = []
+    measure = settling.cost_of_precision
+
+    def measured(plan: Any, precision: Any) -> float:
+        costs.append(measure(plan, precision))
+        return 0.5
+
+    monkeypatch.setattr(settling, "cost_of_precision", measured)
+    (tmp_path / "c.yaml").write_text(dump_config(tiny_config(steps=2)))
+    draft = load_draft(tmp_path / "c.yaml", ["train.precision=auto"])
+    reporter = ReporterThat()
+    options: dict[str, Any] = {"device": "cpu", "workers": 0}
+    train(draft, shapes, tmp_path / "run", reporter=reporter, **options)
+    assert len(costs) == 1 and costs[0] > 0
+    assert any('train.precision="bf16": a step in bf16 takes 0.50' in m for m in reporter.messages)
+    plain = tiny_config(steps=2, precision="bf16")  # what was measured has left no trace
+    train(plain, shapes, tmp_path / "plain", reporter=ReporterThat(), **options)
+    ends = [
+        (tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("run", "plain")
+    ]
+    assert ends[0] == ends[1]
+    train(draft, shapes, tmp_path / "run", resume=True, reporter=ReporterThat(), **options)
+    assert len(costs) == 1

@@ -23,7 +23,7 @@ def test_steps_of_a_trial_count_after_the_warm_up(
     """Three steps of 10 s, ten of 1 s; one who has no patience sees the first two."""
     ends = iter([110.0, 120.0, 130.0, *(131.0 + k for k in range(10))])
     given = {
-        "build_state": SimpleNamespace(model=None),
+        "build_state": SimpleNamespace(model=None, step=0),
         "class_weights": None,
         "batches_from": (None for _ in range(99)),
         "do_step": None,
