@@ -33,6 +33,7 @@ from segdeform.files.manifest import sha256
 from segdeform.preparing.shapes import write_shapes
 
 REPOSITORY = Path(__file__).parents[1]
+_LEAST = 64  # bytes that a file may have on a full disk
 LIMIT = 300.0  # seconds that any command may take: more is a hang
 PARTS = ("kills", "disk", "corruptions", "steps")
 
@@ -44,12 +45,12 @@ class BrokenError(Exception):
 def config(**train: Any) -> Config:
     """Returns a tiny training with averaging, evaluations on the way, and a choice by them."""
     settings = {
-        "steps": 12,
+        "steps": 40,
         "batch_size": 4,
         "optimizer": "adamw",
         "log_every": 1,
         "save_every": 3,
-        "eval_every": 2,
+        "eval_every": 5,
     }
     choice = {"ema_decay": 0.5, "keep_best": True, "patience": 4, "accumulate": 2, "lr": 1e-3}
     return Config.model_validate(
@@ -143,7 +144,7 @@ def soak_kills(work: Path, options: argparse.Namespace, chance: random.Random) -
         for _ in range(50):
             child = start(command(work, run, ranks), work / "kills.log")
             try:  # a kill may meet imports, a step, an evaluation, a save or the last files
-                code = child.wait(chance.uniform(0.15, 1.1) * seconds)
+                code = child.wait(chance.uniform(0.4, 0.9) * seconds)
             except subprocess.TimeoutExpired:
                 number = chance.choices(list(counts), [6, 1, 1])[0]
                 if number == signal.SIGKILL:
@@ -182,8 +183,9 @@ def soak_disk(work: Path, options: argparse.Namespace, chance: random.Random) ->
         child.wait()
     ended = 0
     for number in range(options.sizes):
-        # From nothing at all to just below the largest file, the small files' sizes densely.
-        size = int(largest ** (number / options.sizes)) if number else 0
+        # Up to just below the largest file, the small files' sizes densely. Where no file at all
+        # may be written Python has no place for what it keeps for a moment, either.
+        size = int(_LEAST * (largest / _LEAST) ** (number / options.sizes))
         run = work / "full"
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(base, run)
@@ -228,6 +230,7 @@ def soak_corruptions(work: Path, options: argparse.Namespace, chance: random.Ran
     whole, _ = whole_run(work, 1)
     folders = [*(whole / "checkpoints").glob("*-*"), whole / "model"]
     last = max((whole / "checkpoints").glob("step-*"))
+    expected = sha256(last / "ema.safetensors")
     counts: dict[str, int] = {}
     resumed = 0
     for number in range(options.corruptions):
@@ -241,7 +244,7 @@ def soak_corruptions(work: Path, options: argparse.Namespace, chance: random.Ran
         path.write_bytes(after)
         try:
             if (number + 1) % options.resume_each == 0:
-                _goes_on(work, whole, folder, chance)
+                _goes_on(work, whole, folder, expected)
                 resumed += 1
             load(folder, "cpu")
         except ModelError:
@@ -260,12 +263,9 @@ def soak_corruptions(work: Path, options: argparse.Namespace, chance: random.Ran
     return f"{shown}: all noticed; {resumed} of them by going on, which ended alike or by code 5"
 
 
-def _goes_on(work: Path, whole: Path, folder: Path, chance: random.Random) -> None:
+def _goes_on(work: Path, whole: Path, folder: Path, expected: str) -> None:
     """Goes on with a copy of the damaged run whose model and scores are not written yet."""
-    run, expected = (
-        work / "damaged",
-        sha256(max((whole / "checkpoints").glob("step-*")) / "ema.safetensors"),
-    )
+    run = work / "damaged"
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(whole, run)
     if folder != whole / "model":
