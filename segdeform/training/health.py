@@ -119,9 +119,9 @@ def _outside(y: Tensor, x: Tensor, size: tuple[int, int]) -> Tensor:
 
 # Between models that learned and trainings that were spoiled. Of six good models (CamVid, shapes,
 # cracks, membranes; mIoU 0.65 to 0.87) and six short healthy runs, v1 and v2, up to 0.41 of the
-# samples that lay within the border without offsets were beyond it, and up to 58% of a layer's masks
-# were saturated, which is no fault by itself. Of offsets that ran away (offset_lr_factor of 1 and
-# 10) it was 0.75 to 1 and 70% to 98% from step 30 on.
+# samples that lay within the border without offsets were beyond it, and up to 58% of a layer's
+# masks were saturated, which is no fault by itself. Of offsets that ran away (offset_lr_factor of 1
+# and 10) it was 0.75 to 1 and 70% to 98% from step 30 on.
 _LOST = 0.6
 _CLOSED = 0.9
 # In pixels; after ten steps it was 0.01 and more wherever offsets learned.
