@@ -48,6 +48,12 @@ def train(
         bool,
         typer.Option("--dry-run", help="Write no run: tell what it would do, take and choose."),
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="Tell where the time goes, by phase, and which key would change it."
+        ),
+    ] = False,
     device: Device = "auto",
     workers: Annotated[
         int | None,
@@ -122,6 +128,7 @@ def train(
         resume=resume,
         overwrite=overwrite,
         minutes=minutes,
+        profile=profile,
     )
     if own_rank() > 0:
         return

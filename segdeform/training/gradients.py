@@ -15,6 +15,7 @@ from segdeform.models.recompute import statistics_kept
 from segdeform.training.checkpoint import TrainState
 from segdeform.training.losses import denominators, needs_whole_batch, segmentation_loss
 from segdeform.training.plan import Plan
+from segdeform.training.profile import BACKWARD, FORWARD, LOSS
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,10 +40,12 @@ def backpropagate(
     if train.accumulate == 1:
         _seed(plan, state.step, 0)
         output = _forward(plan, network, images)
-        loss = segmentation_loss(
-            output.logits, output.auxiliary, labels, train, weights, plan.peers
-        )
-        torch.autograd.backward(state.scaler.scale(loss))
+        with plan.clock(LOSS):
+            loss = segmentation_loss(
+                output.logits, output.auxiliary, labels, train, weights, plan.peers
+            )
+        with plan.clock(BACKWARD):
+            torch.autograd.backward(state.scaler.scale(loss))
         return loss.detach()
     parts = list(zip(images.chunk(train.accumulate), labels.chunk(train.accumulate), strict=True))
     if needs_whole_batch(train):
@@ -54,10 +57,12 @@ def backpropagate(
         with _exchanging(network, last=number == len(parts) - 1):
             _seed(plan, state.step, number)
             output = _forward(plan, network, part)
-            loss = segmentation_loss(
-                output.logits, output.auxiliary, its_labels, train, weights, plan.peers, whole
-            )
-            torch.autograd.backward(state.scaler.scale(loss))
+            with plan.clock(LOSS):
+                loss = segmentation_loss(
+                    output.logits, output.auxiliary, its_labels, train, weights, plan.peers, whole
+                )
+            with plan.clock(BACKWARD):
+                torch.autograd.backward(state.scaler.scale(loss))
         total += loss.detach()
     return total
 
@@ -85,22 +90,25 @@ def _in_two_passes(
     sides = [output.auxiliary for output in outputs if output.auxiliary is not None]
     auxiliary = torch.cat(sides).requires_grad_() if sides else None
     del outputs, sides
-    loss = segmentation_loss(logits, auxiliary, labels, plan.config.train, weights, plan.peers)
     scores = [logits] if auxiliary is None else [logits, auxiliary]
-    gradients = torch.autograd.grad(state.scaler.scale(loss), scores)
+    with plan.clock(LOSS):
+        loss = segmentation_loss(logits, auxiliary, labels, plan.config.train, weights, plan.peers)
+        gradients = torch.autograd.grad(state.scaler.scale(loss), scores)
     for number, ((part, _), *slopes) in enumerate(
         zip(parts, *(gradient.chunk(len(parts)) for gradient in gradients), strict=True)
     ):
         with _exchanging(network, last=number == len(parts) - 1):
             _seed(plan, state.step, number)
             output = _forward(plan, network, part)
-            torch.autograd.backward([s for s in output if s is not None], slopes)
+            with plan.clock(BACKWARD):
+                torch.autograd.backward([s for s in output if s is not None], slopes)
     return loss.detach()
 
 
 def _forward(plan: Plan, network: nn.Module, images: Tensor) -> Output:
     dtype = PRECISIONS[plan.config.train.precision]
-    with torch.autocast(plan.device.type, dtype, enabled=dtype != torch.float32):
+    casting = torch.autocast(plan.device.type, dtype, enabled=dtype != torch.float32)
+    with plan.clock(FORWARD), casting:
         return cast(Output, network(images))
 
 

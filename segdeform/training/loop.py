@@ -23,6 +23,7 @@ from segdeform.training.checkpoint import TrainState, best_step
 from segdeform.training.health import OffsetHealth, Warnings, Watch
 from segdeform.training.logging import Meter, Reporter, RunLog
 from segdeform.training.plan import Plan
+from segdeform.training.profile import EVALUATION, LOADER, LOGGING, SAVING, profiled
 from segdeform.training.result import TrainResult, describe, shared_result, write_result
 from segdeform.training.scoring import score_best, score_last_checkpoint, score_now, show_scores
 from segdeform.training.setup import open_run
@@ -41,6 +42,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     minutes: float | None = None,
+    profile: bool = False,
     reporter: Reporter | None = None,
 ) -> TrainResult:
     """Trains the network that the config describes and leaves a finished run in `output`.
@@ -58,6 +60,8 @@ def train(
         workers: loader processes; None: chosen by the machine.
         minutes: how long a new run may take, all in all, on this machine; the number of steps is
             chosen so, by ten real ones, whatever the config says. None: as the config says.
+        profile: tell where the time went, at the end and in RUN/profile.json; the bits are the
+            same.
         reporter: shows the progress; None: a bar or plain lines on stderr.
 
     Raises:
@@ -83,8 +87,9 @@ def train(
         if state is not None:
             with RunLog(output, state.step) if plan.peers.first else nullcontext() as log:
                 plan.stop.deferred = True
-                _train_steps(plan, state, log)
-                _finish(plan, state, log)
+                with profiled(plan, profile) as timed:
+                    _train_steps(timed, state, log)
+                    _finish(timed, state, log)
         return shared_result(plan)
 
 
@@ -114,7 +119,8 @@ def _train_steps(plan: Plan, state: TrainState, log: RunLog | None) -> None:
             if stopped:
                 raise plan.stop.error(f"saved at step {state.step} of {train.steps}")
             waiting = time.perf_counter()
-            batch = next(batches)
+            with plan.clock(LOADER):
+                batch = next(batches)
             waited = time.perf_counter() - waiting
 
             logged = log is not None and _due(state.step + 1, train.log_every, train.steps)
@@ -140,15 +146,17 @@ def _log(
     rate: float,
     health: Mapping[str, OffsetHealth],
 ) -> None:
-    record = meter.read(step, plan.config.train.steps, rate)
-    refuse_not_finite("the loss", record.loss, step)
-    log.record(record, {name: layer.to_json() for name, layer in health.items()})
-    plan.reporter.record(record)
+    with plan.clock(LOGGING):
+        record = meter.read(step, plan.config.train.steps, rate)
+        refuse_not_finite("the loss", record.loss, step)
+        log.record(record, {name: layer.to_json() for name, layer in health.items()})
+        plan.reporter.record(record)
 
 
 def _evaluate(plan: Plan, state: TrainState, log: RunLog | None, meter: Meter) -> None:
     with meter.paused(), suppress(InterruptedByUserError):  # the loop sees the flag next
-        evaluation = score_now(plan, state)
+        with plan.clock(EVALUATION):
+            evaluation = score_now(plan, state)
         state.scores[state.step] = evaluation.scores.miou
         show_scores(plan, log, state.step, evaluation)
         with plan.peers.in_step():
@@ -157,7 +165,8 @@ def _evaluate(plan: Plan, state: TrainState, log: RunLog | None, meter: Meter) -
 
 
 def _finish(plan: Plan, state: TrainState, log: RunLog | None) -> None:
-    evaluation = score_last_checkpoint(plan, state)
+    with plan.clock(EVALUATION):
+        evaluation = score_last_checkpoint(plan, state)
     with plan.peers.in_step():
         if plan.peers.first and state.step not in state.scores:
             show_scores(plan, log, state.step, evaluation)
@@ -168,12 +177,12 @@ def _finish(plan: Plan, state: TrainState, log: RunLog | None) -> None:
     with plan.peers.in_step():
         if plan.peers.first:
             tell_end(plan, state)
-            with plan.stop.finishing():
+            with plan.stop.finishing(), plan.clock(SAVING):
                 write_result(plan, state, evaluation, chosen(plan, state))
 
 
 def _save(plan: Plan, state: TrainState, meter: Meter) -> None:
-    with meter.paused(), plan.stop.finishing():
+    with meter.paused(), plan.stop.finishing(), plan.clock(SAVING):
         for name, value in state.model.state_dict().items():
             if not torch.isfinite(value).all():
                 refuse_not_finite(name, float("nan"), state.step)

@@ -21,6 +21,7 @@ from segdeform.evaluation.confusion import refuse_countless
 from segdeform.machine.cpu import available_cores
 from segdeform.machine.processes import Processes, neighbours
 from segdeform.machine.signals import StopSignals
+from segdeform.machine.stopwatch import Clock, untimed
 from segdeform.models.pyramid import ASPP_RATES
 from segdeform.training.choices import steps_of_epochs
 from segdeform.training.logging import Reporter
@@ -64,6 +65,7 @@ class Plan:
     reporter: Reporter
     budget: Budget | None = None  # of time, for a run that begins
     dry: bool = False  # nothing may be written into the run folder
+    clock: Clock = untimed  # of the phases that `profile` names
 
     def record(self) -> dict[str, Any]:
         """Returns what a checkpoint remembers, for `check_resumable` to compare."""

@@ -15,6 +15,7 @@ from segdeform.training.checkpoint import TrainState
 from segdeform.training.gradients import backpropagate
 from segdeform.training.optim import set_learning_rate
 from segdeform.training.plan import Plan
+from segdeform.training.profile import OPTIMISER, TRANSFER
 from segdeform.training.together import average_statistics
 
 
@@ -40,11 +41,13 @@ def do_step(
     """
     train = plan.config.train
     rate = set_learning_rate(state.optimizer, train, state.step)
-    images, labels = _to_device(plan, *batch)
+    with plan.clock(TRANSFER):
+        images, labels = _to_device(plan, *batch)
     state.optimizer.zero_grad(set_to_none=True)
     loss = backpropagate(plan, state, network, images, labels, weights)
     whole, labelled = _of_all(plan, loss, labels, state.step)
-    _update(plan, state)
+    with plan.clock(OPTIMISER):
+        _update(plan, state)
     state.step += 1
     return Done(whole, labelled, rate)
 
