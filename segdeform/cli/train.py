@@ -102,7 +102,7 @@ def train(
         torch.set_num_threads(threads)
     if dry_run:
         from segdeform.training.dry_run import dry_run as rehearse
-        from segdeform.training.dry_run import lines
+        from segdeform.training.dry_run import lines, refuse_too_little
 
         rehearsal = rehearse(
             draft,
@@ -118,6 +118,7 @@ def train(
             print_json(rehearsal)
         elif own_rank() == 0:
             print("\n".join(lines(rehearsal)))
+        refuse_too_little(rehearsal)
         return
     result = train(
         draft,

@@ -6,6 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from segdeform.config.loading import Draft
 from segdeform.config.schema import Config
+from segdeform.errors import InterruptedByUserError, ResourceError
 from segdeform.models.deform import deformable_layers
 from segdeform.training.checkpoint import KEEP, TrainState, optimizer_tensors
 from segdeform.training.logging import Reporter, peak_memory
@@ -23,6 +25,7 @@ from segdeform.training.setup import open_run
 from segdeform.training.trial import MEASURED, WARM_UP, evaluations_left, try_out
 
 _GIB = 2**30
+_LOGGED = 100  # bytes a step of log and TensorBoard, at the usual log_every
 
 
 def dry_run(
@@ -43,21 +46,45 @@ def dry_run(
     another process works in. All processes take part and return the same but for memory and pace.
     """
     began = time.perf_counter()
-    with open_run(
-        config,
-        data,
-        output,
-        device=device,
-        workers=workers,
-        resume=resume,
-        overwrite=overwrite,
-        minutes=minutes,
-        reporter=reporter,
-        dry=True,
-    ) as (plan, state):
+    with (
+        _told_as_dry(),
+        open_run(
+            config,
+            data,
+            output,
+            device=device,
+            workers=workers,
+            resume=resume,
+            overwrite=overwrite,
+            minutes=minutes,
+            reporter=reporter,
+            dry=True,
+        ) as (plan, state),
+    ):
         if state is None:
             return {"run": str(output), "finished": True, "steps": plan.config.train.steps}
         return _rehearsed(plan, state, began)
+
+
+@contextmanager
+def _told_as_dry() -> Iterator[None]:
+    """Words an interruption as one that lost nothing."""
+    try:
+        yield
+    except InterruptedByUserError as error:
+        raise type(error)(
+            "interrupted: nothing was written, and nothing is to be resumed"
+        ) from error
+
+
+def refuse_too_little(plan: dict[str, Any]) -> None:
+    """Raises ResourceError where what `dry_run` returned does not fit on the disk."""
+    disk = plan.get("disk", {"needed_bytes": 0, "free_bytes": 0})
+    if disk["needed_bytes"] > disk["free_bytes"]:
+        raise ResourceError(
+            f"{plan['run']}: {disk['needed_bytes'] / _GIB:.2f} GiB are needed and "
+            f"{disk['free_bytes'] / _GIB:.2f} free: choose another --output, or make room"
+        )
 
 
 def _rehearsed(plan: Plan, state: TrainState, began: float) -> dict[str, Any]:
@@ -73,7 +100,8 @@ def _rehearsed(plan: Plan, state: TrainState, began: float) -> dict[str, Any]:
     checkpoint = _bytes_of_checkpoint(state)
     weights = sum(value.nbytes for value in state.best_model.state_dict().values())
     kept = min(saves, KEEP) + 1  # the one that is written before the oldest goes
-    needed = kept * checkpoint + (2 if train.keep_best else 1) * weights
+    # The model, while its former one is replaced; the best networks of two checkpoints.
+    needed = kept * checkpoint + (2 + 2 * train.keep_best) * weights + left * _LOGGED
     return {
         "run": str(plan.run),
         "finished": False,
@@ -142,8 +170,8 @@ def lines(plan: dict[str, Any]) -> Iterator[str]:
     end = datetime.now().astimezone() + timedelta(seconds=spent["seconds"])
     yield (f"time:     about {duration(spent['seconds'])} for {begins}, until {end:%Y-%m-%d %H:%M}")
     yield (
-        f"          with {spent['evaluations']} evaluations of "
-        f"{duration(spent['evaluation_seconds'])}, {spent['saves']} checkpoints of "
+        f"          with {_counted(spent['evaluations'], 'evaluation')} of "
+        f"{duration(spent['evaluation_seconds'])}, {_counted(spent['saves'], 'checkpoint')} of "
         f"{duration(spent['saving_seconds'])}"
     )
     disk, memory = plan["disk"], plan["memory"]
@@ -151,7 +179,9 @@ def lines(plan: dict[str, Any]) -> Iterator[str]:
         f"disk:     {disk['needed_bytes'] / _GIB:.2f} GiB needed, "
         f"{disk['free_bytes'] / _GIB:.1f} GiB free"
     )
-    if disk["needed_bytes"] > disk["free_bytes"]:
-        yield "warning:  the disk is too small: choose another --output"
     yield f"memory:   {memory['peak_bytes'] / _GIB:.2f} GiB at most in these steps"
-    yield "Nothing was written. Without --dry-run it starts."
+    yield "Nothing was written; without --dry-run it starts."
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

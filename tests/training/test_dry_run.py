@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from segdeform.errors import UsageError
+from segdeform.cli import main
+from segdeform.config.loading import dump_config
+from segdeform.errors import InterruptedByUserError, UsageError
+from segdeform.training import dry_run as rehearsals
 from segdeform.training.dry_run import dry_run, lines
 from segdeform.training.loop import train
+from segdeform.training.pace import Pace
 from tests.training.conftest import ReporterThat, tiny_config
 
 
@@ -51,3 +57,33 @@ def test_writes_nothing_and_later_weights_are_the_same(shapes: Path, tmp_path: P
     told = dry_run(config, shapes, place / "one", resume=True, **hears)  # type: ignore[arg-type]
     assert told["finished"]
     assert _snapshot(place) == before
+
+
+def test_too_little_room_is_refused_as_the_run_would_be(
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the command, whose exit code scripts look at; an interruption is told as what it is."""
+    (tmp_path / "c.yaml").write_text(dump_config(tiny_config(steps=2)))
+    words = ["train", str(tmp_path / "c.yaml"), "--data", str(shapes), "--dry-run"]
+    words += ["--output", str(tmp_path / "run"), "--workers", "0", "--device", "cpu"]
+    pace = Pace(0.5, 2.0, 0.1, 3.0)
+    monkeypatch.setattr(rehearsals, "try_out", lambda *arguments: pace)
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["time"]["seconds"] == pytest.approx(2 * 0.5 + 2.0 + 0.1)
+    usage = SimpleNamespace(free=told["disk"]["needed_bytes"] - 1)
+    monkeypatch.setattr(rehearsals.shutil, "disk_usage", lambda place: usage)
+    assert main(words) == 7
+    out, err = capsys.readouterr()
+    assert "needed" in out and err.strip().splitlines()[-1].endswith("or make room")
+
+    def interrupted(*arguments: object) -> Pace:
+        raise InterruptedByUserError("saved at step 3: continue with --resume")
+
+    monkeypatch.setattr(rehearsals, "try_out", interrupted)
+    assert main(words) == 130
+    assert "nothing is to be resumed" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
