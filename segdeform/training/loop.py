@@ -20,6 +20,7 @@ from segdeform.errors import InterruptedByUserError
 from segdeform.training import checkpoint
 from segdeform.training.best import chosen, evaluation_is_due, is_over, keep_best, tell_end
 from segdeform.training.checkpoint import TrainState, best_step
+from segdeform.training.curves import write_curves
 from segdeform.training.health import OffsetHealth, Warnings, Watch
 from segdeform.training.logging import Meter, Reporter, RunLog
 from segdeform.training.plan import Plan
@@ -177,6 +178,7 @@ def _finish(plan: Plan, state: TrainState, log: RunLog | None) -> None:
     with plan.peers.in_step():
         if plan.peers.first:
             tell_end(plan, state)
+            write_curves(plan.run, plan.train_set.classes, plan.reporter.message)
             with plan.stop.finishing(), plan.clock(SAVING):
                 write_result(plan, state, evaluation, chosen(plan, state))
 

@@ -12,7 +12,15 @@ from segdeform.errors import SegdeformError, UsageError
 from segdeform.files.atomic import is_temporary
 from segdeform.files.manifest import MANIFEST
 
-FILES = ("config.yaml", "log.jsonl", "metrics.json", "timing.json", "profile.json")
+FILES = (
+    "config.yaml",
+    "log.jsonl",
+    "metrics.json",
+    "timing.json",
+    "profile.json",
+    "results.csv",
+    "curves.png",
+)
 MODEL_FILES = ("model.safetensors", "model.json", MANIFEST)
 CHECKPOINT_FILES = (*MODEL_FILES, "ema.safetensors", "optimizer.safetensors", "state.json")
 # What may lie in a folder that counts as empty: of a run that was killed before it wrote, and what

@@ -13,12 +13,20 @@ from rich.console import Console
 
 from segdeform.config.schema import Config
 from segdeform.preparing.shapes import write_shapes
+from segdeform.training import loop
 from segdeform.training.logging import Reporter
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares every run but those of test_curves.py the drawing at its end, which takes a while."""
+    if request.path.name != "test_curves.py":
+        monkeypatch.setattr(loop, "write_curves", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

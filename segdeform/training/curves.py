@@ -1,0 +1,129 @@
+"""A run's log as a table and as a picture: RUN/results.csv and RUN/curves.png."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segdeform.callbacks import Say
+from segdeform.files.atomic import write_bytes, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TABLE, PICTURE = "results.csv", "curves.png"
+_TRAINED = ("loss", "learning_rate", "images_per_second", "loader_wait", "memory_bytes")
+_SCORED = ("miou", "accuracy")
+_NAMED = 12  # classes that have a colour and a name of their own in the picture
+
+Entry = dict[str, Any]
+
+
+def write_curves(run: Path, classes: Sequence[str], say: Say) -> None:
+    """Writes both from RUN/log.jsonl, each whole or not at all.
+
+    A picture that cannot be drawn is told by `say`: no run ends for it.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    entries = read_log(run / "log.jsonl")
+    write_text(run / TABLE, table(entries, classes))
+    try:
+        content = picture(entries, classes)
+    except Exception as error:  # fonts, drivers of displays, other versions of what draws
+        say(f"warning: {PICTURE} was not drawn: {error}; {TABLE} has the numbers")
+        return
+    write_bytes(run / PICTURE, content)
+
+
+def read_log(path: Path) -> list[Entry]:
+    """Reads the lines of a log, in their order."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def table(entries: Sequence[Entry], classes: Sequence[str]) -> str:
+    """Writes a row for each entry; a cell is empty where an entry has no such number."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["step", "kind", *_TRAINED, *_SCORED, *(f"IoU {name}" for name in classes)])
+    for entry in entries:
+        iou = entry.get("iou", {})
+        numbers = [entry.get(key) for key in (*_TRAINED, *_SCORED)]
+        cells = [*numbers, *(iou.get(name) for name in classes)]
+        writer.writerow(
+            [entry["step"], entry["kind"], *("" if cell is None else cell for cell in cells)]
+        )
+    return out.getvalue()
+
+
+def picture(entries: Sequence[Entry], classes: Sequence[str]) -> bytes:
+    """Draws loss and rate beside the scores over the steps; returns a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    trained = [entry for entry in entries if entry["kind"] == "train"]
+    scored = [entry for entry in entries if entry["kind"] == "val"]
+    figure = Figure(figsize=(12, 5), dpi=110)
+    FigureCanvasAgg(figure)
+    sides = {"left": 0.05, "right": 0.86, "bottom": 0.1, "top": 0.94}
+    grid = figure.add_gridspec(2, 2, height_ratios=(3, 1), wspace=0.12, hspace=0.2, **sides)
+    loss, rate = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0])
+    scores = figure.add_subplot(grid[:, 1])
+    _draw(loss, "training loss", trained, "loss", "#1f77b4")
+    _draw(rate, "learning rate", trained, "learning_rate", "#7f7f7f")
+    rate.set_xlabel("step")
+    rate.set_ylim(bottom=0)
+    loss.sharex(rate)
+    loss.tick_params(labelbottom=False)
+    _draw_scores(scores, scored, classes)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+def _draw(axes: Axes, title: str, entries: Sequence[Entry], key: str, colour: str) -> None:
+    points = [(entry["step"], entry[key]) for entry in entries if entry.get(key) is not None]
+    _line(axes, points, colour, 1.6, None)
+    axes.set_title(title, loc="left", fontsize=10)
+    _tidy(axes)
+
+
+def _draw_scores(axes: Axes, entries: Sequence[Entry], classes: Sequence[str]) -> None:
+    """Draws mIoU over the IoU of the classes, with names where these are few."""
+    import matplotlib
+
+    named, colours = len(classes) <= _NAMED, matplotlib.colormaps["tab20"]
+    for number, name in enumerate(classes):
+        points = [(entry["step"], entry.get("iou", {}).get(name)) for entry in entries]
+        colour = colours(number % 20) if named else "#cccccc"
+        _line(axes, [p for p in points if p[1] is not None], colour, 1.0, name if named else None)
+    points = [(entry["step"], entry["miou"]) for entry in entries if entry["miou"] is not None]
+    _line(axes, points, "black", 2.4, "mIoU")
+    axes.set_title("validation: IoU of the classes and their mean", loc="left", fontsize=10)
+    axes.set_xlabel("step")
+    axes.set_ylim(0, 1)
+    _tidy(axes)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+
+
+def _line(
+    axes: Axes, points: Sequence[tuple[int, float]], colour: Any, width: float, label: str | None
+) -> None:
+    """Draws points as a line; so few that one would not see it, as marks too."""
+    mark = "o" if len(points) < 12 else ""
+    steps, values = [p[0] for p in points], [p[1] for p in points]
+    # One that begins with an underscore would be left out of the legend.
+    shown = f" {label}" if label is not None and label.startswith("_") else label
+    axes.plot(steps, values, color=colour, linewidth=width, marker=mark, markersize=3, label=shown)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.grid(True, color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
