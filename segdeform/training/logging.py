@@ -22,7 +22,9 @@ from torch import Tensor
 
 from segdeform.evaluation.confusion import Scores
 from segdeform.files.atomic import json_number, write_error, write_text
+from segdeform.training.sparkline import sparkline
 
+_WIDTH = 16  # characters of a sparkline
 _EVALUATION_NEWS = 10.0  # seconds between lines of an evaluation
 
 
@@ -119,10 +121,13 @@ class Reporter:
         self._console = console or Console(stderr=True)
         self._progress: Progress | None = None
         self._told = time.monotonic()  # when an evaluation was last told of
+        self._told_last = ""
+        self._losses: list[float] = []
+        self._scores: list[float] = []
 
-    def start(self, step: int, steps: int) -> None:
-        """Begins to show training from `step` of `steps`."""
-        self._steps = steps
+    def start(self, step: int, steps: int, scores: Sequence[float] = ()) -> None:
+        """Begins to show training from `step` of `steps`; `scores` were had before."""
+        self._steps, self._scores = steps, list(scores)
         if not self._console.is_terminal:
             return
         self._progress = Progress(
@@ -146,7 +151,24 @@ class Reporter:
         if self._progress is None:
             self.message(line)
         else:  # the bar shows the step already
-            self._progress.update(self._task, description=line.partition("  ")[2])
+            self._losses.append(record.loss)
+            self._told_last = line.partition("  ")[2]
+            self._progress.update(self._task, description=self._description())
+
+    def scored(self, miou: float) -> None:
+        """Shows the mIoU of an evaluation beside those before."""
+        self._scores.append(miou)
+        if self._progress is not None:
+            self._progress.update(self._task, description=self._description())
+
+    def _description(self) -> str:
+        """Returns the last line, with how loss and mIoU went so far."""
+        parts = [self._told_last]
+        if bars := sparkline(self._losses, _WIDTH, self._console.encoding):
+            parts.append(f"loss {bars}")
+        if bars := sparkline(self._scores, _WIDTH, self._console.encoding):
+            parts.append(f"mIoU {bars} {self._scores[-1]:.3f}")
+        return "  ".join(parts)
 
     def evaluating(self, done: int, total: int) -> None:
         """Shows how far an evaluation is; without a bar, by a line now and then."""

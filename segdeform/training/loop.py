@@ -100,7 +100,7 @@ def _train_steps(plan: Plan, state: TrainState, log: RunLog | None) -> None:
     weights, meter = class_weights(plan), Meter(plan.device, state.seconds)
     with ExitStack() as stack:
         stack.callback(plan.reporter.stop)
-        plan.reporter.start(state.step, train.steps)
+        plan.reporter.start(state.step, train.steps, list(state.scores.values()))
         network = peers.wrap(state.model, plan.device)
         batches = stack.enter_context(closing(batches_from(plan, state.step)))
         forecast, watch = Forecast(plan, state), Watch(state.model)

@@ -98,6 +98,7 @@ def _score_folder(plan: Plan, state: TrainState, folder: Path) -> Evaluation:
 def show_scores(plan: Plan, log: RunLog | None, step: int, evaluation: Evaluation) -> None:
     """Reports the scores and, where there is a log, writes them into it."""
     plan.reporter.message(f"step {step}: {plan.val_set.split} {score_line(evaluation)}")
+    plan.reporter.scored(evaluation.scores.miou)
     if 2 * step > plan.config.train.steps:  # before, it means nothing yet
         for warning in warnings(evaluation, plan.config.train.class_weights is not None):
             plan.reporter.message(f"warning: {warning}")

@@ -104,3 +104,18 @@ def test_log_is_cut_to_the_resumed_step(tmp_path: Path) -> None:
     accuracy = board.Scalars("val/accuracy")
     assert [(event.step, event.value) for event in accuracy] == [(3, pytest.approx(0.6))]
     assert board.Scalars("val/iou/road")[0].value == pytest.approx(0.6)
+
+
+def test_a_terminal_shows_how_loss_and_scores_went() -> None:
+    """Also those of evaluations before an interruption."""
+    console = Console(force_terminal=True, width=200, file=io.StringIO())
+    reporter = Reporter(console)
+    reporter.start(40, 100, [0.1, 0.4])
+    for step, loss in ((50, 2.0), (60, 1.0), (70, 1.5)):
+        reporter.record(LogRecord(step, loss, 0.1, 9.0, 0.0, 2**30, 0, 3.0))
+    reporter.scored(0.3)
+    assert reporter._progress is not None
+    (task,) = reporter._progress.tasks
+    assert "loss █▁▅" in task.description and task.description.endswith("mIoU ▁█▆ 0.300")
+    assert task.description.startswith("loss 1.5000")
+    reporter.stop()
