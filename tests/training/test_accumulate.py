@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
+from segdeform.config.schema import Config
 from segdeform.errors import ConfigError
 from segdeform.files.tensors import read_tensors
+from segdeform.machine.processes import own_rank
 from segdeform.models import build_model
 from segdeform.models.deeplab import DeepLab
 from segdeform.models.recompute import recompute_blocks
 from segdeform.training import state as states
 from segdeform.training.loop import train
+from tests.ranks import run_ranks
 from tests.training.conftest import ReporterThat, send, tiny_config
 from tests.training.test_distributed import (  # noqa: F401
     distance,
@@ -191,3 +194,36 @@ def test_the_average_of_a_network_computed_again_is_its_own(shapes: Path, tmp_pa
         scores.append([entry["miou"] for entry in lines if entry["kind"] == "val"])
         scores.append((run / "model" / "model.safetensors").read_bytes())
     assert scores[:2] == scores[2:]
+
+
+def trains_smoothly(config: str, data: Path, run: Path) -> None:
+    """Trains a network without kinks in one of several processes."""
+    build = states._build_network
+
+    def smooth(*arguments: Any, **named: Any) -> tuple[DeepLab, str | None]:
+        network, digest = build(*arguments, **named)
+        return without_kinks(network, own_rank()), digest
+
+    states._build_network = smooth
+    own = run if own_rank() == 0 else run.with_name("nowhere")
+    options: dict[str, Any] = {"device": "cpu", "workers": 0, "reporter": ReporterThat()}
+    train(Config.model_validate_json(config), data, own, **options)
+
+
+def test_processes_in_parts_have_the_loss_of_the_whole_batch(
+    partly_void: Path,  # noqa: F811
+    weights: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Also a loss that no sum over pixels is: two passes, and scores exchanged in between."""
+    losses, ends = [], []
+    for size, parts in ((1, 1), (2, 2)):
+        config = small_config(
+            weights, steps=5, lr=3e-3, batch_size=8, accumulate=parts, **LOSSES["regions"]
+        )
+        run = tmp_path / str(size)
+        run_ranks(size, trains_smoothly, config.model_dump_json(), partly_void, run)
+        losses.append(logged_losses(run))
+        ends.append(read_tensors(run / "model" / "model.safetensors"))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert distance(ends[1], ends[0]) < 1e-6
