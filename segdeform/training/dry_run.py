@@ -17,10 +17,11 @@ from segdeform.config.schema import Config
 from segdeform.errors import InterruptedByUserError, ResourceError
 from segdeform.models.deform import deformable_layers
 from segdeform.training.checkpoint import KEEP, TrainState, optimizer_tensors
-from segdeform.training.logging import Reporter, peak_memory
 from segdeform.training.memory import usable_memory
+from segdeform.training.meter import peak_memory
 from segdeform.training.pace import duration
 from segdeform.training.plan import Plan
+from segdeform.training.reporter import Reporter
 from segdeform.training.setup import open_run
 from segdeform.training.trial import MEASURED, WARM_UP, evaluations_left, try_out
 

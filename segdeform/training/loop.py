@@ -22,10 +22,12 @@ from segdeform.training.best import chosen, evaluation_is_due, is_over, keep_bes
 from segdeform.training.checkpoint import TrainState, best_step
 from segdeform.training.curves import write_curves
 from segdeform.training.health import OffsetHealth, Warnings, Watch
-from segdeform.training.logging import Meter, Reporter, RunLog
+from segdeform.training.meter import Meter
 from segdeform.training.plan import Plan
 from segdeform.training.profile import EVALUATION, LOADER, LOGGING, SAVING, profiled
+from segdeform.training.reporter import Reporter
 from segdeform.training.result import TrainResult, describe, shared_result, write_result
+from segdeform.training.run_log import RunLog
 from segdeform.training.scoring import score_best, score_last_checkpoint, score_now, show_scores
 from segdeform.training.setup import open_run
 from segdeform.training.state import class_weights

@@ -24,7 +24,7 @@ from segdeform.machine.signals import StopSignals
 from segdeform.machine.stopwatch import Clock, untimed
 from segdeform.models.pyramid import ASPP_RATES
 from segdeform.training.choices import steps_of_epochs
-from segdeform.training.logging import Reporter
+from segdeform.training.reporter import Reporter
 from segdeform.training.start import refuse_class_weights
 
 # Keys that change no weight: a resumed run may have others.
@@ -96,18 +96,7 @@ def check_config(
         )
     if train.precision == "fp16" and device.type != "cuda":
         raise ConfigError("train.precision = fp16 needs a CUDA device: use bf16 or fp32")
-    if train.batch_size % train.accumulate or train.batch_size // train.accumulate % peers.size:
-        if train.accumulate > 1:
-            raise ConfigError(
-                f"train.batch_size = {train.batch_size} cannot be parted equally by "
-                f"train.accumulate = {train.accumulate}"
-                + (f" and {peers.size} processes" if peers.size > 1 else "")
-                + ": use a multiple"
-            )
-        raise ConfigError(
-            f"train.batch_size = {train.batch_size} cannot be shared equally by {peers.size} "
-            "processes: use a multiple"
-        )
+    _refuse_unequal_parts(config, peers)
     stride = config.model.output_stride
     smallest = math.prod(-(-side // stride) for side in config.data.crop)  # values a channel
     if train.batch_size // train.accumulate // peers.size * smallest < 2:
@@ -115,6 +104,23 @@ def check_config(
             f"data.crop = {list(config.data.crop)} with train.batch_size = {train.batch_size} "
             "leaves one value a channel, which BatchNorm cannot normalise: enlarge one of them"
         )
+
+
+def _refuse_unequal_parts(config: Config, peers: Processes) -> None:
+    """Raises ConfigError where processes, or parts of a step, would have unequal shares."""
+    train = config.train
+    if train.batch_size % (train.accumulate * peers.size) == 0:
+        return
+    if train.accumulate == 1:
+        raise ConfigError(
+            f"train.batch_size = {train.batch_size} cannot be shared equally by {peers.size} "
+            "processes: use a multiple"
+        )
+    among = f" and {peers.size} processes" if peers.size > 1 else ""
+    raise ConfigError(
+        f"train.batch_size = {train.batch_size} cannot be parted equally by train.accumulate = "
+        f"{train.accumulate}{among}: use a multiple"
+    )
 
 
 def refuse_other_steps(config: Config, pictures: int) -> None:

@@ -16,7 +16,7 @@ from segdeform.models.pyramid import silence_unreachable_taps
 from segdeform.segmenter import ModelDescription, read_description, save_model
 from segdeform.training.channels import statistics_used
 from segdeform.training.checkpoint import TrainState
-from segdeform.training.logging import peak_memory
+from segdeform.training.meter import peak_memory
 from segdeform.training.plan import Plan, check_resumable, environment
 from segdeform.training.run_folder import remove_broken_model
 

@@ -20,9 +20,9 @@ from segdeform.models.pyramid import silence_unreachable_taps
 from segdeform.segmenter import Segmenter, load
 from segdeform.training.channels import statistics_used
 from segdeform.training.checkpoint import TrainState
-from segdeform.training.logging import RunLog
 from segdeform.training.plan import Plan
 from segdeform.training.run_folder import best_folder, checkpoint_folders
+from segdeform.training.run_log import RunLog
 
 
 def score_now(plan: Plan, state: TrainState) -> Evaluation:

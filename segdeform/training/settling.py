@@ -40,10 +40,10 @@ from segdeform.training.choices import (
     choose_steps,
     values_of,
 )
-from segdeform.training.logging import Reporter
 from segdeform.training.memory import bytes_of_crop, usable_memory
 from segdeform.training.pace import Pace
 from segdeform.training.plan import Budget, Plan, check_config
+from segdeform.training.reporter import Reporter
 from segdeform.training.run_folder import checkpoint_folders, holds_run
 from segdeform.training.trial import cost_of_precision, try_out
 

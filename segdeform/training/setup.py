@@ -31,7 +31,6 @@ from segdeform.training import checkpoint
 from segdeform.training.beginning import may_begin_with_folder
 from segdeform.training.channels import fit_to_bands, with_channels, with_statistics
 from segdeform.training.checkpoint import Checkpoint, TrainState
-from segdeform.training.logging import Reporter
 from segdeform.training.plan import (
     Budget,
     Plan,
@@ -41,6 +40,7 @@ from segdeform.training.plan import (
     check_same_everywhere,
     default_workers,
 )
+from segdeform.training.reporter import Reporter
 from segdeform.training.result import is_finished, read_result
 from segdeform.training.run_folder import (
     holds_run,

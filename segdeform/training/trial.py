@@ -20,7 +20,7 @@ from segdeform.evaluation.counts import Tally
 from segdeform.evaluation.evaluate import predict_sample
 from segdeform.files.tensors import write_tensors
 from segdeform.training.checkpoint import TrainState, optimizer_tensors
-from segdeform.training.logging import Meter
+from segdeform.training.meter import Meter
 from segdeform.training.pace import Pace, expected
 from segdeform.training.plan import Plan
 from segdeform.training.scoring import current_segmenter

@@ -14,7 +14,7 @@ from rich.console import Console
 from segdeform.config.schema import Config
 from segdeform.preparing.shapes import write_shapes
 from segdeform.training import loop
-from segdeform.training.logging import Reporter
+from segdeform.training.reporter import Reporter
 
 
 @pytest.fixture(scope="module", autouse=True)

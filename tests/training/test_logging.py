@@ -12,7 +12,9 @@ from rich.console import Console
 from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
 
 from segdeform.evaluation.confusion import scores
-from segdeform.training.logging import LogRecord, Meter, Reporter, RunLog
+from segdeform.training.meter import LogRecord, Meter
+from segdeform.training.reporter import Reporter
+from segdeform.training.run_log import RunLog
 
 RECORD = LogRecord(
     step=20,
@@ -67,7 +69,7 @@ def test_a_terminal_that_is_gone_is_no_error(bar: bool) -> None:
 
 def test_a_long_evaluation_is_told_of_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("segdeform.training.logging.time.monotonic", lambda: now)
+    monkeypatch.setattr("segdeform.training.reporter.time.monotonic", lambda: now)
     out = io.StringIO()
     reporter = Reporter(Console(file=out, width=80))
     for done in range(1, 8):

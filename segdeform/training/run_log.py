@@ -1,0 +1,112 @@
+"""What a run writes on its way: RUN/log.jsonl, and the same values for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from segdeform.evaluation.confusion import Scores
+from segdeform.files.atomic import json_number, write_error, write_text
+from segdeform.training.meter import LogRecord
+
+
+class RunLog:
+    """RUN/log.jsonl, one JSON object a line, and the same values as TensorBoard scalars."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        """Opens both; what an interrupted run wrote after step `step` is dropped.
+
+        Raises:
+            ResourceError: the disk is full.
+            UsageError: the folder cannot be written to.
+        """
+        self._path = run / "log.jsonl"
+        from torch.utils.tensorboard import SummaryWriter  # costs a second, so only where needed
+
+        write_text(self._path, "".join(_lines_until(self._path, step)))
+        try:
+            self._file = self._path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(run / "tensorboard", purge_step=step + 1)
+        except OSError as error:
+            raise write_error(run, error) from error
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._file.close()
+            self._board.close()
+        except OSError as problem:
+            if error is None:  # else the disk is full and that error is on its way
+                raise write_error(self._path, problem) from problem
+
+    def record(
+        self, record: LogRecord, offsets: Mapping[str, Mapping[str, float]] | None = None
+    ) -> None:
+        """Logs the averages of the last steps under train/, a layer's offsets under offsets/."""
+        values = asdict(record)
+        del values["step"], values["seconds_left"]
+        layers = offsets or {}
+        board = {
+            f"offsets/{layer}/{name}": value
+            for layer, numbers in layers.items()
+            for name, value in numbers.items()
+        }
+        self._write(record.step, "train", values, {"offsets": layers} if layers else {}, board)
+
+    def evaluation(self, step: int, scores: Scores, classes: Sequence[str]) -> None:
+        """Logs the scores of an evaluation under val/, the IoU of each class under val/iou/."""
+        values = {"miou": scores.miou, "accuracy": scores.accuracy}
+        iou = dict(zip(classes, scores.iou, strict=True))
+        board = {f"val/iou/{name}": value for name, value in iou.items()}
+        self._write(step, "val", values, {"iou": iou}, board)
+
+    def _write(
+        self,
+        step: int,
+        kind: str,
+        values: Mapping[str, float],
+        nested: Mapping[str, Any],  # more for the file
+        board: Mapping[str, float],  # more for TensorBoard
+    ) -> None:
+        entry = _plain({"step": step, "kind": kind, **values, **nested})
+        scalars = {f"{kind}/{name}": value for name, value in values.items()} | dict(board)
+        try:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:
+            raise write_error(self._path, error) from error
+
+
+def _plain(value: Any) -> Any:
+    """Returns what JSON can hold: numbers that are none become null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return json_number(value) if isinstance(value, float) else value
+
+
+def _lines_until(path: Path, step: int) -> list[str]:
+    """Returns the whole lines of a log up to a step; a line that a kill cut short is dropped."""
+    if step == 0 or not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith("\n") and isinstance(entry, dict) and entry.get("step", step) <= step:
+            lines.append(line)
+    return lines
