@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -20,7 +21,11 @@ def _name_or_weights(value: object) -> object:
     for name, weight in weights.items():
         if name not in get_args(LossName):
             raise ValueError(f"unknown loss '{name}'.{nearest(str(name), get_args(LossName))}")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, int | float)
+            or not 0 < weight < math.inf
+        ):
             raise ValueError(f"the weight of {name} must be a number above 0")
     return value
 

@@ -228,6 +228,7 @@ class TestConfig:
             (["train.loss=dise"], "Did you mean 'dice'"),
             (["train.loss={dise: 1}"], "Did you mean 'dice'"),
             (["train.loss={dice: 0}"], "the weight of dice must be a number above 0"),
+            (["train.loss={dice: .inf}"], "the weight of dice must be a number above 0"),
             (["train.loss={dice: much}"], "the weight of dice must be a number above 0"),
             (["train.loss=[dice]"], "name a loss, or several as"),
             (["train.loss={}"], "name a loss"),

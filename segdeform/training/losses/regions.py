@@ -53,7 +53,8 @@ def lovasz(
     labelled, truth = _truth(labels, classes)
     present = peers.total(_counts(truth, labelled, classes)) > 0
     probabilities = logits.softmax(1).unbind(1)  # whose gradient is put together once
-    costs = logits.new_zeros(classes)
+    # Of no score at all: a batch without a label has a gradient, too, which is 0.
+    costs = logits.new_zeros(classes) + logits[:0].sum()
     for k in present.nonzero().flatten().tolist():
         right = (truth == k) & labelled
         errors = (right.to(logits.dtype) - probabilities[k]).abs().flatten()
