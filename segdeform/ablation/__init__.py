@@ -14,7 +14,7 @@ from typing import Any
 from segdeform.ablation.comparison import ArmResult, Interval, compare_arms, verdict
 from segdeform.ablation.plan import Ablation, Arm, Variant, drop_repeated, make_arms
 from segdeform.callbacks import Say
-from segdeform.config.dotted import dotted
+from segdeform.config.dotted import by_key
 from segdeform.config.loading import Draft, load_draft
 from segdeform.errors import UsageError
 from segdeform.files import kept_settings
@@ -77,7 +77,7 @@ def _settle(plan: Ablation, say: Say) -> Ablation:
         values = {key: noted[key] for key in draft.auto if key in noted}
         if len(values) < len(draft.auto):
             values = _choose(plan, draft, say)
-    shared = dotted(draft.config(values).model_dump(mode="json"))
+    shared = by_key(draft.config(values).model_dump(mode="json"))
     shared["--data"] = None if plan.data is None else str(plan.data.resolve())
     keep_settings(plan.output, shared)
     try:

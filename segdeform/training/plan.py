@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import cuda_ops
-from segdeform.config.dotted import dotted
+from segdeform.config.dotted import by_key, dotted
 from segdeform.config.schema import IMAGENET_MEAN, IMAGENET_STD, Config, EvalConfig
 from segdeform.data.dataset import Dataset
 from segdeform.data.depth import as_json
@@ -163,8 +163,8 @@ def check_resumable(plan: Plan, record: dict[str, Any]) -> None:
     """
     ours = plan.record()
     # A key that the run's own version did not know has had its default's meaning.
-    old = dotted(Config().model_dump(mode="json")) | _ONCE | dotted(record.get("config"))
-    new = dotted(ours["config"])
+    old = by_key(Config().model_dump(mode="json")) | _ONCE | by_key(record.get("config"))
+    new = by_key(ours["config"])
     if old["model.aspp_rates"] is None and new["model.aspp_rates"] is not None:
         old["model.aspp_rates"] = list(ASPP_RATES[plan.config.model.output_stride])
     for key in sorted(old.keys() | new.keys()):
@@ -202,7 +202,7 @@ def check_same_everywhere(plan: Plan) -> None:
     ours = {key: value for key, value in plan.record().items() if key in ("config", "data")}
     theirs = peers.share(ours)
     with peers.in_step():
-        old, new = dotted(theirs["config"]), dotted(ours["config"])
+        old, new = by_key(theirs["config"]), by_key(ours["config"])
         for key in sorted((old.keys() | new.keys()) - {"model.weights"}):  # rank 0 alone reads them
             if old.get(key) != new.get(key):
                 raise ConfigError(

@@ -18,7 +18,7 @@ from rich.console import Console
 from segdeform.callbacks import Say
 from segdeform.checking import check_sound
 from segdeform.checking.report import Report
-from segdeform.config.dotted import dotted
+from segdeform.config.dotted import by_key
 from segdeform.config.loading import Draft
 from segdeform.config.schema import Config
 from segdeform.config.strict_yaml import read_yaml
@@ -62,9 +62,9 @@ def kept_values(run: Path, draft: Draft) -> dict[str, Any] | None:
     """
     if not holds_run(run):
         return None
-    defaults = dotted(Config().model_dump(mode="json"))
+    defaults = by_key(Config().model_dump(mode="json"))
     for config in _told_by(run):
-        known = defaults | dotted(config)
+        known = defaults | by_key(config)
         return {key: known[key] for key in sorted(draft.auto)}
     if not checkpoint_folders(run) and not (run / "model").exists():
         return None  # interrupted before it began

@@ -107,9 +107,9 @@ def test_dropout_is_the_same_in_both_passes(
     assert counts == {3}
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "lovasz"])
+@pytest.mark.parametrize("loss", ["focal", {"lovasz": 1, "cross_entropy": 0.5}])
 def test_a_killed_run_in_parts_ends_with_the_same_bits(
-    shapes: Path, tmp_path: Path, loss: str
+    shapes: Path, tmp_path: Path, loss: Any
 ) -> None:
     config = tiny_config(steps=3, batch_size=4, accumulate=2, loss=loss, checkpointing=True)
     options: dict[str, Any] = {"device": "cpu", "workers": 0}
@@ -119,6 +119,9 @@ def test_a_killed_run_in_parts_ends_with_the_same_bits(
     train(config, shapes, tmp_path / "b", resume=True, reporter=ReporterThat(), **options)
     ends = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in "ab"]
     assert ends[0] == ends[1]
+    other = tiny_config(steps=3, batch_size=4, accumulate=2, loss={"lovasz": 2.0})
+    with pytest.raises(ConfigError, match=r"train\.\w+ is .* now and was"):
+        train(other, shapes, tmp_path / "b", resume=True, reporter=ReporterThat(), **options)
 
 
 @pytest.mark.parametrize(
