@@ -85,6 +85,8 @@ def _settle(plan: Ablation, say: Say) -> Ablation:
     except OSError as error:
         raise write_error(plan.output, error) from error
     chosen = [f"{key}={json.dumps(value)}" for key, value in sorted(values.items())]
+    if "train.steps" in values:  # decided, also where they were those of some epochs
+        chosen.append("train.epochs=null")
     return replace(plan, overrides=[*plan.overrides, *chosen])
 
 

@@ -57,11 +57,22 @@ class Augmentation:
         epoch: int,
         index: int,
     ) -> tuple[UInt8, Labels]:
-        """Returns both, changed; the arguments alone decide how."""
+        """Returns both, changed; the arguments alone decide how.
+
+        Raises:
+            ConfigError: they have another size now.
+        """
         entropy = np.random.SeedSequence([seed, epoch, index, _DRAWS]).generate_state(1)
         self._compose.set_random_seed(int(entropy[0]))
         changed = self._compose(image=image, mask=labels)
-        return changed["image"], changed["mask"]
+        picture, classes = changed["image"], changed["mask"]
+        if picture.shape != image.shape or classes.shape != labels.shape:
+            # Of a transform that was not drawn when the training tried them all.
+            raise ConfigError(
+                f"{_KEY}: a crop of {_shape(image)} became one of {_shape(picture)}: leave out "
+                "what changes its size"
+            )
+        return picture, classes
 
 
 def refuse_augmentation(

@@ -183,6 +183,17 @@ def test_what_cannot_be_is_said_in_a_line(entry: dict[str, Any], says: str) -> N
     assert str(raised.value).startswith("data.augment: ")
 
 
+def test_a_size_that_changes_now_and_then_is_noticed() -> None:
+    """When it happens, where the few draws before a training did not meet it."""
+    entry = {"name": "Sequential", "transforms": [{"name": "Transpose", "p": 0.05}]}
+    refuse_augmentation([entry], (41, 57), 3, np.dtype(np.uint8))
+    rare = Augmentation([entry], FILL, 255)
+    image, labels = crop()
+    with pytest.raises(ConfigError, match="a crop of 41x57x3 became one of 57x41x3"):
+        for index in range(200):
+            rare(image, labels, 0, 0, index)
+
+
 def test_pictures_of_other_channels() -> None:
     for channels in (1, 5):
         refuse_augmentation([{"name": "GaussNoise"}], (41, 57), channels, np.dtype(np.uint16))

@@ -239,7 +239,7 @@ class TestEpochs:
             for epochs in (1, 3, 49):
                 assert steps_of_epochs(epochs, pictures, batch) == -(-epochs * pictures // batch)
         assert steps_of_epochs(0.01, 4, 8) == 1
-        assert steps_of_epochs(0.1, 30, 1) == 3  # 0.1 * 30 is a little more than 3
+        assert steps_of_epochs(1.1, 50, 1) == 55  # 1.1 * 50 is a little more than 55
 
     def test_what_decides(self, shapes: Path, tmp_path: Path) -> None:
         path = tmp_path / "c.yaml"

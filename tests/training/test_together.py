@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -96,8 +97,10 @@ def shared_state() -> list[list[float]]:
             model(torch.randn(2, 2, 3, 3)).square().sum().backward()
             optimizer.step()
             state.step, state.seconds, state.weights_sha256 = 7, 1.5, "abc"
+            state.scores = {3: 0.25, 6: math.nan}
         share_state(peers, state)
         assert (state.step, state.seconds, state.weights_sha256) == (7, 1.5, "abc")
+        assert state.scores[3] == 0.25 and math.isnan(state.scores[6]) and len(state.scores) == 2
         tensors = [*model.state_dict().values(), *average.module.state_dict().values()]
         return [t.flatten().tolist() for t in (*tensors, *optimizer_tensors(state).values())]
 
