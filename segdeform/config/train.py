@@ -39,8 +39,10 @@ class TrainConfig(Section):
     steps: int = Field(
         40_000, ge=1, le=2**40, description="optimiser steps; auto: by pictures, or --minutes"
     )
-    epochs: Positive | None = Field(
+    epochs: float | None = Field(
         None,
+        gt=0,
+        le=1e6,
         description="passes over the training pictures, in the place of steps; null: as many "
         "steps as train.steps says",
     )

@@ -254,6 +254,10 @@ class TestEpochs:
         )
         with pytest.raises(ConfigError, match=r"3 of 4 pictures are 4 steps, and train\.steps = 7"):
             train(both, shapes, tmp_path / "run", device="cpu", workers=0)
+        with pytest.raises(
+            ConfigError, match=r"train\.epochs = 1e\+300: input should be less than"
+        ):
+            load_draft("camvid", ["train.epochs=1e+300"])
         with pytest.raises(UsageError, match=r"--set train\.epochs=null"):
             train(load_draft(path), shapes, tmp_path / "run", minutes=1.0)
         words = ["train", str(path), "--data", str(shapes), "--output", str(tmp_path / "run")]
