@@ -190,10 +190,11 @@ def limit(resource_number: int, soft: int) -> Iterator[None]:
 
 def test_too_few_open_files_are_told_at_once(dataset: Dataset) -> None:
     before = children()
-    lowest = os.dup(0)
-    os.close(lowest)
+    free = [os.dup(0) for _ in range(7)]  # not in a row where others left files open
+    for number in free:
+        os.close(number)
     with (
-        limit(resource.RLIMIT_NOFILE, lowest + 6),
+        limit(resource.RLIMIT_NOFILE, free[-1]),
         pytest.raises(ResourceError, match=r"cannot be started \(Too many open files\): use fewer"),
     ):
         batches(dataset, steps=40, workers=20)
