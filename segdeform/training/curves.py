@@ -26,19 +26,16 @@ Entry = dict[str, Any]
 def write_curves(run: Path, classes: Sequence[str], say: Say) -> None:
     """Writes both from RUN/log.jsonl, each whole or not at all.
 
-    A picture that cannot be drawn is told by `say`: no run ends for it.
-
-    Raises:
-        ResourceError: the disk is full.
+    What cannot be read, drawn or written is told by `say`: no run ends for it.
     """
-    entries = read_log(run / "log.jsonl")
-    write_text(run / TABLE, table(entries, classes))
+    what = TABLE
     try:
-        content = picture(entries, classes)
-    except Exception as error:  # fonts, drivers of displays, other versions of what draws
-        say(f"warning: {PICTURE} was not drawn: {error}; {TABLE} has the numbers")
-        return
-    write_bytes(run / PICTURE, content)
+        entries = read_log(run / "log.jsonl")
+        write_text(run / TABLE, table(entries, classes))
+        what = PICTURE
+        write_bytes(run / PICTURE, picture(entries, classes))
+    except Exception as error:  # a damaged log, a full disk, fonts, other versions of what draws
+        say(f"warning: {what} was not written: {error}; log.jsonl has the numbers")
 
 
 def read_log(path: Path) -> list[Entry]:

@@ -100,6 +100,9 @@ def test_what_cannot_be_drawn_ends_no_run(
     monkeypatch.setattr(curves, "picture", fails)
     reporter = ReporterThat()
     train(tiny_config(steps=1), shapes, tmp_path, reporter=reporter, **OPTIONS)
-    assert any("curves.png was not drawn: no font" in m for m in reporter.messages)
+    assert any("curves.png was not written: no font" in m for m in reporter.messages)
     assert (tmp_path / "results.csv").exists() and not (tmp_path / "curves.png").exists()
     assert (tmp_path / "metrics.json").exists()
+    (tmp_path / "log.jsonl").write_text('{"step": 3, "ki')
+    curves.write_curves(tmp_path, ["a"], reporter.message)
+    assert "results.csv was not written" in reporter.messages[-1]
