@@ -62,10 +62,7 @@ class Augmentation:
         Raises:
             ConfigError: they have another size now.
         """
-        entropy = np.random.SeedSequence([seed, epoch, index, _DRAWS]).generate_state(1)
-        self._compose.set_random_seed(int(entropy[0]))
-        changed = self._compose(image=image, mask=labels)
-        picture, classes = changed["image"], changed["mask"]
+        picture, classes = self.changed(image, labels, seed, epoch, index)
         if picture.shape != image.shape or classes.shape != labels.shape:
             # Of a transform that was not drawn when the training tried them all.
             raise ConfigError(
@@ -73,6 +70,15 @@ class Augmentation:
                 "what changes its size"
             )
         return picture, classes
+
+    def changed(
+        self, image: UInt8, labels: Labels, seed: int, epoch: int, index: int
+    ) -> tuple[Any, Any]:
+        """Returns what a call returns, whatever has become of it."""
+        entropy = np.random.SeedSequence([seed, epoch, index, _DRAWS]).generate_state(1)
+        self._compose.set_random_seed(int(entropy[0]))
+        changed = self._compose(image=image, mask=labels)
+        return changed["image"], changed["mask"]
 
 
 def refuse_augmentation(
@@ -97,7 +103,7 @@ def refuse_augmentation(
         name = entry["name"]
         for draw in range(_TRIES):
             try:
-                found, classes = always(image, labels, draw, 0, 0)
+                found, classes = always.changed(image, labels, draw, 0, 0)
             except Exception as error:  # transforms raise what they like
                 line = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise ConfigError(
