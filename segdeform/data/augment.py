@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,25 +60,26 @@ class Augmentation:
         """Returns both, changed; the arguments alone decide how.
 
         Raises:
-            ConfigError: they have another size now.
+            ConfigError: they have another size or type now, in a draw that did not come up when
+                the training tried its transforms.
         """
         picture, classes = self.changed(image, labels, seed, epoch, index)
-        if picture.shape != image.shape or classes.shape != labels.shape:
-            # Of a transform that was not drawn when the training tried them all.
-            raise ConfigError(
-                f"{_KEY}: a crop of {_shape(image)} became one of {_shape(picture)}: leave out "
-                "what changes its size"
-            )
+        for before, after in ((image, picture), (labels, classes)):
+            if _kind(after) != _kind(before):
+                raise ConfigError(
+                    f"{_KEY}: a crop of {_kind(before)} became one of {_kind(after)}: leave out "
+                    "what changes its size or type"
+                )
         return picture, classes
 
     def changed(
         self, image: UInt8, labels: Labels, seed: int, epoch: int, index: int
     ) -> tuple[Any, Any]:
-        """Returns what a call returns, whatever has become of it."""
+        """Returns what the transforms make of both, whatever its size and type."""
         entropy = np.random.SeedSequence([seed, epoch, index, _DRAWS]).generate_state(1)
         self._compose.set_random_seed(int(entropy[0]))
-        changed = self._compose(image=image, mask=labels)
-        return changed["image"], changed["mask"]
+        made = self._compose(image=image, mask=labels)
+        return made["image"], made["mask"]
 
 
 def refuse_augmentation(
@@ -88,6 +89,8 @@ def refuse_augmentation(
     label_type: np.dtype[np.uint8 | np.uint16],
 ) -> None:
     """Tries every transform on a crop, several times, before a training begins.
+
+    Those of a group are tried alone, too: a group may draw one of them once in a thousand crops.
 
     Raises:
         ConfigError: names one that does not exist, gives a crop of another kind or size, labels
@@ -99,6 +102,8 @@ def refuse_augmentation(
     ignored = int(np.iinfo(label_type).max)
     labels[:: max(2, crop[0] // 4)] = ignored
     for entry in entries:
+        Augmentation([entry], [128] * channels, ignored)  # names and arguments, groups' as well
+    for entry in _all_of(entries):
         always = Augmentation([{**entry, "p": 1.0}], [128] * channels, ignored)
         name = entry["name"]
         for draw in range(_TRIES):
@@ -107,7 +112,7 @@ def refuse_augmentation(
             except Exception as error:  # transforms raise what they like
                 line = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise ConfigError(
-                    f"{_KEY}: {name} fails on crops of {_shape(image)} {image.dtype}: {line}"
+                    f"{_KEY}: {name} fails on crops of {_kind(image)}: {line}"
                 ) from error
             _refuse_other(name, image, labels, found, classes)
 
@@ -115,10 +120,10 @@ def refuse_augmentation(
 def _refuse_other(name: str, image: UInt8, labels: Labels, found: Any, classes: Any) -> None:
     """Raises ConfigError where a transform gives what is no crop of the same kind."""
     for what, before, after in (("a crop", image, found), ("labels", labels, classes)):
-        if after.shape != before.shape or after.dtype != before.dtype:
+        if _kind(after) != _kind(before):
             raise ConfigError(
-                f"{_KEY}: {name} makes {what} of {_shape(before)} {before.dtype} into "
-                f"{_shape(after)} {after.dtype}; it has to stay the same"
+                f"{_KEY}: {name} makes {what} of {_kind(before)} into {_kind(after)}; it has to "
+                "stay the same"
             )
     ignored = int(np.iinfo(labels.dtype).max)
     if not set(np.unique(classes)) <= {0, 1, 2, ignored}:
@@ -126,6 +131,14 @@ def _refuse_other(name: str, image: UInt8, labels: Labels, found: Any, classes: 
             f"{_KEY}: {name} mixes labels, which are classes: give it mask_interpolation 0 "
             f"(nearest) and fill_mask {ignored}"
         )
+
+
+def _all_of(entries: Sequence[Entry]) -> Iterator[Entry]:
+    """Yields the transforms of groups, each before its group, and those of none."""
+    for entry in entries:
+        if entry["name"] in _GROUPS:
+            yield from _all_of(entry["transforms"])
+        yield entry
 
 
 def _built(entry: Entry, fill: Sequence[int], ignored: int) -> Any:
@@ -197,5 +210,6 @@ def _reason(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _shape(array: np.ndarray[Any, Any]) -> str:
-    return "x".join(str(side) for side in array.shape)
+def _kind(array: np.ndarray[Any, Any]) -> str:
+    """Returns size and type as messages show them: 41x57x3 uint8."""
+    return f"{'x'.join(str(side) for side in array.shape)} {array.dtype}"

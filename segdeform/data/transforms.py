@@ -90,7 +90,7 @@ class TrainTransform:
         factor = math.exp(rng.uniform(math.log(low), math.log(high)))
         angle = rng.uniform(-self.rotate, self.rotate) if self.rotate else 0.0
         size = _bounding_size(self.crop, angle)
-        window = self._draw_window(labels, size, factor, rng)
+        window = self._draw_window(labels, size, factor, angle, rng)
         image = _cut(image, window, size, self.fill)
         labels = _cut(labels, window, size, _ignored(labels))
         if angle:
@@ -111,6 +111,7 @@ class TrainTransform:
         labels: Labels,
         size: tuple[int, int],
         factor: float,
+        angle: float,
         rng: np.random.Generator,
     ) -> tuple[int, int, int, int]:
         """Draws the (top, left, bottom, right) of the source pixels that fill the crop."""
@@ -126,6 +127,8 @@ class TrainTransform:
             )
             window = (top, left, top + height, left + width)
             inside = labels[max(0, top) : top + height, max(0, left) : left + width]
+            if not _is_in_turned_crop(pixel, window, factor, angle, self.crop):
+                continue
             if self.max_class_share >= 1 or _largest_share(inside) <= self.max_class_share:
                 break
         return window
@@ -137,6 +140,27 @@ def _draw_start(side: int, length: int, inside: int | None, rng: np.random.Gener
     if inside is not None:
         low, high = max(low, inside - length + 1), min(high, inside)
     return int(rng.integers(low, high, endpoint=True))
+
+
+def _is_in_turned_crop(
+    pixel: Sequence[int | None],
+    window: tuple[int, int, int, int],
+    factor: float,
+    angle: float,
+    crop: tuple[int, int],
+) -> bool:
+    """Tells whether a place of a window, if one is given, is still there once the window is turned.
+
+    The window's corners are cut off then: half of its pixels at 45 degrees.
+    """
+    row, column = pixel
+    if row is None or column is None or not angle:
+        return True
+    y = factor * (row - (window[0] + window[2] - 1) / 2)
+    x = factor * (column - (window[1] + window[3] - 1) / 2)
+    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    turned = (cosine * y - sine * x, cosine * x + sine * y)
+    return all(abs(way) <= (side - 1) / 2 for way, side in zip(turned, crop, strict=True))
 
 
 def _pixel_of_a_class(labels: Labels, rng: np.random.Generator) -> Sequence[int | None]:

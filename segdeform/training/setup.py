@@ -13,11 +13,11 @@ from rich.console import Console
 from segdeform.checking import check_sound
 from segdeform.checking.report import Report
 from segdeform.config.loading import Draft, dump_config
-from segdeform.config.schema import Config
+from segdeform.config.schema import Config, DataConfig
 from segdeform.data import load_dataset
 from segdeform.data.augment import refuse_augmentation
 from segdeform.data.cache import with_cache
-from segdeform.data.dataset import label_type
+from segdeform.data.dataset import Dataset, label_type
 from segdeform.errors import ModelError, ResourceError, UsageError
 from segdeform.files.atomic import write_text
 from segdeform.files.lock import run_lock
@@ -103,13 +103,7 @@ def open_run(
                 f"warning: data.train_split and data.val_split are both '{val_set.split}': the "
                 "score is of the pictures trained on, and will be too good"
             )
-        if given.data.augment:
-            refuse_augmentation(
-                given.data.augment,
-                given.data.crop,
-                train_set.channels,
-                label_type(len(train_set.classes)),
-            )
+        _try_augmentation(given.data, train_set)
         train_set = with_cache(train_set, reporter.message)
         val_set = with_cache(val_set, reporter.message)
         if workers is None:
@@ -156,8 +150,17 @@ def _settled(plan: Plan, draft: Draft, resume: bool) -> tuple[Plan, bool]:
         config = settle(plan, draft, report)
     plan = replace(plan, config=fit_to_crop(with_channels(config, plan.config)))
     check_config(plan.config, plan.train_set, plan.device, peers)
+    if plan.config.data.crop != draft.filled().data.crop:
+        _try_augmentation(plan.config.data, plan.train_set)
     check_same_everywhere(plan)
     return plan, kept is None
+
+
+def _try_augmentation(data: DataConfig, train_set: Dataset) -> None:
+    """Raises ConfigError where a transform of the config does not fit the training's crops."""
+    if data.augment:
+        kind = label_type(len(train_set.classes))
+        refuse_augmentation(data.augment, data.crop, train_set.channels, kind)
 
 
 def _first_state(plan: Plan, resume: bool, overwrite: bool, checked: bool) -> TrainState | None:

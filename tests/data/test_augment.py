@@ -169,11 +169,37 @@ def test_loaders_of_any_number_of_workers_and_ranks_make_the_same_crops(shapes: 
         ({"name": "RandomGamma", "gamma_limit": "x"}, "RandomGamma: gamma_limit: input should be"),
         ({"name": "RandomCrop"}, "RandomCrop: height: field required"),
         ({"name": "RandomRotate90"}, "makes a crop of 41x57x3 uint8 into 57x41x3"),
+        ({"name": "D4"}, "D4 makes a crop of 41x57x3 uint8 into 57x41x3"),  # now and then
         ({"name": "Normalize"}, "into 41x57x3 float32; it has to stay the same"),
         ({"name": "HistogramMatching"}, "HistogramMatching fails on crops of 41x57x3"),
         ({"name": "Affine", "rotate": 20, "mask_interpolation": 1}, "mixes labels, which are cla"),
         ({"name": "OneOf"}, "OneOf takes transforms"),
         ({"name": "OneOf", "transforms": [{"name": "Blurr"}]}, "no transform 'Blurr'"),
+        (
+            {
+                "name": "OneOf",
+                "transforms": [{"name": "CLAHE"}, {"name": "ToFloat", "p": 0.01}],
+            },
+            "ToFloat makes a crop of 41x57x3 uint8 into 41x57x3 float32",
+        ),
+        (
+            {
+                "name": "Sequential",
+                "transforms": [
+                    {"name": "SomeOf", "n": 1, "transforms": [{"name": "Transpose", "p": 0.01}]}
+                ],
+            },
+            "Transpose makes a crop of 41x57x3 uint8 into 57x41x3",
+        ),
+        (
+            {
+                "name": "Sequential",
+                "transforms": [
+                    {"name": "Affine", "rotate": 20, "mask_interpolation": 1, "p": 0.01}
+                ],
+            },
+            "Affine mixes labels",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(entry: dict[str, Any], says: str) -> None:
@@ -183,13 +209,18 @@ def test_what_cannot_be_is_said_in_a_line(entry: dict[str, Any], says: str) -> N
     assert str(raised.value).startswith("data.augment: ")
 
 
-def test_a_size_that_changes_now_and_then_is_noticed() -> None:
-    """When it happens, where the few draws before a training did not meet it."""
-    entry = {"name": "Sequential", "transforms": [{"name": "Transpose", "p": 0.05}]}
-    refuse_augmentation([entry], (41, 57), 3, np.dtype(np.uint8))
-    rare = Augmentation([entry], FILL, 255)
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Transpose", "a crop of 41x57x3 uint8 became one of 57x41x3 uint8"),
+        ("ToFloat", "a crop of 41x57x3 uint8 became one of 41x57x3 float32"),
+    ],
+)
+def test_a_kind_that_changes_now_and_then_is_noticed(name: str, says: str) -> None:
+    """When it happens, should the draws before a training not have met it."""
+    rare = Augmentation([{"name": name, "p": 0.05}], FILL, 255)
     image, labels = crop()
-    with pytest.raises(ConfigError, match="a crop of 41x57x3 became one of 57x41x3"):
+    with pytest.raises(ConfigError, match=says):
         for index in range(200):
             rare(image, labels, 0, 0, index)
 
@@ -266,6 +297,16 @@ class TestClassBalance:
         # A single pixel may fall between the rows of a crop that shrinks it.
         assert balanced[3] > 0.15 and balanced[3] > 1.8 * plain[3]
         assert plain[0] == 1 and balanced[0] > 0.9
+
+    @pytest.mark.parametrize("factor", [0.7, 1.6])
+    def test_a_turned_crop_shows_its_pixel_too(self, factor: float) -> None:
+        """A window of the size before the turn alone holds it in two thirds of them."""
+        labels = np.full((201, 223), 255, np.uint8)
+        labels[95:99, 120:124] = 5
+        image = np.zeros((*labels.shape, 3), np.uint8)
+        cut = TrainTransform((43, 51), (factor, factor), 1.0, 0.5, 50.0, 0.0, class_balance=1.0)
+        shown = [5 in cut(image, labels, 0, 0, index)[1] for index in range(300)]
+        assert np.mean(shown) > 0.97
 
     def test_without_it_nothing_is_drawn(self) -> None:
         labels = self.labels()

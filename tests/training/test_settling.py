@@ -97,6 +97,14 @@ def test_choices_are_told_written_and_exact(roads: Path, tmp_path: Path, draft: 
     assert _train(config, roads, tmp_path / "again") == weights
 
 
+def test_augmentation_is_tried_on_the_crop_that_was_chosen(roads: Path, tmp_path: Path) -> None:
+    """A quarter turn keeps the square crop that stands where none is given."""
+    turns = _draft(tmp_path, "data.augment=[{name: RandomRotate90}]")
+    with pytest.raises(ConfigError, match="a crop of 48x64x3 uint8 into 64x48x3"):
+        _train(turns, roads, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_seen_is_of_the_right_split(draft: Draft) -> None:
     splits = {
         "train": SimpleNamespace(pixels=(5, 6), sizes=((1, 2),)),
