@@ -51,7 +51,9 @@ def train(
     profile: Annotated[
         bool,
         typer.Option(
-            "--profile", help="Tell where the time goes, by phase, and which key would change it."
+            "--profile",
+            help="Tell where the time went, by phase, and which key would change it; on a GPU each "
+            "phase waits for the one before.",
         ),
     ] = False,
     device: Device = "auto",
@@ -89,6 +91,8 @@ def train(
                 f"--minutes {minutes:g} and {draft.overridden[key]} contradict each other: "
                 "give one of them"
             )
+    if dry_run and profile:
+        raise UsageError("--profile tells of a training, and --dry-run does none: give one of them")
     given = draft.filled()
     root = data_root(given.data.name, data)
     refuse_start(given, root, output, resume=resume, overwrite=overwrite)
@@ -114,9 +118,11 @@ def train(
             overwrite=overwrite,
             minutes=minutes,
         )
-        if own_rank() == 0 and json_output:
+        if own_rank() > 0:  # only rank 0 writes, on its own disk
+            return
+        if json_output:
             print_json(rehearsal)
-        elif own_rank() == 0:
+        else:
             print("\n".join(lines(rehearsal)))
         refuse_too_little(rehearsal)
         return

@@ -54,6 +54,12 @@ def begin_with_folder(
     """
     folder = Path(config.model.weights)
     theirs = load(folder, "cpu", trainable=True)
+    channels = len(statistics_used(config).mean)
+    if theirs.channels != channels:
+        raise ConfigError(
+            f"model.weights: {folder} knows pictures of {theirs.channels} channels, and these have "
+            f"{channels}: begin with weights of a backbone (imagenet, a file), which are widened"
+        )
     if differing := _differing(config, theirs.info):
         overrides = " ".join(f"--set {key}={_short(v)}" for key, v in differing.items())
         raise ConfigError(
@@ -117,6 +123,8 @@ def _differing(config: Config, info: dict[str, Any]) -> dict[str, Any]:
         if key not in _FREE and info["model"][key] != ours:
             found[f"model.{key}"] = info["model"][key]
     deform = config.deform.model_dump(mode="json")
+    if "model.backbone" in found and info["deformable_layers"]:  # these names say nothing here
+        found["deform.layers"] = info["deform"]["layers"]
     keys = ("variant", "offset_groups", "dilation") if info["deformable_layers"] else ("dilation",)
     for key in keys:
         if info["deform"][key] != deform[key]:

@@ -95,7 +95,7 @@ def _rehearsed(plan: Plan, state: TrainState, began: float) -> dict[str, Any]:
     steps = max(train.steps, first + WARM_UP + MEASURED)
     longer = plan.config.model_copy(update={"train": train.model_copy(update={"steps": steps})})
     pace = try_out(replace(plan, config=longer), began, math.inf, state)
-    evaluations = evaluations_left(train.steps, train.eval_every, first)
+    evaluations = evaluations_left(train, first)
     saves = -(-train.steps // train.save_every) - first // train.save_every
     left = train.steps - first
     checkpoint = _bytes_of_checkpoint(state)
@@ -181,7 +181,8 @@ def lines(plan: dict[str, Any]) -> Iterator[str]:
         f"{disk['free_bytes'] / _GIB:.1f} GiB free"
     )
     yield f"memory:   {memory['peak_bytes'] / _GIB:.2f} GiB at most in these steps"
-    yield "Nothing was written; without --dry-run it starts."
+    starts = disk["needed_bytes"] <= disk["free_bytes"]
+    yield f"Nothing was written{'; without --dry-run it starts' if starts else ''}."
 
 
 def _counted(number: int, thing: str) -> str:

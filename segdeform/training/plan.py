@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -138,10 +139,12 @@ def refuse_other_steps(config: Config, pictures: int) -> None:
 
 def _another_length(plan: Plan) -> str:
     """Says how to train a network for longer than its run was meant to."""
+    beside = plan.run.with_name(f"{plan.run.name}-longer")
+    run, longer = (shlex.quote(str(place)) for place in (plan.run, beside))
     return (
         ". The learning rate followed a schedule to the end of these steps, so that a longer run "
-        f"is another one, which can begin with the network of this: --set model.weights={plan.run} "
-        f"--output {plan.run.with_name(plan.run.name + '-longer')}"
+        "is another one, which can begin with the network of this: "
+        f"--set model.weights={run} --output {longer}"
     )
 
 

@@ -49,6 +49,7 @@ from segdeform.training.run_folder import (
     remove_run,
 )
 from segdeform.training.settling import kept_values, settle
+from segdeform.training.start import refuse_own_weights
 from segdeform.training.state import build_state
 from segdeform.training.together import batch_norm_warning, share_state
 
@@ -117,6 +118,7 @@ def open_run(
         with peers.in_step():
             if peers.first:
                 refuse_output(run, resume=resume, overwrite=overwrite, data=data)
+                refuse_own_weights(given.model.weights, run, overwrite)
                 if not dry:
                     stack.enter_context(run_lock(run))
                     # Again: another process may have written a run just now.

@@ -8,7 +8,7 @@ from pathlib import Path
 from segdeform.config.schema import Config
 from segdeform.data import load_dataset
 from segdeform.data.dataset import Dataset
-from segdeform.errors import ConfigError, ModelError
+from segdeform.errors import ConfigError, ModelError, UsageError
 from segdeform.evaluation.confusion import refuse_countless
 from segdeform.model_folder import refuse_missing_model
 from segdeform.training.run_folder import checkpoint_folders, refuse_output
@@ -24,15 +24,30 @@ def refuse_start(
     Of several processes none looks: those that have not met cannot tell each other of a refusal.
 
     Raises:
-        UsageError: as `refuse_output`.
+        UsageError: as `refuse_output` and `refuse_own_weights`.
         ConfigError, ModelError, DataError: as `refuse_weights` and `refuse_data`.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return
     refuse_output(run, resume=resume, overwrite=overwrite, data=data)
+    refuse_own_weights(config.model.weights, run, overwrite)
     if not (resume and checkpoint_folders(run)):  # which hold their own
         refuse_weights(config.model.weights)
     refuse_data(config, data)
+
+
+def refuse_own_weights(weights: str, run: Path, overwrite: bool) -> None:
+    """Raises UsageError where the run that is to be replaced holds the weights to begin with.
+
+    Until the first checkpoint of the new one a kill would leave neither.
+    """
+    if overwrite and weights not in _NO_FILES:
+        place, source = run.resolve(), Path(weights).resolve()
+        if place == source or place in source.parents:
+            raise UsageError(
+                f"model.weights = {weights} lies in {run}, which --overwrite replaces: choose "
+                "another --output"
+            )
 
 
 def refuse_data(config: Config, data: Path) -> None:

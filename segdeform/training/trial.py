@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from segdeform.config.train import TrainConfig
 from segdeform.data.dataset import read_pair
 from segdeform.evaluation.boundary import BOUNDARY_WIDTH
 from segdeform.evaluation.counts import Tally
@@ -82,8 +83,8 @@ class Forecast:
 
 
 def _forecast(plan: Plan, done: int, pace: Pace) -> str:
-    steps, every = plan.config.train.steps, plan.config.train.eval_every
-    evaluations = evaluations_left(steps, every, done)
+    steps = plan.config.train.steps
+    evaluations = evaluations_left(plan.config.train, done)
     text = expected(pace, steps - done, evaluations)
     seconds = (steps - done) * pace.step + evaluations * pace.evaluation
     if plan.budget is None and seconds > _TIRING:
@@ -91,9 +92,15 @@ def _forecast(plan: Plan, done: int, pace: Pace) -> str:
     return text
 
 
-def evaluations_left(steps: int, every: int, done: int) -> int:
-    """Counts the evaluations after step `done`, the one at the end included."""
-    return 1 + ((steps - 1) // every - done // every if every else 0)
+def evaluations_left(train: TrainConfig, done: int) -> int:
+    """Counts the evaluations after step `done`, the one at the end included.
+
+    Where the best weights are kept, these may have to be scored once more.
+    """
+    if not train.eval_every:
+        return 1
+    before = (train.steps - 1) // train.eval_every - done // train.eval_every
+    return 1 + before + train.keep_best
 
 
 def evaluation_seconds(plan: Plan, state: TrainState) -> float:

@@ -91,7 +91,7 @@ def test_it_begins_by_computing_what_the_folder_computes(run: Path, shapes: Path
 @pytest.mark.parametrize(
     ("section", "keys", "message"),
     [
-        ("model", {"backbone": "resnet18"}, '--set model.backbone="mobilenet_v2"'),
+        ("model", {"backbone": "resnet18"}, '"mobilenet_v2" --set deform.layers=2'),
         ("model", {"head": "deeplabv3"}, '--set model.head="deeplabv3plus"'),
         ("model", {"head_channels": 24, "output_stride": 8}, "head_channels=16 --set model.output"),
         ("deform", {"variant": "v1"}, '--set deform.variant="v2"'),
@@ -196,16 +196,45 @@ def test_a_network_is_tuned_to_other_classes_and_pictures(
 def test_a_finished_run_says_how_to_go_on_for_longer(
     run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours = shutil.copytree(run, tmp_path / "ours")
+    ours = shutil.copytree(run, tmp_path / "our runs" / "ours")
     words = ["train", str(ours / "config.yaml"), "--data", str(shapes), "--workers", "0"]
     more = ["--set", "train.steps=5"]
     assert main([*words, *more, "--output", str(ours), "--resume"]) == 3
     said = re.search(r"can begin with the network of this: (.*)", capsys.readouterr().err)
     assert said is not None and "ours-longer" in said[1]
     assert main([*words, *more, *shlex.split(said[1])]) == 0
-    longer = load(tmp_path / "ours-longer", "cpu")
+    longer = load(tmp_path / "our runs" / "ours-longer", "cpu")
     assert longer.info["training"]["steps"] == 5
     assert longer.info["training"]["weights_sha256"] == load(run, "cpu").info["sha256"]
+
+
+def test_a_run_is_not_replaced_by_one_that_begins_with_it(
+    run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A kill before its first checkpoint would leave neither."""
+    ours = shutil.copytree(run, tmp_path / "ours")
+    words = ["train", str(run / "config.yaml"), "--data", str(shapes), "--workers", "0"]
+    before = {path: path.read_bytes() for path in ours.rglob("*") if path.is_file()}
+    for weights in (ours, ours / "model", tmp_path / "x" / ".." / "ours"):
+        given = [*words, "--output", str(ours), "--overwrite", "--set", f"model.weights={weights}"]
+        (tmp_path / "x").mkdir(exist_ok=True)
+        assert main(given) == 2
+        assert "which --overwrite replaces: choose another --output" in capsys.readouterr().err
+        with pytest.raises(UsageError, match="which --overwrite replaces"):
+            config = going_on(run, steps=1)
+            config = changed(config, "model", weights=str(weights))
+            train(config, shapes, ours, device="cpu", workers=0, overwrite=True)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_pictures_of_other_channels_are_named(run: Path) -> None:
+    numbers = {"channels": 4, "name": "folder", "mean": [0.5] * 4, "std": [0.2] * 4}
+    config = changed(going_on(run), "data", **numbers)
+    model = build_model(
+        config.model, config.deform, 7, pretrained=False, mean=[0.5] * 4, std=[1] * 4
+    )
+    with pytest.raises(ConfigError, match="knows pictures of 3 channels, and these have 4: begin"):
+        begin_with_folder(model, config, load(run, "cpu").classes)
 
 
 class TestEpochs:

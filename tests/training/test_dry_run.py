@@ -78,7 +78,9 @@ def test_too_little_room_is_refused_as_the_run_would_be(
     monkeypatch.setattr(rehearsals.shutil, "disk_usage", lambda place: usage)
     assert main(words) == 7
     out, err = capsys.readouterr()
-    assert "needed" in out and err.strip().splitlines()[-1].endswith("or make room")
+    assert "needed" in out and "without --dry-run it starts" not in out
+    assert main([*words, "--profile"]) == 2 and "give one of them" in capsys.readouterr().err
+    assert err.strip().splitlines()[-1].endswith("or make room")
 
     def interrupted(*arguments: object) -> Pace:
         raise InterruptedByUserError("saved at step 3: continue with --resume")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from segdeform.config.schema import TrainConfig
 from segdeform.machine.processes import ALONE
 from segdeform.training import memory, trial
 from segdeform.training.pace import Pace
@@ -131,3 +132,9 @@ def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch
     assert memory.usable_memory(torch.device("cpu")) == 1750
     monkeypatch.setattr(memory, "free_memory", lambda: None)
     assert memory.usable_memory(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(("every", "keep", "count"), [(5, False, 2), (5, True, 3), (0, True, 1)])
+def test_the_best_weights_may_be_scored_once_more(every: int, keep: bool, count: int) -> None:
+    train = TrainConfig(steps=10, eval_every=every, keep_best=keep)
+    assert trial.evaluations_left(train, 3) == count
