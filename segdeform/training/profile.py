@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from segdeform.errors import SegdeformError
 from segdeform.files.atomic import write_json
 from segdeform.machine.stopwatch import Clock, Stopwatch
 from segdeform.training.plan import Plan
@@ -31,9 +32,6 @@ def profiled(plan: Plan, wanted: bool) -> Iterator[Plan]:
 
     RUN/profile.json holds seconds and shares of the wall time. On a GPU every phase waits for the
     device, which costs a little.
-
-    Raises:
-        ResourceError: the disk is full.
     """
     if not wanted:
         yield plan
@@ -46,7 +44,10 @@ def profiled(plan: Plan, wanted: bool) -> Iterator[Plan]:
         if plan.peers.first:
             facts = summary(watch.seconds, seconds, watch.times.get(OPTIMISER, 0))
             facts["verdict"] = verdict(facts["shares"], plan)
-            write_json(plan.run / FILE, facts)
+            try:
+                write_json(plan.run / FILE, facts)
+            except SegdeformError as problem:  # which must not take the place of what ended the run
+                plan.reporter.message(f"warning: {problem}")
             for line in lines(facts):
                 plan.reporter.message(line)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from segdeform.config.schema import Config
-from segdeform.errors import StoppedError
+from segdeform.errors import ResourceError, StoppedError
 from segdeform.training import profile as profiles
 from segdeform.training.loop import train
 from segdeform.training.profile import PHASES, REST, lines, summary, verdict
@@ -58,6 +58,19 @@ def test_a_run_that_is_stopped_tells_too(shapes: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "profile.json").read_text())["steps"] == 2
     train(tiny_config(), shapes, tmp_path, overwrite=True, reporter=ReporterThat(), **OPTIONS)
     assert not (tmp_path / "profile.json").exists()
+
+
+def test_a_profile_that_cannot_be_written_changes_no_ending(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise ResourceError("the disk is full")
+
+    monkeypatch.setattr(profiles, "write_json", full)
+    reporter = ReporterThat(2, send(15))
+    with pytest.raises(StoppedError, match="saved at step 2"):
+        train(tiny_config(), shapes, tmp_path, profile=True, reporter=reporter, **OPTIONS)
+    assert "warning: the disk is full" in reporter.messages
 
 
 @pytest.mark.parametrize(
