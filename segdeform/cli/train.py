@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -104,20 +104,18 @@ def train(
 
     if threads is not None:
         torch.set_num_threads(threads)
+    wanted: dict[str, Any] = {
+        "device": device,
+        "workers": workers,
+        "resume": resume,
+        "overwrite": overwrite,
+        "minutes": minutes,
+    }
     if dry_run:
         from segdeform.training.dry_run import dry_run as rehearse
         from segdeform.training.dry_run import lines, refuse_too_little
 
-        rehearsal = rehearse(
-            draft,
-            root,
-            output,
-            device=device,
-            workers=workers,
-            resume=resume,
-            overwrite=overwrite,
-            minutes=minutes,
-        )
+        rehearsal = rehearse(draft, root, output, **wanted)
         if own_rank() > 0:  # only rank 0 writes, on its own disk
             return
         if json_output:
@@ -126,17 +124,7 @@ def train(
             print("\n".join(lines(rehearsal)))
         refuse_too_little(rehearsal)
         return
-    result = train(
-        draft,
-        root,
-        output,
-        device=device,
-        workers=workers,
-        resume=resume,
-        overwrite=overwrite,
-        minutes=minutes,
-        profile=profile,
-    )
+    result = train(draft, root, output, profile=profile, **wanted)
     if own_rank() > 0:
         return
     if json_output:

@@ -105,7 +105,7 @@ def _train_steps(plan: Plan, state: TrainState, log: RunLog | None) -> None:
         plan.reporter.start(state.step, train.steps, list(state.scores.values()))
         network = peers.wrap(state.model, plan.device)
         batches = stack.enter_context(closing(batches_from(plan, state.step)))
-        forecast, watch = Forecast(plan, state), Watch(state.model)
+        forecast, watch = Forecast(plan, state), Watch(state.model.backbone)
         warnings = Warnings(train)
         saved = (state.step, len(state.scores))  # nothing is new yet
         while True:

@@ -87,7 +87,7 @@ def test_it_is_logged_and_changes_no_bit(shapes: Path, tmp_path: Path) -> None:
         offsets = [entry["offsets"] for entry in lines if entry["kind"] == "train"]
         assert len(offsets) == logged and len(offsets[0]) == 2
         for layer, numbers in offsets[-1].items():
-            assert layer.startswith("backbone.features.")
+            assert layer.startswith("features.")
             assert numbers.keys() == {"length", "outside", "outside_at_rest", "saturated"}
     first, last = (json.loads(line)["offsets"] for line in _trains(tmp_path / "1-1"))
     assert all(numbers["length"] == 0 for numbers in first.values())  # before the first update
