@@ -34,7 +34,7 @@ class Reporter:
     def start(self, step: int, steps: int, scores: Sequence[float] = ()) -> None:
         """Begins to show training from `step` of `steps`; `scores` were had before."""
         self._steps, self._scores = steps, list(scores)
-        if not self._console.is_terminal:
+        if not self._console.is_terminal or self._console.is_dumb_terminal:
             return
         self._progress = Progress(
             BarColumn(bar_width=20),

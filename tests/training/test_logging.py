@@ -121,3 +121,13 @@ def test_a_terminal_shows_how_loss_and_scores_went() -> None:
     assert "loss █▁▅" in task.description and task.description.endswith("mIoU ▁█▆ 0.300")
     assert task.description.startswith("loss 1.5000")
     reporter.stop()
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines() -> None:
+    out = io.StringIO()
+    console = Console(force_terminal=True, width=200, file=out, _environ={"TERM": "dumb"})
+    reporter = Reporter(console)
+    reporter.start(0, 100)
+    reporter.record(LogRecord(50, 2.0, 0.1, 9.0, 0.0, 2**30, 0, 3.0))
+    reporter.stop()
+    assert out.getvalue().startswith("step 50/100  loss 2.0000")
