@@ -1,6 +1,7 @@
 """Measures what deformable layers add to a training step: step times of several networks in turn.
 
-python scripts/benchmark_step.py camvid [--layers 0 3] [--repeats 12] [--device cpu] [--json FILE]
+python scripts/benchmark_step.py camvid [--layers 0 3] [--repeats 12] [--device cpu]
+    [--set KEY=VALUE] [--json FILE]
 
 Every network does a whole step (forward, loss, backward, update) on the same random crops, turn by
 turn in one process; the loader has no part in it. Prints minimum (median) and their ratio.
@@ -65,13 +66,14 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 3])
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     keep_freed_memory()
     device = torch.device(options.device)
     steps, times = {}, {}
     for layers in options.layers:
-        config = load_config(options.config, [f"deform.layers={layers}"])
+        config = load_config(options.config, [*options.set, f"deform.layers={layers}"])
         steps[layers], times[layers] = make_step(config, device), []
         steps[layers]()
     for _ in range(options.repeats):
@@ -81,7 +83,12 @@ def main() -> None:
             times[layers].append(1e3 * (time.perf_counter() - began))
     least = min(times[options.layers[0]])
     if options.json:
-        facts = {"config": options.config, "device": options.device, "torch": torch.__version__}
+        facts = {
+            "config": options.config,
+            "set": options.set,
+            "device": options.device,
+            "torch": torch.__version__,
+        }
         options.json.write_text(json.dumps(facts | {"ms by layers": times}, indent=1) + "\n")
     for layers, seen in times.items():
         print(
