@@ -113,7 +113,8 @@ def train(
     }
     if dry_run:
         from segdeform.training.dry_run import dry_run as rehearse
-        from segdeform.training.dry_run import lines, refuse_too_little
+        from segdeform.training.dry_run import refuse_too_little
+        from segdeform.training.dry_run_text import lines
 
         rehearsal = rehearse(draft, root, output, **wanted)
         if own_rank() > 0:  # only rank 0 writes, on its own disk

@@ -5,27 +5,30 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from segdeform.checking.report import SplitCount
 from segdeform.config.loading import Draft
 from segdeform.config.schema import Config
 from segdeform.errors import InterruptedByUserError, ResourceError
 from segdeform.models.deform import deformable_layers
 from segdeform.training.checkpoint import KEEP, TrainState, optimizer_tensors
-from segdeform.training.memory import usable_memory
+from segdeform.training.memory import memory_limit, usable_memory
 from segdeform.training.meter import peak_memory
-from segdeform.training.pace import duration
 from segdeform.training.plan import Plan
 from segdeform.training.reporter import Reporter
 from segdeform.training.setup import open_run
 from segdeform.training.trial import MEASURED, WARM_UP, evaluations_left, try_out
 
 _GIB = 2**30
+_NEAR = 0.85  # of the memory that there is, from which on it is told that little is left
 _LOGGED = 100  # bytes a step of log and TensorBoard, at the usual log_every
 
 
@@ -89,7 +92,8 @@ def refuse_too_little(plan: dict[str, Any]) -> None:
 
 
 def _rehearsed(plan: Plan, state: TrainState, began: float) -> dict[str, Any]:
-    train, first, usable = plan.config.train, state.step, usable_memory(plan.device)
+    train, first = plan.config.train, state.step
+    usable, limit = usable_memory(plan.device), memory_limit(plan.device)
     parameters = list(state.model.parameters())
     # A short training has fewer steps than are measured.
     steps = max(train.steps, first + WARM_UP + MEASURED)
@@ -108,7 +112,14 @@ def _rehearsed(plan: Plan, state: TrainState, began: float) -> dict[str, Any]:
         "finished": False,
         "first_step": first,
         "steps": train.steps,
-        "data": plan.record()["data"],
+        "machine": {
+            "device": str(plan.device),
+            "threads": torch.get_num_threads(),
+            "workers": plan.workers,
+            "processes": plan.peers.size,
+        },
+        "data": _data(plan),
+        "choices": [choice._asdict() for choice in plan.choices],
         "network": {
             "parameters": sum(value.numel() for value in parameters),
             "trainable": sum(value.numel() for value in parameters if value.requires_grad),
@@ -128,7 +139,7 @@ def _rehearsed(plan: Plan, state: TrainState, began: float) -> dict[str, Any]:
             "needed_bytes": needed,
             "free_bytes": shutil.disk_usage(_standing(plan.run)).free,
         },
-        "memory": {"peak_bytes": peak_memory(plan.device), "usable_bytes": usable},
+        "memory": _memory(plan.device, usable, limit),
         "config": plan.config.model_dump(mode="json"),
     }
 
@@ -140,50 +151,41 @@ def _bytes_of_checkpoint(state: TrainState) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
+def _data(plan: Plan) -> dict[str, Any]:
+    """Returns what is known of both splits; shares and sizes where this process checked them."""
+    told: dict[str, Any] = plan.record()["data"]
+    if plan.report is not None:
+        for role, dataset in (("train", plan.train_set), ("val", plan.val_set)):
+            told[role] |= _counted(plan.report.split(dataset.split))
+    return told
+
+
+def _counted(split: SplitCount) -> dict[str, Any]:
+    sizes = Counter(split.sizes)
+    by_area = sorted(sizes, key=math.prod)
+    return {
+        "shares": [round(share, 8) for share in split.shares()],
+        "ignored_share": round(split.ignored / max(1, split.ignored + sum(split.pixels)), 8),
+        "sizes": {
+            "smallest": list(by_area[0]),
+            "commonest": list(sizes.most_common(1)[0][0]),
+            "largest": list(by_area[-1]),
+            "different": len(sizes),
+        },
+    }
+
+
+def _memory(device: torch.device, usable: int | None, limit: int | None) -> dict[str, Any]:
+    peak = peak_memory(device)
+    return {
+        "peak_bytes": peak,
+        "usable_bytes": usable,
+        "limit_bytes": limit,
+        "near_limit": limit is not None and peak > _NEAR * limit,
+    }
+
+
 def _standing(path: Path) -> Path:
     """Returns the folder, or of those around it the nearest that exists."""
     path = path.resolve()
     return next(place for place in (path, *path.parents) if place.exists())
-
-
-def lines(plan: dict[str, Any]) -> Iterator[str]:
-    """Writes what `dry_run` returned for a person to read."""
-    if plan["finished"]:
-        yield f"{plan['run']} is finished: nothing is left to do"
-        return
-    for split, told in plan["data"].items():
-        yield (
-            f"{split + ':':9} {told['pictures']} pictures of {told['dataset']}/{told['split']}, "
-            f"{len(told['classes'])} classes, names {told['names_sha256'][:12]}"
-        )
-    network, spent = plan["network"], plan["time"]
-    yield (
-        f"network:  {network['parameters']:,} parameters, {network['trainable']:,} trainable, "
-        f"{len(network['deformable_layers'])} deformable layers"
-    )
-    for name in network["deformable_layers"]:
-        yield f"          {name}"
-    begins = f"steps {plan['first_step'] + 1} to {plan['steps']}"
-    yield (
-        f"pace:     {duration(spent['step_seconds'])} a step, "
-        f"{spent['images_per_second']:.1f} images/s"
-    )
-    end = datetime.now().astimezone() + timedelta(seconds=spent["seconds"])
-    yield (f"time:     about {duration(spent['seconds'])} for {begins}, until {end:%Y-%m-%d %H:%M}")
-    yield (
-        f"          with {_counted(spent['evaluations'], 'evaluation')} of "
-        f"{duration(spent['evaluation_seconds'])}, {_counted(spent['saves'], 'checkpoint')} of "
-        f"{duration(spent['saving_seconds'])}"
-    )
-    disk, memory = plan["disk"], plan["memory"]
-    yield (
-        f"disk:     {disk['needed_bytes'] / _GIB:.2f} GiB needed, "
-        f"{disk['free_bytes'] / _GIB:.1f} GiB free"
-    )
-    yield f"memory:   {memory['peak_bytes'] / _GIB:.2f} GiB at most in these steps"
-    starts = disk["needed_bytes"] <= disk["free_bytes"]
-    yield f"Nothing was written{'; without --dry-run it starts' if starts else ''}."
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"

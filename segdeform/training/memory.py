@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segdeform.config.schema import Config
-from segdeform.machine.memory import free_memory
+from segdeform.machine.memory import free_memory, resident_memory
 from segdeform.machine.processes import neighbours
 from segdeform.models import build_model, freeze_batch_norm
 from segdeform.models.deeplab import DeepLab
@@ -55,3 +55,15 @@ def usable_memory(device: torch.device) -> int | None:
         return int(_USABLE * torch.cuda.mem_get_info(device)[0])
     free = free_memory()
     return None if free is None else int(_USABLE * free / neighbours())
+
+
+def memory_limit(device: torch.device) -> int | None:
+    """Returns the bytes that this process may hold in all, with what it holds already.
+
+    Of a GPU its whole memory; else what the system and the control groups leave, shared equally by
+    the processes of a machine. None: nobody knows.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    free = free_memory()
+    return None if free is None else resident_memory() + free // neighbours()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import cuda_ops
+from segdeform.checking.report import Report
 from segdeform.config.dotted import by_key, dotted
 from segdeform.config.schema import IMAGENET_MEAN, IMAGENET_STD, Config, EvalConfig
 from segdeform.data.dataset import Dataset
@@ -24,7 +25,7 @@ from segdeform.machine.processes import Processes, neighbours
 from segdeform.machine.signals import StopSignals
 from segdeform.machine.stopwatch import Clock, untimed
 from segdeform.models.pyramid import ASPP_RATES
-from segdeform.training.choices import steps_of_epochs
+from segdeform.training.choices import Choice, steps_of_epochs
 from segdeform.training.reporter import Reporter
 from segdeform.training.start import refuse_class_weights
 
@@ -67,6 +68,8 @@ class Plan:
     budget: Budget | None = None  # of time, for a run that begins
     dry: bool = False  # nothing may be written into the run folder
     clock: Clock = untimed  # of the phases that `profile` names
+    report: Report | None = None  # of the check, in the process that made it
+    choices: tuple[Choice, ...] = ()  # for the keys that the config left `auto`
 
     def record(self) -> dict[str, Any]:
         """Returns what a checkpoint remembers, for `check_resumable` to compare."""

@@ -92,11 +92,11 @@ def _told_by(run: Path) -> list[Mapping[str, Any]]:
     return [config for config in told if isinstance(config, Mapping) and "train" in config]
 
 
-def settle(plan: Plan, draft: Draft, report: Report | None) -> Config:
-    """Returns the config of a new run: chooses what is `auto`, tells it, and does so together.
+def settle(plan: Plan, draft: Draft) -> list[Choice]:
+    """Chooses what is `auto` for a new run, tells it, and does so together with the others.
 
     `plan` is what is known so far: of its config only the channels. Rank 0 chooses, by the check's
-    `report`, which the others may lack.
+    report, which the others may lack.
 
     Raises:
         UsageError: the time budget does not suffice for ten steps.
@@ -107,8 +107,8 @@ def settle(plan: Plan, draft: Draft, report: Report | None) -> Config:
     choices: list[Choice] = []
     with peers.in_step():
         if peers.first:
-            assert report is not None
-            seen = _look(draft, plan.train_set, report, plan.device, peers.size)
+            assert plan.report is not None
+            seen = _look(draft, plan.train_set, plan.report, plan.device, peers.size)
             choices = choose(draft, seen, bytes_of_crop)
     choices = _shared(plan, choices)
     cost = _bf16_cost(plan, draft, choices)
@@ -124,15 +124,16 @@ def settle(plan: Plan, draft: Draft, report: Report | None) -> Config:
             limit = None if budget is None or pace is None else (budget.seconds, pace)
             choices = [*choices, *choose_steps(draft, seen, choices, limit)]
     choices = _shared(plan, choices)
-    _tell(choices, plan.reporter.message)
-    values = values_of(choices)
+    if not plan.dry:  # a dry run ends with all of them
+        _tell(choices, plan.reporter.message)
+    _warn(choices, plan.reporter.message)
     with peers.in_step():
-        if missing := draft.auto - values.keys():
+        if missing := draft.auto - values_of(choices).keys():
             raise ConfigError(
                 f"{min(missing)} is auto for process {peers.rank} and not for process 0: start all "
                 "of them with the same config"
             )
-    return draft.config(values)
+    return choices
 
 
 def _shared(plan: Plan, choices: list[Choice]) -> list[Choice]:
@@ -154,6 +155,7 @@ def choose_alone(
     choices += choose_precision(draft, seen, None)
     choices += choose_steps(draft, seen, choices, None)
     _tell(choices, say)
+    _warn(choices, say)
     return values_of(choices)
 
 
@@ -163,6 +165,9 @@ def _tell(choices: list[Choice], say: Say) -> None:
     say("chosen for this data set and this machine; --set KEY=VALUE decides otherwise:")
     for choice in choices:
         say(f"  {choice.key}={json.dumps(choice.value)}: {choice.reason}")
+
+
+def _warn(choices: list[Choice], say: Say) -> None:
     values = values_of(choices)
     if values.get("model.weights") == "none":
         say(

@@ -31,6 +31,7 @@ from segdeform.training import checkpoint
 from segdeform.training.beginning import may_begin_with_folder
 from segdeform.training.channels import fit_to_bands, with_channels, with_statistics
 from segdeform.training.checkpoint import Checkpoint, TrainState
+from segdeform.training.choices import Choice, values_of
 from segdeform.training.plan import (
     Budget,
     Plan,
@@ -127,7 +128,14 @@ def open_run(
         plan, checked = with_statistics(plan, resume), False
         if draft.auto:
             plan, checked = _settled(plan, draft, resume)
-        yield plan, _first_state(plan, resume, overwrite, checked)
+        state = _first_state(plan, resume)
+        if state is not None:
+            if not checked:
+                plan = _checked(plan)
+            with peers.in_step():
+                if peers.first and not dry:
+                    begin_run(plan, overwrite)
+        yield plan, state
 
 
 def _settled(plan: Plan, draft: Draft, resume: bool) -> tuple[Plan, bool]:
@@ -135,22 +143,23 @@ def _settled(plan: Plan, draft: Draft, resume: bool) -> tuple[Plan, bool]:
 
     Returns the plan, and whether the pictures were checked for it.
     """
-    peers, kept, report = plan.peers, None, None
+    peers, kept = plan.peers, None
     with peers.in_step():
         if peers.first and resume:
             kept = kept_values(plan.run, draft)
     kept = peers.share(kept)
     if kept is not None:
         config = draft.config(kept)
+        choices = [Choice(key, value, "what the run began with") for key, value in kept.items()]
         if plan.budget is not None:
             steps = config.train.steps
             plan.reporter.message(f"{plan.run} goes on with its {steps} steps, whatever --minutes")
     else:
-        with peers.in_step():
-            if peers.first_here:
-                report = check_pictures(plan)
-        config = settle(plan, draft, report)
-    plan = replace(plan, config=fit_to_crop(with_channels(config, plan.config)))
+        plan = _checked(plan)
+        choices = settle(plan, draft)
+        config = draft.config(values_of(choices))
+    config = fit_to_crop(with_channels(config, plan.config))
+    plan = replace(plan, config=config, choices=tuple(choices))
     check_config(plan.config, plan.train_set, plan.device, peers)
     if plan.config.data.crop != draft.filled().data.crop:
         _try_augmentation(plan.config.data, plan.train_set)
@@ -165,7 +174,16 @@ def _try_augmentation(data: DataConfig, train_set: Dataset) -> None:
         refuse_augmentation(data.augment, data.crop, train_set.channels, kind)
 
 
-def _first_state(plan: Plan, resume: bool, overwrite: bool, checked: bool) -> TrainState | None:
+def _checked(plan: Plan) -> Plan:
+    """Has each machine check its pictures; returns the plan with the report of this process."""
+    report = None
+    with plan.peers.in_step():
+        if plan.peers.first_here:
+            report = check_pictures(plan)
+    return replace(plan, report=report)
+
+
+def _first_state(plan: Plan, resume: bool) -> TrainState | None:
     """Returns the state to go on from or to begin with; None where nothing is left to do.
 
     Rank 0 decides, by its run folder, and gives the others its state.
@@ -193,12 +211,6 @@ def _first_state(plan: Plan, resume: bool, overwrite: bool, checked: bool) -> Tr
     )
     if warning is not None:
         plan.reporter.message(warning)
-    with peers.in_step():
-        if peers.first_here and not checked:
-            check_pictures(plan)
-    with peers.in_step():
-        if peers.first and not plan.dry:
-            begin_run(plan, overwrite)
     return state
 
 

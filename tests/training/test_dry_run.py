@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from segdeform.checking.report import SplitCount
 from segdeform.cli import main
 from segdeform.config.loading import dump_config
 from segdeform.errors import InterruptedByUserError, UsageError
 from segdeform.training import dry_run as rehearsals
-from segdeform.training.dry_run import dry_run, lines
+from segdeform.training import dry_run_text as texts
+from segdeform.training.dry_run import dry_run
+from segdeform.training.dry_run_text import lines
 from segdeform.training.loop import train
 from segdeform.training.pace import Pace
 from tests.training.conftest import ReporterThat, tiny_config
@@ -38,7 +46,12 @@ def test_writes_nothing_and_later_weights_are_the_same(shapes: Path, tmp_path: P
     assert (_snapshot(shapes), _snapshot(place)) == (data, empty)
     assert (told["first_step"], told["steps"], told["data"]["train"]["pictures"]) == (0, 4, 4)
     assert len(told["network"]["deformable_layers"]) == 2
-    assert all(len(line) <= 100 for line in lines(told))
+    for role in ("train", "val"):
+        _assert_counted(told["data"][role], shapes / role)
+    assert told["machine"]["workers"] == 0 and told["choices"] == []
+    text = list(lines(told))
+    assert all(len(line) <= 100 for line in text)
+    assert any("all of 64x64 pixels" in line for line in text)
 
     for run in ("one", "two"):
         if run == "two":
@@ -57,6 +70,83 @@ def test_writes_nothing_and_later_weights_are_the_same(shapes: Path, tmp_path: P
     told = dry_run(config, shapes, place / "one", resume=True, **hears)  # type: ignore[arg-type]
     assert told["finished"]
     assert _snapshot(place) == before
+
+
+def _assert_counted(told: dict[str, Any], split: Path) -> None:
+    """Compares what is told of a split with a count of its masks' bytes."""
+    masks = [np.asarray(Image.open(path)) for path in (split / "masks").iterdir()]
+    counts = np.bincount(np.concatenate([mask.ravel() for mask in masks]), minlength=256)
+    classes = len(told["classes"])
+    assert told["shares"] == pytest.approx(list(counts[:classes] / counts[:classes].sum()))
+    assert told["ignored_share"] == pytest.approx(counts[255] / counts.sum())
+    assert told["sizes"] == {
+        **{key: [64, 64] for key in ("smallest", "commonest", "largest")},
+        "different": 1,
+    }
+
+
+def test_sizes_are_by_area_and_shares_by_rank() -> None:
+    sizes = ((3, 40), (50, 4), (50, 4), (9, 20), (6, 30), (10, 11))
+    pixels = (0, 5, 93, 2, 0, 100)
+    told = rehearsals._counted(SplitCount("train", 6, pixels, 50, sizes))
+    assert told["sizes"] == {
+        "smallest": [10, 11],
+        "commonest": [50, 4],
+        "largest": [50, 4],
+        "different": 5,
+    }
+    assert told["shares"] == [0, 0.025, 0.465, 0.01, 0, 0.5] and told["ignored_share"] == 0.2
+    words = texts._shares([*"abcdef"], told["shares"])
+    assert words == ("f 50.00%, c 46.50%, b 2.50%, d 1.00%; the rarest is d; in no mask: a, e")
+    many = texts._shares([f"k{n}" for n in range(200)], [*range(199, 0, -1), 0])
+    assert "rarest: k195" in many and "k199" in many.partition("in no mask: ")[2]
+    assert "k100 " not in many
+
+
+def test_choices_and_their_reasons_are_told_on_stdout(
+    shapes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In both forms; and of a run that goes on, what it began with."""
+    monkeypatch.setattr(rehearsals, "try_out", lambda *arguments: Pace(0.5, 2.0, 0.1, 3.0))
+    (tmp_path / "c.yaml").write_text(dump_config(tiny_config(steps=2)))
+    words = ["train", str(tmp_path / "c.yaml"), "--data", str(shapes), "--workers", "0"]
+    words += ["--output", str(tmp_path / "run"), "--device", "cpu"]
+    for key in ("data.crop", "train.class_weights", "train.warmup_steps"):
+        words += ["--set", f"{key}=auto"]
+    assert main([*words, "--dry-run", "--json"]) == 0
+    out, err = capsys.readouterr()
+    choices = {choice["key"]: choice for choice in json.loads(out)["choices"]}
+    assert choices.keys() == {"data.crop", "train.class_weights", "train.warmup_steps"}
+    assert choices["data.crop"]["value"] == [64, 64] == json.loads(out)["config"]["data"]["crop"]
+    assert "data.crop=" not in err
+    assert main([*words, "--dry-run"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"chosen: data.crop=[64, 64]: {choices['data.crop']['reason']}" in text
+    assert all(choice["reason"] in text for choice in choices.values())
+
+    assert main(words) == 0
+    assert "  data.crop=[64, 64]: " in capsys.readouterr().err
+    (tmp_path / "run" / "metrics.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "model")
+    assert main([*words, "--resume", "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {choice["reason"] for choice in told["choices"]} == {"what the run began with"}
+    assert told["choices"][0]["value"] == [64, 64]
+
+
+@pytest.mark.parametrize(("limit", "near"), [(100, True), (117, True), (118, False), (None, False)])
+def test_memory_that_is_nearly_all_is_told(
+    limit: int | None, near: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsals, "peak_memory", lambda device: 100 * 2**20)
+    limit = None if limit is None else limit * 2**20
+    told = rehearsals._memory(torch.device("cpu"), 70 * 2**20, limit)
+    assert (told["peak_bytes"], told["near_limit"]) == (100 * 2**20, near)
+    text = " ".join(texts._of_memory(told))
+    assert ("that is nearly all" in text) == near and ("it may take" in text) == (limit is not None)
 
 
 def test_too_little_room_is_refused_as_the_run_would_be(

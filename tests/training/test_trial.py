@@ -130,8 +130,11 @@ def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(memory, "free_memory", lambda: 10_000)
     monkeypatch.setattr(memory, "neighbours", lambda: 4)
     assert memory.usable_memory(torch.device("cpu")) == 1750
+    monkeypatch.setattr(memory, "resident_memory", lambda: 500)
+    assert memory.memory_limit(torch.device("cpu")) == 500 + 2500
     monkeypatch.setattr(memory, "free_memory", lambda: None)
     assert memory.usable_memory(torch.device("cpu")) is None
+    assert memory.memory_limit(torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize(("every", "keep", "count"), [(5, False, 2), (5, True, 3), (0, True, 1)])
