@@ -44,6 +44,13 @@ class Features(NamedTuple):
     low: Tensor  # stride 4
     middle: Tensor  # what enters the last stage; stride 16, or the output stride if smaller
     high: Tensor  # the last stage's output, at the output stride
+    second: Tensor | None = None  # stride 8; only of a backbone that `gives_second`
+
+    @property
+    def stages(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The outputs of all four stages, of a backbone that `gives_second`."""
+        assert self.second is not None
+        return self.low, self.second, self.middle, self.high
 
 
 class Backbone(nn.Module):
@@ -54,17 +61,30 @@ class Backbone(nn.Module):
     """
 
     low_channels: int
+    second_channels: int
     middle_channels: int
     channels: int
     low_stride = 4
+    second_stride = 8
     middle_stride: int
     stride: int
+    gives_second = False  # set by who builds a network: heads that do not look need not hold them
+
+    @property
+    def stage_channels(self) -> tuple[int, int, int, int]:
+        """The channels of `Features.stages`."""
+        return self.low_channels, self.second_channels, self.middle_channels, self.channels
+
+    @property
+    def stage_strides(self) -> tuple[int, int, int, int]:
+        """The strides of `Features.stages`."""
+        return self.low_stride, self.second_stride, self.middle_stride, self.stride
 
 
 class ResNet(Backbone):
     """Is a ResNet (He et al. 2016; stride in the 3x3 convolution) without its classifier.
 
-    The features are the outputs of layer1, layer3 and layer4.
+    The features are the outputs of layer1, layer3 and layer4, the second ones of layer2.
 
     Args:
         counts: blocks of the four stages.
@@ -84,7 +104,7 @@ class ResNet(Backbone):
         self.layer2 = _stage(block, outputs[0], widths[1], counts[1], 2)
         self.layer3 = _stage(block, outputs[1], widths[2], counts[2], 2)
         self.layer4 = _stage(block, outputs[2], widths[3], counts[3], 2)
-        self.low_channels, _, self.middle_channels, self.channels = outputs
+        self.low_channels, self.second_channels, self.middle_channels, self.channels = outputs
         self.stride, self.middle_stride = output_stride, min(16, output_stride)
         nn.Linear(self.channels, _CLASSES)
         draw_weights(self)
@@ -93,18 +113,20 @@ class ResNet(Backbone):
     def forward(self, x: Tensor) -> Features:  # [N, C, H, W]
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         low = self.layer1(x)
-        middle = self.layer3(self.layer2(low))
-        return Features(low, middle, self.layer4(middle))
+        x = self.layer2(low)
+        second = x if self.gives_second else None
+        x = self.layer3(x)
+        return Features(low, x, self.layer4(x), second)
 
 
 class MobileNetV2(Backbone):
     """Is a MobileNetV2 (Sandler et al. 2018, table 2) up to its 320-channel block.
 
     The closing 1x1 convolution to 1280 channels belongs to the classifier and is left out, as in
-    DeepLab. Features: blocks 3 (24 channels), 13 (96) and 17 (320).
+    DeepLab. Features: blocks 3 (24 channels), 6 (32; the second), 13 (96) and 17 (320).
     """
 
-    low_channels, middle_channels, channels = 24, 96, 320
+    low_channels, second_channels, middle_channels, channels = 24, 32, 96, 320
 
     def __init__(self, output_stride: int) -> None:
         super().__init__()
@@ -122,22 +144,24 @@ class MobileNetV2(Backbone):
         _dilate((self.features[4:7], self.features[7:14], self.features[14:]), output_stride)
 
     def forward(self, x: Tensor) -> Features:  # [N, C, H, W]
+        taken = (3, 6, 13) if self.gives_second else (3, 13)
         outputs = {}
         for number, block in enumerate(self.features):
             x = block(x)
-            if number in (3, 13):  # all of them would be as much as the widest block takes
+            if number in taken:  # all of them would be as much as the widest block takes
                 outputs[number] = x
-        return Features(outputs[3], outputs[13], x)
+        return Features(outputs[3], outputs[13], x, outputs.get(6))
 
 
 class MobileNetV3Large(Backbone):
     """Is a MobileNetV3-Large (Howard et al. 2019, table 1) up to its 1x1 convolution to 960.
 
-    Features: blocks 3 (24 channels), 12 (112) and that convolution. The blocks of its last stage
-    have kernels of 5x5: its last 3x3 convolutions, which deform, lie in the stage before.
+    Features: blocks 3 (24 channels), 6 (40; the second), 12 (112) and that convolution. The blocks
+    of its last stage have kernels of 5x5: its last 3x3 convolutions, which deform, lie in the stage
+    before.
     """
 
-    low_channels, middle_channels, channels = 24, 112, 960
+    low_channels, second_channels, middle_channels, channels = 24, 40, 112, 960
 
     def __init__(self, output_stride: int) -> None:
         super().__init__()
@@ -150,8 +174,10 @@ class MobileNetV3Large(Backbone):
 
     def forward(self, x: Tensor) -> Features:  # [N, C, H, W]
         low = self.features[:4](x)
-        middle = self.features[4:13](low)
-        return Features(low, middle, self.features[13:](middle))
+        x = self.features[4:7](low)
+        second = x if self.gives_second else None
+        x = self.features[7:13](x)
+        return Features(low, x, self.features[13:](x), second)
 
 
 BACKBONES: dict[str, Callable[[int], Backbone]] = {

@@ -120,6 +120,33 @@ def test_a_smaller_output_stride_computes_the_same_more_densely(name: str) -> No
             torch.testing.assert_close(high[..., ::step, ::step], expected)
 
 
+@pytest.mark.parametrize("stride", [8, 32])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large"])
+def test_the_second_features_are_the_last_at_stride_8(name: str, stride: int) -> None:
+    """Against torchvision's own stages; and where nobody asks for them there are none."""
+    torch.manual_seed(1)
+    net: Any = torchvision_models.get_model(name).eval()
+    backbone = build_backbone(name, "none", stride).eval()
+    backbone.load_state_dict(
+        {k: v for k, v in net.state_dict().items() if not k.startswith(CLASSIFIER)}
+    )
+    images = torch.randn(1, 3, 61, 90)
+    with torch.inference_mode():
+        assert backbone(images).second is None
+        backbone.gives_second = True
+        features = backbone(images)
+        if isinstance(net, torchvision_models.ResNet):
+            net = nn.Sequential(*list(net.children())[:6])
+        else:
+            net = net.features[:7]
+        torch.testing.assert_close(features.second, net(images))
+    for values, channels, step in zip(
+        features.stages, backbone.stage_channels, backbone.stage_strides, strict=True
+    ):
+        assert values.shape == (1, channels, -(-61 // step), -(-90 // step))
+    assert backbone.stage_strides == (4, 8, min(16, stride), stride)
+
+
 def test_every_backbone_is_known_to_the_config() -> None:
     assert set(BACKBONES) == set(get_args(BackboneName))
 
