@@ -196,3 +196,29 @@ def test_onnx_resizes_alike_at_sizes_that_the_stride_does_not_divide() -> None:
         images = torch.rand(1, 3, *size)
         (scores,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         torch.testing.assert_close(torch.from_numpy(scores), model(images).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_enlarging_as_one_operator_has_the_same_bits(
+    dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    """Values, gradients and layout, where the size cuts off more of one side than of the other."""
+    torch.manual_seed(0)
+    maps = torch.randn(2, 5, 7, 9, dtype=dtype).to(memory_format=layout)
+    one, two = (maps.clone().requires_grad_() for _ in range(2))
+    expected = enlarge(one, 8, (53, 66))
+    found = torch.ops.segdeform.enlarge(two, 8, 53, 66)
+    assert torch.equal(found, expected) and found.stride() == expected.stride()
+    slopes = torch.randn_like(expected)
+    expected.backward(slopes)
+    found.backward(slopes)
+    assert two.grad is not None and torch.equal(two.grad, one.grad)
+    assert two.grad.stride() == one.grad.stride()
+
+
+def test_the_operators_of_enlarging_keep_torchs_rules() -> None:
+    maps = torch.randn(2, 5, 7, 9, requires_grad=True)
+    torch.library.opcheck(torch.ops.segdeform.enlarge.default, (maps, 8, 53, 66))
+    slopes = torch.randn(2, 5, 53, 66).to(memory_format=torch.channels_last)
+    torch.library.opcheck(torch.ops.segdeform.enlarge_backward.default, (slopes, 8, 7, 9))
