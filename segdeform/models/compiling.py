@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -30,6 +31,23 @@ def compile_network(model: DeepLab, say: Say) -> None:
     model.maps = _OftenSeen(model.maps, say)  # type: ignore[method-assign]
 
 
+@contextmanager
+def without_noise() -> Iterator[None]:
+    """Has torch's compiler not warn that there is no CUDA, of which nobody speaks."""
+    log = logging.getLogger("torch.utils.cpp_extension")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an error says, or its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class _OftenSeen:
     """Computes scores by a compiled network at the sizes that come often."""
 
@@ -52,20 +70,23 @@ class _OftenSeen:
         return self._compile(images)
 
     def _compile(self, images: Tensor) -> Tensor:
-        # It warns that there is no CUDA, of which nobody speaks.
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         begun = time.perf_counter()
         try:
             from torch._inductor import config  # a second, which nobody else need wait for
 
-            with config.patch(freezing=True):  # weights become constants, in the best layout
+            with (
+                without_noise(),
+                config.patch(freezing=True),
+            ):  # weights become constants, in the best layout
                 scores = self._fast(images)
         except (RuntimeError, OSError) as error:
             if memory_that_ended(error):
                 raise
             self._works = False
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self._say(f"the network is not compiled, which changes nothing but the pace: {reason}")
+            self._say(
+                "the network is not compiled, which changes nothing but the pace: "
+                f"{first_line(error)}"
+            )
             return self._plain(images)
         self._compiled.add(images.shape)
         height, width = images.shape[2:]

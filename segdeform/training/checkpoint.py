@@ -51,6 +51,7 @@ class TrainState:
     seconds: float = field(default=0.0)  # of training steps, over all interruptions
     weights_sha256: str | None = None  # of the file that the backbone started from
     scores: dict[int, float] = field(default_factory=dict)  # val mIoU by the step evaluated at
+    compiled: bool | None = None  # whether the steps so far were; None: nobody knows
 
     @property
     def best_model(self) -> DeepLab:

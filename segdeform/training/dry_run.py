@@ -22,10 +22,18 @@ from segdeform.models.deform import deformable_layers
 from segdeform.training.checkpoint import KEEP, TrainState, optimizer_tensors
 from segdeform.training.memory import memory_limit, usable_memory
 from segdeform.training.meter import peak_memory
+from segdeform.training.pace import Pace
 from segdeform.training.plan import Plan
 from segdeform.training.reporter import Reporter
 from segdeform.training.setup import open_run
-from segdeform.training.trial import MEASURED, WARM_UP, evaluations_left, try_out
+from segdeform.training.state import build_state
+from segdeform.training.trial import (
+    MEASURED,
+    WARM_UP,
+    evaluations_left,
+    step_seconds,
+    try_out,
+)
 
 _GIB = 2**30
 _NEAR = 0.85  # of the memory that there is, from which on it is told that little is left
@@ -98,7 +106,9 @@ def _rehearsed(plan: Plan, state: TrainState, began: float) -> dict[str, Any]:
     # A short training has fewer steps than are measured.
     steps = max(train.steps, first + WARM_UP + MEASURED)
     longer = plan.config.model_copy(update={"train": train.model_copy(update={"steps": steps})})
-    pace = try_out(replace(plan, config=longer), began, math.inf, state)
+    rehearsal = replace(plan, config=longer)
+    pace = try_out(rehearsal, began, math.inf, state)
+    memory = _memory(plan.device, usable, limit)
     evaluations = evaluations_left(train, first)
     saves = -(-train.steps // train.save_every) - first // train.save_every
     left = train.steps - first
@@ -132,14 +142,18 @@ def _rehearsed(plan: Plan, state: TrainState, began: float) -> dict[str, Any]:
             "evaluations": evaluations,
             "saving_seconds": pace.saving,
             "saves": saves,
-            "seconds": left * pace.step + evaluations * pace.evaluation + saves * pace.saving,
+            "seconds": left * pace.step
+            + evaluations * pace.evaluation
+            + saves * pace.saving
+            + (pace.compiling or 0.0),
         },
+        "compile": _compiling(rehearsal, pace, left),
         "disk": {
             "checkpoint_bytes": checkpoint,
             "needed_bytes": needed,
             "free_bytes": shutil.disk_usage(_standing(plan.run)).free,
         },
-        "memory": _memory(plan.device, usable, limit),
+        "memory": memory,
         "config": plan.config.model_dump(mode="json"),
     }
 
@@ -173,6 +187,20 @@ def _counted(split: SplitCount) -> dict[str, Any]:
             "different": len(sizes),
         },
     }
+
+
+def _compiling(plan: Plan, pace: Pace, left: int) -> dict[str, Any] | None:
+    """Measures the steps without train.compile, too, where it is on; None: it is off."""
+    if not plan.config.train.compile:
+        return None
+    told: dict[str, Any] = {"seconds": pace.compiling, "plain_step_seconds": pace.step}
+    if pace.compiling is None:
+        return told | {"pays": False}
+    plan.reporter.message("measuring ten steps without train.compile")
+    state = build_state(plan, None)
+    plain = step_seconds(plan, state, plan.peers.wrap(state.model, plan.device), math.inf)
+    pays = left * pace.step + pace.compiling < left * plain
+    return told | {"plain_step_seconds": plain, "pays": pays}
 
 
 def _memory(device: torch.device, usable: int | None, limit: int | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -110,6 +111,7 @@ def _of_time(plan: dict[str, Any]) -> Iterator[str]:
         "pace",
         f"{duration(spent['step_seconds'])} a step, {spent['images_per_second']:.1f} images/s",
     )
+    yield from _of_compiling(plan)
     end = datetime.now().astimezone() + timedelta(seconds=spent["seconds"])
     yield from _part(
         "time",
@@ -126,6 +128,41 @@ def _of_time(plan: dict[str, Any]) -> Iterator[str]:
         "disk",
         f"{disk['needed_bytes'] / _GIB:.2f} GiB needed, {disk['free_bytes'] / _GIB:.1f} GiB free",
     )
+
+
+def _of_compiling(plan: dict[str, Any]) -> Iterator[str]:
+    told, step = plan["compile"], plan["time"]["step_seconds"]
+    if told is None:
+        yield from _part(
+            "", "not compiled; a dry run with --set train.compile=true measures it, in minutes"
+        )
+        return
+    if told["seconds"] is None:
+        yield from _part(
+            "", "the network cannot be compiled here: train.compile=false spares trying"
+        )
+        return
+    plain = told["plain_step_seconds"]
+    yield from _part(
+        "",
+        f"compiled, which took {duration(told['seconds'])}; {duration(plain)} a step without",
+    )
+    if told["pays"]:
+        yield from _part("", f"so that it pays: train.compile=true, from step {_even(plan)} on")
+    elif step < plain:
+        yield from _part(
+            "",
+            f"too few steps for it: train.compile=false; it would pay from step {_even(plan)} on",
+        )
+    else:
+        yield from _part("", "it does not pay: train.compile=false is faster")
+
+
+def _even(plan: dict[str, Any]) -> int:
+    """Returns the step up to which compiling has cost as much as it has won."""
+    told = plan["compile"]
+    won = told["plain_step_seconds"] - plan["time"]["step_seconds"]
+    return int(plan["first_step"] + math.ceil(told["seconds"] / won))
 
 
 def _of_memory(memory: dict[str, Any]) -> Iterator[str]:

@@ -39,7 +39,7 @@ def backpropagate(
     train = plan.config.train
     if train.accumulate == 1:
         _seed(plan, state.step, 0)
-        output = _forward(plan, network, images)
+        output = forward(plan, network, images)
         with plan.clock(LOSS):
             loss = segmentation_loss(
                 output.logits, output.auxiliary, labels, train, weights, plan.peers
@@ -56,7 +56,7 @@ def backpropagate(
     for number, (part, its_labels) in enumerate(parts):
         with _exchanging(network, last=number == len(parts) - 1):
             _seed(plan, state.step, number)
-            output = _forward(plan, network, part)
+            output = forward(plan, network, part)
             with plan.clock(LOSS):
                 loss = segmentation_loss(
                     output.logits, output.auxiliary, its_labels, train, weights, plan.peers, whole
@@ -85,7 +85,7 @@ def _in_two_passes(
         outputs = []
         for number, (part, _) in enumerate(parts):
             _seed(plan, state.step, number)
-            outputs.append(_forward(plan, network, part))
+            outputs.append(forward(plan, network, part))
     logits = torch.cat([output.logits for output in outputs]).requires_grad_()
     sides = [output.auxiliary for output in outputs if output.auxiliary is not None]
     auxiliary = torch.cat(sides).requires_grad_() if sides else None
@@ -99,13 +99,14 @@ def _in_two_passes(
     ):
         with _exchanging(network, last=number == len(parts) - 1):
             _seed(plan, state.step, number)
-            output = _forward(plan, network, part)
+            output = forward(plan, network, part)
             with plan.clock(BACKWARD):
                 torch.autograd.backward([s for s in output if s is not None], slopes)
     return loss.detach()
 
 
-def _forward(plan: Plan, network: nn.Module, images: Tensor) -> Output:
+def forward(plan: Plan, network: nn.Module, images: Tensor) -> Output:
+    """Computes the scores of [N, C, H, W] pictures, 0..1, in the precision of the training."""
     dtype = PRECISIONS[plan.config.train.precision]
     casting = torch.autocast(plan.device.type, dtype, enabled=dtype != torch.float32)
     with plan.clock(FORWARD), casting:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from cuda_ops.layers import DeformConv2d
 from segdeform.config.train import TrainConfig
 from segdeform.models.deform import deformable_layers
+from segdeform.models.recompute import statistics_kept
+from segdeform.training.compiled import CompiledNetwork
 
 _SATURATED = 0.01  # distance of a mask from 0 or 1 (before its factor of 2) that no gradient leaves
 
@@ -38,25 +40,52 @@ class OffsetHealth:
 
 
 class Watch:
-    """Measures the deformable layers of a network while a block runs."""
+    """Measures the deformable layers of a backbone while a block runs.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._layers = deformable_layers(model)
+    Compiled code cannot be looked into: before it is called with pictures in `network`, which is
+    how steps call `model`, the layers are shown them once more, as they are.
+    """
+
+    def __init__(self, model: nn.Module, network: nn.Module | None = None) -> None:
+        self._layers = deformable_layers(getattr(model, "backbone", model))
+        parts = [] if network is None else network.modules()
+        self._compiled = next((m for m in parts if isinstance(m, CompiledNetwork)), None)
         self._seen: dict[str, list[Tensor]] = {}
 
     @contextmanager
     def during(self, wanted: bool) -> Iterator[None]:
         """Measures what runs in the block, where it is wanted."""
         self._seen = {}
-        handles = [
-            layer.register_forward_pre_hook(partial(self._look, name))
-            for name, layer in (self._layers.items() if wanted else ())
-        ]
+        if not wanted:
+            yield
+        elif self._compiled is None:
+            with self._looking():
+                yield
+        else:
+            handle = self._compiled.register_forward_pre_hook(self._show)
+            try:
+                yield
+            finally:
+                handle.remove()
+
+    @torch.no_grad()
+    def _show(self, network: nn.Module, inputs: tuple[Any, ...]) -> None:
+        assert isinstance(network, CompiledNetwork)
+        images: Tensor = inputs[0]
+        devices = [images.device] if images.is_cuda else []
+        with torch.random.fork_rng(devices), statistics_kept(network.model), self._looking():
+            network.model.features(images)
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Measures where the layers sample, by whatever way they are called."""
+        for name, layer in self._layers.items():
+            layer.sampling = partial(self._look, name, layer)  # type: ignore[method-assign]
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            for layer in self._layers.values():
+                del layer.sampling
 
     def read(self) -> dict[str, OffsetHealth]:
         """Returns what was measured last, by the layers' names; waits for the device."""
@@ -65,12 +94,11 @@ class Watch:
             for name, numbers in self._seen.items()
         }
 
-    @torch.no_grad()
-    def _look(self, name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        assert isinstance(layer, DeformConv2d)
-        x: Tensor = inputs[0]
-        offset, mask = layer.sampling(x)
-        self._seen.setdefault(name, []).append(_measured(layer, x, offset, mask))
+    def _look(self, name: str, layer: DeformConv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        offset, mask = type(layer).sampling(layer, x)
+        with torch.no_grad():
+            self._seen.setdefault(name, []).append(_measured(layer, x, offset, mask))
+        return offset, mask
 
 
 def _health(numbers: list[float]) -> OffsetHealth:

@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing, nullcontext, suppress
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from segdeform.config.loading import Draft
 from segdeform.config.schema import Config
@@ -20,6 +21,7 @@ from segdeform.errors import InterruptedByUserError
 from segdeform.training import checkpoint
 from segdeform.training.best import chosen, evaluation_is_due, is_over, keep_best, tell_end
 from segdeform.training.checkpoint import TrainState, best_step
+from segdeform.training.compiled import network_of_steps
 from segdeform.training.curves import write_curves
 from segdeform.training.health import OffsetHealth, Warnings, Watch
 from segdeform.training.meter import Meter
@@ -88,24 +90,24 @@ def train(
         reporter=reporter,
     ) as (plan, state):
         if state is not None:
+            network, _ = network_of_steps(plan, state)
             with RunLog(output, state.step) if plan.peers.first else nullcontext() as log:
                 plan.stop.deferred = True
                 with profiled(plan, profile) as timed:
-                    _train_steps(timed, state, log)
+                    _train_steps(timed, state, network, log)
                     _finish(timed, state, log)
         return shared_result(plan)
 
 
-def _train_steps(plan: Plan, state: TrainState, log: RunLog | None) -> None:
+def _train_steps(plan: Plan, state: TrainState, network: nn.Module, log: RunLog | None) -> None:
     """Does the steps from state.step on; ends early, saved, when a stop is asked for."""
     train, peers = plan.config.train, plan.peers
     weights, meter = class_weights(plan), Meter(plan.device, state.seconds)
     with ExitStack() as stack:
         stack.callback(plan.reporter.stop)
         plan.reporter.start(state.step, train.steps, list(state.scores.values()))
-        network = peers.wrap(state.model, plan.device)
         batches = stack.enter_context(closing(batches_from(plan, state.step)))
-        forecast, watch = Forecast(plan, state), Watch(state.model.backbone)
+        forecast, watch = Forecast(plan, state), Watch(state.model, network)
         warnings = Warnings(train)
         saved = (state.step, len(state.scores))  # nothing is new yet
         while True:
@@ -191,7 +193,10 @@ def _save(plan: Plan, state: TrainState, meter: Meter) -> None:
             if not torch.isfinite(value).all():
                 refuse_not_finite(name, float("nan"), state.step)
         so_far = describe(plan, {"steps": state.step, "dataset": plan.train_set.name})
-        record = plan.record() | {"weights_sha256": state.weights_sha256}
+        record = plan.record() | {
+            "weights_sha256": state.weights_sha256,
+            "compiled": state.compiled,
+        }
         checkpoint.save(plan.run, state, record, so_far)
 
 

@@ -13,6 +13,7 @@ class Pace:
     evaluation: float  # of the whole validation split
     saving: float = 0.0
     before: float = 0.0  # from the command to the first step
+    compiling: float | None = None  # of the network; None: it is not compiled
 
 
 def duration(seconds: float) -> str:

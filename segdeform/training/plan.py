@@ -100,6 +100,11 @@ def check_config(
         )
     if train.precision == "fp16" and device.type != "cuda":
         raise ConfigError("train.precision = fp16 needs a CUDA device: use bf16 or fp32")
+    if train.compile and train.checkpointing:
+        raise ConfigError(
+            "train.compile and train.checkpointing do not go together: the compiler itself decides "
+            "what is computed again; set one of them to false"
+        )
     _refuse_unequal_parts(config, peers)
     stride = config.model.output_stride
     smallest = math.prod(-(-side // stride) for side in config.data.crop)  # values a channel

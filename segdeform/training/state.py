@@ -53,6 +53,7 @@ def build_state(plan: Plan, found: Checkpoint | None) -> TrainState:
         for network in (state.model, state.best_model):  # what an earlier version left in them
             silence_unreachable_taps(network, plan.config.data.crop)
         state.weights_sha256 = found.record.get("weights_sha256")
+        state.compiled = found.record.get("compiled")
     else:
         state.weights_sha256 = weights_sha256
     return state

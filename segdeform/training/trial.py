@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from segdeform.config.train import TrainConfig
 from segdeform.data.dataset import read_pair
@@ -21,6 +22,7 @@ from segdeform.evaluation.counts import Tally
 from segdeform.evaluation.evaluate import predict_sample
 from segdeform.files.tensors import write_tensors
 from segdeform.training.checkpoint import TrainState, optimizer_tensors
+from segdeform.training.compiled import network_of_steps
 from segdeform.training.meter import Meter
 from segdeform.training.pace import Pace, expected
 from segdeform.training.plan import Plan
@@ -44,7 +46,18 @@ def try_out(plan: Plan, began: float, patience: float, state: TrainState | None 
     thrown away, too: it is changed.
     """
     state = state or build_state(plan, None)
-    network, weights = plan.peers.wrap(state.model, plan.device), class_weights(plan)
+    network, compiling = network_of_steps(plan, state)
+    step = step_seconds(plan, state, network, patience)
+    evaluation = evaluation_seconds(plan, state)
+    saving = _saving_seconds(plan, state) if plan.peers.first else 0.0
+    # The training compiles the network again, in at most the same time.
+    before = time.perf_counter() - began + (compiling or 0.0)
+    return Pace(step, evaluation, saving, before, compiling)
+
+
+def step_seconds(plan: Plan, state: TrainState, network: nn.Module, patience: float) -> float:
+    """Does the next thirteen steps, or fewer after `patience` seconds; returns what one takes."""
+    weights = class_weights(plan)
     with closing(batches_from(plan, state.step)) as batches:
         times = [time.perf_counter()]
         for _ in range(WARM_UP + MEASURED):
@@ -54,10 +67,7 @@ def try_out(plan: Plan, began: float, patience: float, state: TrainState | None 
             if plan.peers.anyone(late):
                 break
     counted = times[min(WARM_UP, len(times) - 2) :]
-    step = (counted[-1] - counted[0]) / (len(counted) - 1)
-    evaluation = evaluation_seconds(plan, state)
-    saving = _saving_seconds(plan, state) if plan.peers.first else 0.0
-    return Pace(step, evaluation, saving, before=time.perf_counter() - began)
+    return (counted[-1] - counted[0]) / (len(counted) - 1)
 
 
 class Forecast:
@@ -155,7 +165,7 @@ def _now(device: torch.device) -> float:
 def cost_of_precision(plan: Plan, precision: Literal["bf16"]) -> float:
     """Returns how long a step takes in a precision, in steps of the plan's own; by turns.
 
-    All processes take part, with a network that is thrown away.
+    All processes take part, with a network that is thrown away; it is not compiled.
     """
     state = build_state(plan, None)
     network, weights = plan.peers.wrap(state.model, plan.device), class_weights(plan)

@@ -338,6 +338,7 @@ def test_every_key_of_training_is_tried_at_another_value_than_its_default() -> N
         "steps",
         "epochs",
         "batch_size",
+        "compile",  # rounds otherwise: test_compiled.py
         "keep_best",
         "patience",
         "save_every",

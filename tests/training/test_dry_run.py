@@ -52,6 +52,7 @@ def test_writes_nothing_and_later_weights_are_the_same(shapes: Path, tmp_path: P
     text = list(lines(told))
     assert all(len(line) <= 100 for line in text)
     assert any("all of 64x64 pixels" in line for line in text)
+    assert told["compile"] is None and any("--set train.compile=true" in line for line in text)
 
     for run in ("one", "two"):
         if run == "two":
@@ -135,6 +136,36 @@ def test_choices_and_their_reasons_are_told_on_stdout(
     told = json.loads(capsys.readouterr().out)
     assert {choice["reason"] for choice in told["choices"]} == {"what the run began with"}
     assert told["choices"][0]["value"] == [64, 64]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "step", "says", "total"),
+    [
+        (30.0, 0.2, "it pays: train.compile=true, from step 10 on", 30 + 100 * 0.2),
+        (301.0, 0.2, "train.compile=false; it would pay from step 101 on", 301 + 100 * 0.2),
+        (30.0, 3.3, "it does not pay: train.compile=false is faster", 30 + 100 * 3.3),
+        (None, 0.2, "cannot be compiled here", 100 * 0.2),
+    ],
+)
+def test_steps_compiled_and_not_are_told(
+    seconds: float | None,
+    step: float,
+    says: str,
+    total: float,
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """3.2 s a step as it is; a hundred steps."""
+    pace = Pace(step, 0.0, 0.0, 3.0, compiling=seconds)
+    monkeypatch.setattr(rehearsals, "try_out", lambda *arguments: pace)
+    monkeypatch.setattr(rehearsals, "step_seconds", lambda *arguments: 3.2)
+    config = tiny_config(steps=100, compile=True, save_every=100)
+    told = dry_run(config, shapes, tmp_path / "run", workers=0, reporter=ReporterThat())
+    text = " ".join(" ".join(lines(told)).split())
+    assert says in text and told["time"]["seconds"] == pytest.approx(total)
+    assert told["compile"]["pays"] == ("it pays" in says)
+    assert ("3.2 s a step without" in text) == (seconds is not None)
 
 
 @pytest.mark.parametrize(("limit", "near"), [(100, True), (117, True), (118, False), (None, False)])

@@ -14,6 +14,8 @@ from torch import nn
 
 from cuda_ops.layers import DeformConv2d, ModulatedDeformConv2d
 from segdeform.config.schema import TrainConfig
+from segdeform.models import build_model, freeze_batch_norm
+from segdeform.models.deform import deformable_layers
 from segdeform.training.health import OffsetHealth, Warnings, Watch
 from segdeform.training.loop import train
 from tests.training.conftest import ReporterThat, tiny_config
@@ -71,7 +73,7 @@ def test_it_is_what_loops_count(kind: Callable[..., DeformConv2d]) -> None:
         assert watch.read()["1"].saturated == pytest.approx(2 / 3)
     with watch.during(False):
         net(x)
-    assert watch.read() == {} and not layer._forward_pre_hooks
+    assert watch.read() == {} and "sampling" not in vars(layer)
 
 
 def test_it_is_logged_and_changes_no_bit(shapes: Path, tmp_path: Path) -> None:
@@ -97,6 +99,21 @@ def test_it_is_logged_and_changes_no_bit(shapes: Path, tmp_path: Path) -> None:
 def _trains(run: Path) -> tuple[str, str]:
     lines = [s for s in (run / "log.jsonl").read_text().splitlines() if '"train"' in s]
     return lines[0], lines[-1]
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18"])
+def test_layers_before_a_frozen_norm_are_seen(backbone: str) -> None:
+    """Whose scale is folded into their weights, so that they are not called as modules."""
+    config = tiny_config()
+    model = config.model.model_copy(update={"backbone": backbone})
+    network = build_model(model, config.deform, 3)
+    freeze_batch_norm(network.backbone)
+    watch = Watch(network.train())
+    images = torch.rand(2, 3, 48, 64)
+    expected = network.features(images).high
+    with watch.during(True):
+        assert torch.equal(network.features(images).high, expected)
+    assert watch.read().keys() == deformable_layers(network.backbone).keys()
 
 
 def test_a_network_without_deformable_layers_logs_none(shapes: Path, tmp_path: Path) -> None:

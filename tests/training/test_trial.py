@@ -17,9 +17,11 @@ from segdeform.training.pace import Pace
 from tests.training.conftest import tiny_config
 
 
-@pytest.mark.parametrize(("patience", "step"), [(1000.0, 1.0), (5.0, 10.0)])
+@pytest.mark.parametrize(
+    ("patience", "step", "compiling"), [(1000.0, 1.0, None), (5.0, 10.0, None), (99.0, 1.0, 30.0)]
+)
 def test_steps_of_a_trial_count_after_the_warm_up(
-    patience: float, step: float, monkeypatch: pytest.MonkeyPatch
+    patience: float, step: float, compiling: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three steps of 10 s, ten of 1 s; one who has no patience sees the first two."""
     ends = iter([110.0, 120.0, 130.0, *(131.0 + k for k in range(10))])
@@ -35,11 +37,13 @@ def test_steps_of_a_trial_count_after_the_warm_up(
         monkeypatch.setattr(trial, name, lambda *a, value=value: value)
     monkeypatch.setattr(trial, "_now", lambda device: next(ends))
     monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: 100.0))
+    monkeypatch.setattr(trial, "network_of_steps", lambda *arguments: (None, compiling))
     plan: Any = SimpleNamespace(
         device="cpu",
-        peers=SimpleNamespace(wrap=lambda *a: None, anyone=lambda late: late, first=True),
+        peers=SimpleNamespace(anyone=lambda late: late, first=True),
     )
-    assert trial.try_out(plan, 88.0, patience) == Pace(step, 7.0, 3.0, before=12.0)
+    before = 12.0 if compiling is None else 42.0  # it is compiled again
+    assert trial.try_out(plan, 88.0, patience) == Pace(step, 7.0, 3.0, before, compiling)
 
 
 @pytest.mark.parametrize(
