@@ -47,10 +47,11 @@ class DataConfig(Section):
         le=512,
         description="channels of a picture; null: as many as the data set's bands, else 3",
     )
-    normalize: Literal["imagenet", "measured"] | None = Field(
+    normalize: Literal["imagenet", "network", "measured"] | None = Field(
         None,
-        description="mean and std of a channel: ImageNet's, of 3 channels only, or those of all "
-        "pixels of the training pictures; null: ImageNet's where there are 3 channels",
+        description="mean and std of a channel: ImageNet's or those that timm names for the "
+        "backbone, both of 3 channels only, or those of all pixels of the training pictures; null: "
+        "the backbone's where there are 3 channels",
     )
     mean: tuple[Fraction, ...] | None = Field(
         None, description="one a channel, of values 0..1; null: what normalize says"
@@ -79,9 +80,9 @@ class DataConfig(Section):
                     f"data.channels = {self.channels}: pictures of '{self.name}' have 3; others "
                     "come from data sets of kind 'folder' whose data YAML has bands"
                 )
-            if self.normalize == "imagenet":
+            if self.normalize in ("imagenet", "network"):
                 raise ValueError(
-                    f"data.normalize = imagenet knows 3 channels, and data.channels = "
+                    f"data.normalize = {self.normalize} knows 3 channels, and data.channels = "
                     f"{self.channels}: use measured"
                 )
         counts = [len(values) for values in (self.mean, self.std) if values is not None]

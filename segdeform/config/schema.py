@@ -20,6 +20,8 @@ __all__ = ["Config", "DataConfig", "DeformConfig", "EvalConfig", "ModelConfig", 
 BackboneName = Literal[
     "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "mobilenet_v3_large"
 ]
+# timm's name of a network, with or without a tag of its weights: timm/convnext_tiny.fb_in22k
+TimmName = Annotated[str, Field(pattern=r"^timm/[a-z0-9_]+(\.[A-Za-z0-9_]+)?$")]
 HeadName = Literal["deeplab", "deeplabv3", "deeplabv3plus"]
 # Mean and standard deviation of ImageNet's pictures, RGB, 0..1: what torchvision's weights expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -32,7 +34,7 @@ def _count_or_names(value: object) -> int | tuple[str, ...]:
     names = (value,) if isinstance(value, str) else value
     if isinstance(names, list | tuple) and names and all(map(_is_name, names)):
         return tuple(names)
-    raise ValueError("it takes a number from 0 on, or names of 3x3 convs as 'layer4.*.conv2'")
+    raise ValueError("it takes a number from 0 on, or names of convs as 'layer4.*.conv2'")
 
 
 def _is_name(value: object) -> bool:
@@ -45,12 +47,16 @@ CountOrNames = Annotated[int | tuple[str, ...], BeforeValidator(_count_or_names)
 class ModelConfig(Section):
     """The network without its deformable part."""
 
-    backbone: BackboneName = "resnet50"
+    backbone: BackboneName | TimmName = Field(
+        "resnet50",
+        description="one of those built in, or timm/NAME: one of timm's networks with features at "
+        "the output stride, as timm/convnext_tiny (pip install 'segdeform[timm]')",
+    )
     weights: str = Field(
         "imagenet",
-        description="'imagenet' (torchvision's, downloaded), 'none' (random), the path of a "
-        ".safetensors or .pth file with torchvision's keys, or a run or model folder of the same "
-        "network, which is trained further; auto: imagenet, else none",
+        description="'imagenet' (torchvision's or timm's, downloaded), 'none' (random), the path "
+        "of a .safetensors or .pth file with torchvision's or timm's keys, or a run or model "
+        "folder of the same network, which is trained further; auto: imagenet, else none",
     )
     stem: Literal["plain", "deep"] = Field(
         "plain",
@@ -103,8 +109,8 @@ class DeformConfig(Section):
 
     layers: CountOrNames = Field(
         3,
-        description="how many of the backbone's last 3x3 convs deform; or the names of those that "
-        "do, a pattern or a list of them: 'layer4.*.conv2'",
+        description="how many of the backbone's last 3x3 convs (timm's: also 5x5 and 7x7) deform; "
+        "or the names of those that do, a pattern or a list of them: 'layer4.*.conv2'",
     )
     variant: Literal["v1", "v2"] = "v2"
     offset_groups: int = Field(1, ge=1, description="groups of channels with offsets of their own")

@@ -19,7 +19,7 @@ from torch import Tensor
 from cuda_ops.layers import DeformConv2d
 from segdeform.data.dataset import Labels, label_type
 from segdeform.errors import DataError, ModelError, NotFiniteError
-from segdeform.models.deform import conv3x3_layers, deformable_layers
+from segdeform.models.deform import deformable_layers, square_convolutions
 from segdeform.segmenter import Segmenter
 
 WHOLE_LIMIT = 2**24  # pixels, the most that are looked at
@@ -108,8 +108,9 @@ def explained_layers(segmenter: Segmenter) -> dict[str, DeformConv2d]:
     Raises:
         ModelError: it has none, or they are not the last 3x3 convolutions.
     """
-    layers = deformable_layers(segmenter.network.backbone)
-    convolutions = list(conv3x3_layers(segmenter.network.backbone))
+    backbone = segmenter.network.backbone
+    layers = deformable_layers(backbone)
+    convolutions = list(square_convolutions(backbone, backbone.deformable_kernels))
     if layers and list(layers) != convolutions[-len(layers) :]:
         raise ModelError(
             f"{segmenter.info['path']} has other convolutions between its deformable layers or "

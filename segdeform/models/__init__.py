@@ -9,7 +9,7 @@ from torch import nn
 from segdeform.config.schema import IMAGENET_MEAN, IMAGENET_STD, DeformConfig, ModelConfig
 from segdeform.models.backbones import Backbone, build_backbone, set_dilation
 from segdeform.models.deeplab import DeepLab, Output
-from segdeform.models.deform import deformify
+from segdeform.models.deform import choose_layers, deformify
 from segdeform.models.frozen import freeze_batch_norm
 from segdeform.models.heads import (
     AuxiliaryHead,
@@ -18,6 +18,7 @@ from segdeform.models.heads import (
     DeepLabV3PlusHead,
 )
 from segdeform.models.pyramid import ASPP_RATES
+from segdeform.models.same_padding import make_plain
 
 
 def build_model(
@@ -48,11 +49,19 @@ def build_model(
         len(mean),
         deep_stem=model.stem == "deep",
     )
+    kernels = backbone.deformable_kernels
+    make_plain(backbone, choose_layers(backbone, deform.layers, kernels).values())
     if deform.dilation is not None:
         layers = deform.layers
         covered = max(3, layers) if isinstance(layers, int) else layers
         set_dilation(backbone, covered, deform.dilation)
-    deformify(backbone, deform.layers, variant=deform.variant, offset_groups=deform.offset_groups)
+    deformify(
+        backbone,
+        deform.layers,
+        variant=deform.variant,
+        offset_groups=deform.offset_groups,
+        kernels=kernels,
+    )
     auxiliary = None
     if model.auxiliary_head:
         auxiliary = AuxiliaryHead(backbone.middle_channels, classes, model.head_channels)

@@ -1,7 +1,8 @@
-"""Image classifiers as feature extractors: ResNets and MobileNets, dilated.
+"""Image classifiers as feature extractors: ResNets and MobileNets, dilated; timm's by name.
 
 They compute what torchvision's do, by its state-dict keys; the classifier is left out. torchvision
-itself takes longer to import than all else that a picture's labels need beside torch.
+itself takes longer to import than all else that a picture's labels need beside torch, and so does
+timm.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from segdeform.models.blocks import (
 from segdeform.models.deform import Layers, choose_layers
 from segdeform.models.mobilenet_v3 import large_features
 from segdeform.models.stem import deepen_first, widen_first
-from segdeform.models.weights import load_weights
+from segdeform.models.weights import imagenet_file, load_weights
 
 # Of the classifiers, whose random weights are drawn, too, and dropped: so a seed gives the network
 # that it gives with torchvision, and has always given here.
@@ -69,6 +70,8 @@ class Backbone(nn.Module):
     middle_stride: int
     stride: int
     gives_second = False  # set by who builds a network: heads that do not look need not hold them
+    deformable_kernels: tuple[int, ...] = (3,)  # sides of those that are counted from the end
+    norm_pairs: Sequence[tuple[str, str]] = ()  # convolution, its BatchNorm, where names hide them
 
     @property
     def stage_channels(self) -> tuple[int, int, int, int]:
@@ -198,28 +201,49 @@ def build_backbone(
     Where pictures have other than 3 channels, its first convolution is widened as `widened` says.
 
     Args:
+        name: one of BACKBONES, or timm/NAME.
         weights: "imagenet" (downloaded), "none" (random), or the path of a file with torchvision's
-            keys.
+            keys, or timm's.
         output_stride: 8, 16 or 32, height of the input / height of the last features.
         deep_stem: of ResNets, as `deepen_first` says.
 
     Raises:
-        ModelError: the file is damaged or does not fit.
+        ConfigError: timm has no such network, or one that cannot be used.
+        ModelError: the file is damaged or does not fit; timm is not installed.
         DownloadError: the download failed.
     """
-    backbone = BACKBONES[name](output_stride)
-    if deep_stem:
-        deepen_first(backbone)
-    load_weights(backbone, name, weights)
+    backbone: Backbone
+    if name.startswith("timm/"):
+        # timm is an extra, and this module needs Backbone.
+        from segdeform.models.timm_backbone import build_timm
+
+        backbone = build_timm(name.removeprefix("timm/"), weights, output_stride)
+    else:
+        backbone = BACKBONES[name](output_stride)
+        if deep_stem:
+            deepen_first(backbone)
+        load_weights(backbone, name, weights)
     if channels != 3:
         widen_first(backbone, channels)
     return backbone
 
 
-def set_dilation(backbone: nn.Module, layers: Layers, dilation: int) -> None:
-    """Gives 3x3 convolutions (`choose_layers`) one dilation; sizes of the features stay."""
-    for conv in choose_layers(backbone, layers).values():
-        conv.dilation = conv.padding = (dilation, dilation)
+def fetch_imagenet(name: str) -> None:
+    """Downloads a backbone's ImageNet weights, if they are not here yet.
+
+    Raises as `build_backbone`.
+    """
+    if name.startswith("timm/"):
+        build_backbone(name, "imagenet", 32)
+    else:
+        imagenet_file(name)
+
+
+def set_dilation(backbone: Backbone, layers: Layers, dilation: int) -> None:
+    """Gives convolutions (`choose_layers`) one dilation; sizes of the features stay."""
+    for conv in choose_layers(backbone, layers, backbone.deformable_kernels).values():
+        conv.dilation = (dilation, dilation)
+        conv.padding = (conv.kernel_size[0] // 2 * dilation,) * 2
 
 
 def _stage(

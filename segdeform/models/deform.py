@@ -20,24 +20,31 @@ from segdeform.errors import ConfigError
 Layers = int | str | Sequence[str]
 """How many of the last 3x3 convolutions, or patterns of their names."""
 
+Kernels = tuple[int, ...]
+"""Sides of the square kernels that count."""
+
 _log = logging.getLogger(__name__)
 
 VARIANTS = {"v1": DeformConv2d, "v2": ModulatedDeformConv2d}
 
 
-def conv3x3_layers(module: nn.Module) -> dict[str, nn.Conv2d | DeformConv2d]:
+def square_convolutions(
+    module: nn.Module, kernels: Kernels = (3,)
+) -> dict[str, nn.Conv2d | DeformConv2d]:
     """Lists the 3x3 convolutions below a module, plain or deformable, in registration order.
 
-    Offset branches are not counted. In torchvision's networks registration order is execution
-    order.
+    `kernels` are the sides that count, where others do, too. Offset branches are not counted. In
+    torchvision's networks registration order is execution order.
     """
     layers: dict[str, nn.Conv2d | DeformConv2d] = {}
     offset_convs = set()
     for name, layer in module.named_modules():
         if isinstance(layer, DeformConv2d):
             offset_convs.add(layer.offset_conv)
-        square = isinstance(layer, nn.Conv2d | DeformConv2d) and layer.kernel_size == (3, 3)
-        if square and layer not in offset_convs:
+        if not isinstance(layer, nn.Conv2d | DeformConv2d) or layer in offset_convs:
+            continue
+        height, width = layer.kernel_size
+        if height == width and height in kernels:
             layers[name] = layer
     return layers
 
@@ -52,20 +59,25 @@ def deformable_layers(module: nn.Module) -> dict[str, DeformConv2d]:
 def choose_layers(
     module: nn.Module,
     layers: Layers,
+    kernels: Kernels = (3,),
 ) -> dict[str, nn.Conv2d | DeformConv2d]:
     """Chooses among the 3x3 convolutions of a network, in registration order.
 
     Args:
         layers: how many of the last ones, or patterns of names as in `fnmatch`, where * stands for
             anything, dots too: "layer4.*" or ["layer3.5.conv2", "layer4.*.conv2"].
+        kernels: sides that count, where others than 3 do.
 
     Raises:
         ConfigError: there are not so many, or a pattern matches none.
     """
-    found = conv3x3_layers(module)
+    found = square_convolutions(module, kernels)
+    shape = ", ".join(f"{side}x{side}" for side in kernels)
     if isinstance(layers, int):
         if not 0 <= layers <= len(found):
-            raise ConfigError(f"deform.layers is {layers}; the network has {len(found)} 3x3 convs")
+            raise ConfigError(
+                f"deform.layers is {layers}; the network has {len(found)} {shape} convs"
+            )
         return dict(list(found.items())[len(found) - layers :])
     patterns = [layers] if isinstance(layers, str) else list(layers)
     for pattern in patterns:
@@ -73,7 +85,8 @@ def choose_layers(
             raise ConfigError(f"layers is a number or patterns of names, not {layers!r}")
         if not any(fnmatchcase(name, pattern) for name in found):
             raise ConfigError(
-                f"deform.layers: no 3x3 convolution is called {pattern!r}; {_listed(list(found))}"
+                f"deform.layers: no {shape} convolution is called {pattern!r}; "
+                f"{_listed(list(found))}"
             )
     return {
         name: layer
@@ -95,14 +108,15 @@ def deformify(
     *,
     variant: Literal["v1", "v2"] = "v2",
     offset_groups: int = 1,
+    kernels: Kernels = (3,),
 ) -> nn.Module:
     """Turns 3x3 convolutions of a network deformable, in place, and returns the network.
 
     `layers` is how many of the last ones, by registration order, or a pattern of names or several
-    (`choose_layers`). Which they are goes to the log of this module, at INFO. Stride, padding,
-    dilation, groups and the parameters themselves stay, so that the network computes what it did
-    before until its offsets are trained. Layers that are deformable already count and stay as they
-    are: doing it twice changes nothing.
+    (`choose_layers`); with `kernels=(3, 5, 7)` larger ones count, too. Which they are goes to the
+    log of this module, at INFO. Stride, padding, dilation, groups and the parameters themselves
+    stay, so that the network computes what it did before until its offsets are trained. Layers that
+    are deformable already count and stay as they are: doing it twice changes nothing.
 
     Only an `nn.Conv2d` itself is replaced. A subclass (weight standardisation, SAME padding) may
     compute its weight or padding when it is called, which a deformable layer would not.
@@ -114,7 +128,7 @@ def deformify(
     """
     if isinstance(module, nn.Conv2d | DeformConv2d):
         raise ConfigError("deformify replaces layers inside a network; this is a single layer")
-    chosen = choose_layers(module, layers)
+    chosen = choose_layers(module, layers, kernels)
     replacements: dict[nn.Module, DeformConv2d] = {}
     for name, layer in chosen.items():
         if isinstance(layer, nn.Conv2d):
@@ -153,12 +167,15 @@ def _check_replaceable(name: str, conv: nn.Conv2d) -> None:
 def _deformable(conv: nn.Conv2d, variant: Literal["v1", "v2"], offset_groups: int) -> DeformConv2d:
     padding = conv.padding
     if isinstance(padding, str):
-        padding = conv.dilation if padding == "same" else (0, 0)
+        rows, columns = (
+            side // 2 * d for side, d in zip(conv.kernel_size, conv.dilation, strict=True)
+        )
+        padding = (rows, columns) if padding == "same" else (0, 0)
     _check(variant, offset_groups, conv.in_channels)
     layer = VARIANTS[variant](
         conv.in_channels,
         conv.out_channels,
-        (3, 3),
+        pair(conv.kernel_size),
         pair(conv.stride),
         pair(padding),
         pair(conv.dilation),

@@ -11,11 +11,10 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from cuda_ops.layers import DeformConv2d, ModulatedDeformConv2d
-from segdeform.models.frozen import FoldedSequential, FrozenBatchNorm2d
+from cuda_ops.layers import DeformConv2d
+from segdeform.models.backbones import Backbone
+from segdeform.models.frozen import CONVOLUTIONS, FoldedSequential, FrozenBatchNorm2d
 
-# Exact types: a subclass may compute its weight when it is called.
-_CONVOLUTIONS = (nn.Conv2d, DeformConv2d, ModulatedDeformConv2d)
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 
 
@@ -24,18 +23,23 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
 
     The convolution's weight is scaled and its bias moved, in float64, and an Identity takes the
     norm's place. In evaluation mode the module computes what it did, but for rounding. Pairs are
-    looked for where their order is known: neighbours in an `nn.Sequential`, and siblings called
-    conv1 and bn1, conv2 and bn2, ..., as in torchvision's ResNets, where conv1 may be an
-    `nn.Sequential` that ends in a convolution. Others stay.
+    looked for where their order is known: neighbours in an `nn.Sequential`, siblings called conv1
+    and bn1, conv2 and bn2, ..., as in torchvision's ResNets, where conv1 may be an `nn.Sequential`
+    that ends in a convolution, and a backbone's `norm_pairs`. Others stay.
     """
     for parent in list(module.modules()):
         for conv, name, norm in list(_pairs(parent)):
             _fold(conv, norm)
-            setattr(parent, name, nn.Identity())
+            parent.set_submodule(name, nn.Identity())
     return module
 
 
 def _pairs(parent: nn.Module) -> Iterator[tuple[nn.Conv2d | DeformConv2d, str, nn.BatchNorm2d]]:
+    if isinstance(parent, Backbone):
+        for before, after in parent.norm_pairs:
+            conv, norm = parent.get_submodule(before), parent.get_submodule(after)
+            if type(conv) in CONVOLUTIONS and type(norm) in _NORMS:
+                yield conv, after, norm  # type: ignore[misc]
     children = dict(parent.named_children())
     names = list(children)
     if isinstance(parent, nn.Sequential):
@@ -48,7 +52,7 @@ def _pairs(parent: nn.Module) -> Iterator[tuple[nn.Conv2d | DeformConv2d, str, n
         exact = type(conv) in (nn.Sequential, FoldedSequential)
         if exact and isinstance(conv, nn.Sequential) and len(conv):
             conv = conv[-1]
-        if type(conv) in _CONVOLUTIONS and type(norm) in _NORMS and norm.running_var is not None:
+        if type(conv) in CONVOLUTIONS and type(norm) in _NORMS and norm.running_var is not None:
             yield conv, name, norm  # type: ignore[misc]
 
 
@@ -66,5 +70,6 @@ def _fold(conv: nn.Conv2d | DeformConv2d, norm: nn.BatchNorm2d) -> None:
     layout = torch.channels_last
     if not weight.is_contiguous(memory_format=layout) or weight.is_contiguous():
         layout = torch.contiguous_format
+    vars(conv).pop("forward", None)  # of one that has been scaling its weight by the norm
     conv.weight = nn.Parameter(folded.contiguous(memory_format=layout), weight.requires_grad)
     conv.bias = nn.Parameter(shift.to(weight.dtype), weight.requires_grad)

@@ -7,15 +7,28 @@ convolution's weight instead (it is small) leaves none.
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from cuda_ops.layers import DeformConv2d, ModulatedDeformConv2d
+from segdeform.models.same_padding import PaddedConv2d
+
+# Exact types whose weight may be scaled: a subclass may compute it when it is called.
+CONVOLUTIONS = (nn.Conv2d, PaddedConv2d, DeformConv2d, ModulatedDeformConv2d)
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Normalises by its running statistics for ever: `train()` does not wake it."""
+    """Normalises by its running statistics for ever: `train()` does not wake it.
+
+    One that is `absorbed` by the convolution before it hands its input on.
+    """
+
+    absorbed = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.absorbed else super().forward(x)
 
     def train(self, mode: bool = True) -> FrozenBatchNorm2d:
         """Stays in evaluation mode whatever `mode` is."""
@@ -50,7 +63,7 @@ class FoldedSequential(nn.Sequential):
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
-    """Freezes every BatchNorm2d and SyncBatchNorm below a module, in place.
+    """Freezes every BatchNorm2d and SyncBatchNorm below a module, a backbone mostly, in place.
 
     Neither the running statistics nor scale and shift change any more (no gradient), also after
     `module.train()`. State-dict keys stay. Convert to SyncBatchNorm before this, not after.
@@ -64,6 +77,12 @@ def freeze_batch_norm(module: nn.Module) -> None:
             children = list(child.children())
             if isinstance(child, nn.Sequential) and any(map(_fold, children, children[1:])):
                 setattr(parent, name, FoldedSequential(OrderedDict(child.named_children())))
+    for before, after in getattr(module, "norm_pairs", ()):
+        conv, norm = module.get_submodule(before), module.get_submodule(after)
+        if _fold(conv, norm):
+            norm.absorbed = True  # type: ignore[assignment]
+            # Not a closure: a copy of the network must call its own layers.
+            conv.forward = partial(_normalized_convolution, conv, norm)
 
 
 def _frozen(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm2d:
@@ -77,8 +96,7 @@ def _frozen(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm2d:
 
 def _fold(layer: nn.Module, after: nn.Module) -> bool:
     # Exact types: a subclass may convolve in its own way.
-    known = type(layer) in (nn.Conv2d, DeformConv2d, ModulatedDeformConv2d)
-    return known and isinstance(after, FrozenBatchNorm2d)
+    return type(layer) in CONVOLUTIONS and isinstance(after, FrozenBatchNorm2d)
 
 
 def _normalized_convolution(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from cuda_ops.layers import DeformConv2d
 from segdeform.models.backbones import Backbone
 from segdeform.models.deeplab import DeepLab
 from segdeform.models.heads import ASPP, DeepLabHead, DeepLabV3Head, DeepLabV3PlusHead
+from segdeform.models.timm_backbone import TimmBackbone
 
 
 class Reach(NamedTuple):
@@ -66,7 +68,10 @@ def reach_of(model: nn.Module) -> Reach | None:
         return None
     backbone, head = model.backbone, model.head
     high, low = backbone_reach(backbone), backbone.low_stride
-    squeezes = any(isinstance(layer, nn.AdaptiveAvgPool2d) for layer in backbone.modules())
+    if isinstance(backbone, TimmBackbone):
+        squeezes = _sees_beyond(backbone, high)
+    else:
+        squeezes = any(isinstance(layer, nn.AdaptiveAvgPool2d) for layer in backbone.modules())
     match head:
         case DeepLabHead():
             return Reach(high, 0, backbone.stride, (backbone.stride,), False, squeezes)
@@ -87,8 +92,11 @@ def backbone_reach(backbone: Backbone) -> int:
     """Returns how many pixels the last features look to either side.
 
     Its layers are registered in the order in which they work, as in all of `BACKBONES`; the 1x1
-    convolutions of shortcuts lie beside the others.
+    convolutions of shortcuts lie beside the others. Of timm's networks all layers count, also those
+    that lie side by side: it may be too much.
     """
+    if isinstance(backbone, TimmBackbone):
+        return sum(_taps(layer) * stride for layer, stride in backbone.strides())
     reach, stride = 0, 1
     for name, layer in backbone.named_modules():
         if "downsample" in name or name.endswith("offset_conv"):
@@ -97,6 +105,25 @@ def backbone_reach(backbone: Backbone) -> int:
             reach += _taps(layer) * stride
             stride *= _larger(layer.stride)
     return reach
+
+
+def _sees_beyond(backbone: TimmBackbone, reach: int) -> bool:
+    """Tells whether the first of the last features changes with pixels farther away than that.
+
+    Means of all that a network is shown (squeeze and excitation, normalisation over places) have
+    many names in timm; the gradient finds them.
+    """
+    first = next(backbone.parameters())
+    width = 2 * _aligned(reach + 1, backbone.stride)
+    draw = torch.Generator().manual_seed(0)
+    training = backbone.training
+    with torch.inference_mode(False), torch.enable_grad():
+        x = torch.randn(1, backbone.picture_channels, backbone.stride, width, generator=draw)
+        x = x.to(first.device, first.dtype).requires_grad_()
+        backbone.eval()(x).high[..., 0].sum().backward(inputs=[x])
+    backbone.train(training)
+    assert x.grad is not None
+    return bool(x.grad[..., reach + backbone.stride :].any())
 
 
 def _aligned(pixels: int, step: int) -> int:
@@ -113,9 +140,11 @@ def _convolutions(module: nn.Module) -> Iterable[nn.Conv2d]:
     return (layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
 
 
-def _taps(layer: nn.Conv2d | DeformConv2d | nn.MaxPool2d) -> int:
+def _taps(layer: nn.Module) -> int:
     """Returns how many values of its input a layer looks to either side."""
-    return (_larger(layer.kernel_size) // 2) * _larger(layer.dilation)
+    kernel: Any = getattr(layer, "kernel_size", None) or getattr(layer, "filt_size", 1)
+    dilation: Any = getattr(layer, "dilation", 1)
+    return (_larger(kernel) // 2) * _larger(dilation)
 
 
 def _larger(sizes: int | tuple[int, ...]) -> int:

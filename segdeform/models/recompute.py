@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from segdeform.models.blocks import BasicBlock, Bottleneck, InvertedResidual
 from segdeform.models.mobilenet_v3 import MobileBlock
+from segdeform.models.timm_backbone import TimmBackbone
 
 _BLOCKS = (BasicBlock, Bottleneck, InvertedResidual, MobileBlock)
 
@@ -24,10 +25,13 @@ def recompute_blocks(backbone: nn.Module) -> int:
     Outputs, gradients and BatchNorm's statistics have the same bits; names in the state dict stay.
     Returns how many blocks there are.
     """
-    blocks = [module for module in backbone.modules() if isinstance(module, _BLOCKS)]
+    if isinstance(backbone, TimmBackbone):
+        blocks = list(backbone.blocks().values())
+    else:
+        blocks = [module for module in backbone.modules() if isinstance(module, _BLOCKS)]
     for block in blocks:
         # Not a closure: a copy of the network, as its average is one, must call its own block.
-        block.forward = partial(_forward, block)  # type: ignore[method-assign]
+        block.forward = partial(_forward, block)
     return len(blocks)
 
 

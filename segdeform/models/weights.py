@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segdeform.callbacks import Progress
 from segdeform.errors import ConfigError, DownloadError
@@ -42,15 +42,7 @@ def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
     if weights == "none":
         return
     path = imagenet_file(name) if weights == "imagenet" else Path(weights)
-    if path.suffix == ".safetensors":
-        given = read_tensors(path)
-    elif path.suffix == ".pth":
-        given = plain_tensors(read_pickled(path), path)
-    else:
-        raise ConfigError(
-            f"model.weights is {weights!r}; it must be 'imagenet', 'none' or the path of a "
-            ".safetensors or .pth file"
-        )
+    given = read_weights(path)
     own = backbone.state_dict()
     given = {key: value for key, value in given.items() if not key.startswith(CLASSIFIER)}
     for key, value in own.items():  # files older than this counter lack it; it has no influence
@@ -58,6 +50,23 @@ def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
             given.setdefault(key, value)
     check_fit(own, given, path)
     backbone.load_state_dict(given)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads the tensors of a .safetensors or .pth file by name; nothing in it is run.
+
+    Raises:
+        ConfigError: it is called otherwise.
+        ModelError: it is missing or damaged.
+    """
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    if path.suffix == ".pth":
+        return plain_tensors(read_pickled(path), path)
+    raise ConfigError(
+        f"model.weights is {str(path)!r}; it must be 'imagenet', 'none' or the path of a "
+        ".safetensors or .pth file"
+    )
 
 
 def imagenet_file(name: str) -> Path:

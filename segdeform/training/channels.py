@@ -18,6 +18,7 @@ from segdeform.errors import ConfigError, DataError, ModelError, UnsafeInputErro
 from segdeform.files.manifest import read_json
 from segdeform.machine.cpu import available_cores
 from segdeform.machine.processes import neighbours
+from segdeform.models.timm_backbone import TIMM, normalization
 from segdeform.training.plan import Plan
 from segdeform.training.run_folder import checkpoint_folders
 
@@ -25,10 +26,11 @@ _NEWS = 10.0  # seconds between lines while pictures are measured
 
 
 def fit_to_bands(config: Config, dataset: Dataset) -> Config:
-    """Fills in what the config leaves to the data set: the number of channels, ImageNet's numbers.
+    """Fills in what the config leaves open: the number of channels, the numbers of the network.
 
     Raises:
-        ConfigError: the config says otherwise than the data set.
+        ConfigError: the config says otherwise than the data set; timm has no such network.
+        ModelError: timm is not installed.
     """
     data, channels = config.data, dataset.channels
     if data.channels not in (None, channels):
@@ -42,16 +44,21 @@ def fit_to_bands(config: Config, dataset: Dataset) -> Config:
             f"data.mean and data.std have {len(data.mean)} numbers for pictures of {channels} "
             "channels: give one a channel"
         )
-    if data.normalize == "imagenet" and channels != 3:
+    if data.normalize in ("imagenet", "network") and channels != 3:
         raise ConfigError(
-            f"data.normalize = imagenet knows 3 channels, and the data set {dataset.root} has "
-            f"{channels}: use measured"
+            f"data.normalize = {data.normalize} knows 3 channels, and the data set {dataset.root} "
+            f"has {channels}: use measured"
         )
     given: dict[str, Any] = {"channels": channels}
     if data.mean is None:
-        given["normalize"] = data.normalize or ("imagenet" if channels == 3 else "measured")
-        if given["normalize"] == "imagenet":
+        name = config.model.backbone
+        own = "network" if name.startswith(TIMM) else "imagenet"
+        given["normalize"] = data.normalize or (own if channels == 3 else "measured")
+        if given["normalize"] != "measured":
             given |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+            if given["normalize"] == "network" and name.startswith(TIMM):
+                mean, std = normalization(name.removeprefix(TIMM))
+                given |= {"mean": mean, "std": std}
     return config.model_copy(update={"data": data.model_copy(update=given)})
 
 

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
 from segdeform.config.schema import TrainConfig
+from segdeform.models.timm_backbone import TimmBackbone
 
 _NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
@@ -65,6 +66,8 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any
 def backbone_parts(model: nn.Module) -> list[str]:
     """Names the parts of a network's backbone in their order: layers of a ResNet, blocks else."""
     backbone = getattr(model, "backbone", nn.Module())
+    if isinstance(backbone, TimmBackbone):
+        return list(backbone.blocks())
     names = [name for name, _ in backbone.named_children() if name.startswith("layer")]
     blocks = getattr(backbone, "features", nn.Module())
     return names or [f"features.{name}" for name, _ in blocks.named_children()]

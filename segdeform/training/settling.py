@@ -26,9 +26,9 @@ from segdeform.data.dataset import Dataset
 from segdeform.errors import ConfigError, DownloadError, ModelError
 from segdeform.files.manifest import read_json
 from segdeform.model_folder import DESCRIPTION, find_model
+from segdeform.models.backbones import fetch_imagenet
 from segdeform.models.precision import has_bf16
 from segdeform.models.pyramid import fit_to_crop
-from segdeform.models.weights import imagenet_file
 from segdeform.segmenter import read_description
 from segdeform.training.beginning import begins_with_folder
 from segdeform.training.channels import with_channels
@@ -190,7 +190,7 @@ def _look(
         rates = read_description(folder / DESCRIPTION).model.aspp_rates
     if "model.weights" in draft.auto:
         try:
-            imagenet_file(given.model.backbone)
+            fetch_imagenet(given.model.backbone)
         except DownloadError as error:
             no_weights = str(error)
     train, val = report.split(given.data.train_split), report.split(given.data.val_split)

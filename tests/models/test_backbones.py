@@ -14,7 +14,7 @@ from segdeform.models.backbones import (
     build_backbone,
     set_dilation,
 )
-from segdeform.models.deform import conv3x3_layers
+from segdeform.models.deform import square_convolutions
 from segdeform.models.weights import CLASSIFIER
 
 SMALL = ("resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_large")
@@ -154,13 +154,13 @@ def test_every_backbone_is_known_to_the_config() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large"])
 def test_a_fixed_dilation_of_the_last_layers_keeps_sizes(name: str) -> None:
     backbone = build_backbone(name, "none", 32).eval()
-    before = [conv.dilation for conv in conv3x3_layers(backbone).values()]
+    before = [conv.dilation for conv in square_convolutions(backbone).values()]
     images = torch.randn(1, 3, 65, 65)
     with torch.inference_mode():
         high = backbone(images).high
         set_dilation(backbone, 4, 6)  # with resnet18 one of them has a stride
         assert backbone(images).high.shape == high.shape
-    after = [conv.dilation for conv in conv3x3_layers(backbone).values()]
+    after = [conv.dilation for conv in square_convolutions(backbone).values()]
     assert after == [*before[:-4], *[(6, 6)] * 4]
     with pytest.raises(ConfigError, match="99"):
         set_dilation(backbone, 99, 2)

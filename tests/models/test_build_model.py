@@ -11,7 +11,7 @@ from segdeform.errors import ConfigError
 from segdeform.models import build_model
 from segdeform.models.backbones import Backbone, Features
 from segdeform.models.deeplab import DeepLab
-from segdeform.models.deform import conv3x3_layers
+from segdeform.models.deform import square_convolutions
 
 
 def config(**keys: object) -> ModelConfig:
@@ -132,7 +132,7 @@ def test_the_fixed_dilation_covers_three_layers_or_all_deformable_ones(
     layers: int, changed: int
 ) -> None:
     model = build_model(config(output_stride=16), deform(layers=layers, dilation=8), 5)
-    convs = list(conv3x3_layers(model.backbone).values())
+    convs = list(square_convolutions(model.backbone).values())
     assert [conv.dilation == (8, 8) for conv in convs].count(True) == changed
     assert all(conv.dilation == (8, 8) for conv in convs[-changed:])
     assert [isinstance(conv, DeformConv2d) for conv in convs].count(True) == layers
@@ -142,7 +142,7 @@ def test_the_fixed_dilation_covers_three_layers_or_all_deformable_ones(
 def test_named_layers_deform_and_take_the_dilation() -> None:
     chosen = deform(layers=["layer3.*.conv2", "layer4.0.conv1"], dilation=4)
     model = build_model(config(output_stride=16), chosen, 5)
-    convs = conv3x3_layers(model.backbone)
+    convs = square_convolutions(model.backbone)
     names = ["layer3.0.conv2", "layer3.1.conv2", "layer4.0.conv1"]
     assert [name for name, conv in convs.items() if isinstance(conv, DeformConv2d)] == names
     assert [name for name, conv in convs.items() if conv.dilation == (4, 4)] == names

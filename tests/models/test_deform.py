@@ -10,7 +10,7 @@ from torchvision import models as torchvision_models
 
 from cuda_ops import DeformConv2d
 from segdeform.errors import ConfigError
-from segdeform.models.deform import Layers, conv3x3_layers, deformable_layers, deformify
+from segdeform.models.deform import Layers, deformable_layers, deformify, square_convolutions
 
 Variant = Literal["v1", "v2"]
 
@@ -54,7 +54,7 @@ def test_a_fresh_deformable_network_computes_what_it_did(name: str, variant: Var
 
 def test_the_geometry_of_the_replaced_layer_stays() -> None:
     network = deformify(user_network(), 3)
-    layers = list(conv3x3_layers(network).values())
+    layers = list(square_convolutions(network).values())
     assert [layer.stride for layer in layers] == [(2, 1), (1, 1), (1, 1)]
     assert [layer.padding for layer in layers] == [(1, 0), (2, 1), (2, 2)]
     assert [layer.dilation for layer in layers] == [(1, 1), (2, 1), (2, 2)]
@@ -70,7 +70,7 @@ def test_the_last_layers_deform_and_doing_it_twice_changes_nothing() -> None:
     deformify(network, 2)
     assert network[4] is first and isinstance(network.get_submodule("3.0"), DeformConv2d)
     deformify(network, 2)
-    assert len(conv3x3_layers(network)) == 3 and isinstance(network[0], nn.Conv2d)
+    assert len(square_convolutions(network)) == 3 and isinstance(network[0], nn.Conv2d)
     assert deformify(network, 0) is network
 
 

@@ -1,0 +1,360 @@
+"""Networks of timm (PyTorch Image Models) as feature extractors: `model.backbone: timm/NAME`.
+
+timm builds the network with `features_only` and an output stride; here its parts are made such that
+the rest of this package can work with them: exact strides at any size of picture, BatchNorm apart
+from its activation, explicit padding, names of the convolutions that each BatchNorm follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from cuda_ops.layers import DeformConv2d
+from segdeform.errors import ConfigError, DownloadError, ModelError
+from segdeform.files.tensors import check_fit
+from segdeform.models.backbones import Backbone, Features
+from segdeform.models.same_padding import plain_convolution
+from segdeform.models.weights import read_weights
+
+TIMM = "timm/"
+_ROWS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # what blocks stand in, side by side
+_PROBE = 64  # pixels, two values at the largest stride
+
+
+class TimmBackbone(Backbone):
+    """Is a network of timm without what follows its last stage.
+
+    Pictures are padded below and to the right, by zeros after normalisation, to a multiple of the
+    largest stride, so that each stage halves its maps exactly; the features are cut to
+    ceil(size / stride). The last features of strides 4 and 8, those before the last and the last
+    ones are what heads see.
+
+    Args:
+        network: built by timm with `features_only`, its `feature_info` telling strides.
+
+    Raises:
+        ConfigError: its maps are not [N, C, H / stride, W / stride], or a stride is missing.
+    """
+
+    deformable_kernels = (3, 5, 7)
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        super().__init__()
+        self.network = network
+        info: Any = network.feature_info
+        strides, widths = list(info.reduction()), list(info.channels())
+        self.stride, last = strides[-1], len(strides) - 1
+        missing = [stride for stride in (4, 8) if stride not in strides]
+        if missing or last < 2:
+            raise ConfigError(
+                f"model.backbone = {TIMM}{name} has features at strides {strides}; a head here "
+                "needs those of 4, 8 and more"
+            )
+        places = [max(k for k, s in enumerate(strides) if s == stride) for stride in (4, 8)]
+        self._places = (*places, last - 1, last)
+        self.middle_stride = strides[last - 1]
+        self.low_channels, _, self.middle_channels, self.channels = (
+            widths[place] for place in self._places
+        )
+        _split_activations(network)
+        _write_padding_down(network)
+        self.norm_pairs = _probe(self, name, [(w, s) for w, s in zip(widths, strides, strict=True)])
+
+    def forward(self, x: Tensor) -> Features:  # [N, C, H, W]
+        rows, columns = x.shape[-2:]
+        # No condition on the size: a graph made of this has to serve all.
+        padded = F.pad(x, (0, -columns % self.stride, 0, -rows % self.stride))
+        maps = self.network(padded)
+        strides = (4, 8, self.middle_stride, self.stride)
+        low, _, middle, high = (
+            maps[place][..., : -(-rows // stride), : -(-columns // stride)]
+            for place, stride in zip(self._places, strides, strict=True)
+        )
+        return Features(low, middle, high)
+
+    @property
+    def picture_channels(self) -> int:
+        """C of the pictures."""
+        return _channels(self.network)
+
+    def strides(self) -> list[tuple[nn.Module, int]]:
+        """Lists the layers that look at several places, with the stride of what goes into them."""
+        seen: list[tuple[nn.Module, int]] = []
+
+        def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen.append((layer, _PROBE // inputs[0].shape[-1]))
+
+        _run_once(
+            self.network,
+            lambda name, layer: (
+                layer.register_forward_pre_hook(note)
+                if hasattr(layer, "kernel_size") or hasattr(layer, "filt_size")
+                else None
+            ),
+        )
+        return seen
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """Lists the blocks of several convolutions that its stages repeat, in their order."""
+        found: dict[str, nn.Module] = {}
+        for name, parent in self.named_modules():
+            if not isinstance(parent, _ROWS) and not type(parent).__name__.endswith("Stage"):
+                continue
+            for own, child in parent.named_children():
+                if (
+                    sum(isinstance(layer, nn.Conv2d | DeformConv2d) for layer in child.modules())
+                    > 1
+                ):
+                    found[f"{name}.{own}"] = child
+        return {
+            name: block
+            for name, block in found.items()
+            if not any(other.startswith(f"{name}.") for other in found)
+        }
+
+
+def build_timm(name: str, weights: str, output_stride: int) -> TimmBackbone:
+    """Builds a network of timm by its name, with or without a tag of its weights.
+
+    Args:
+        weights: "imagenet" (timm's own for this name, downloaded), "none" (random), or the path of
+            a file with timm's keys.
+        output_stride: 8, 16 or 32.
+
+    Raises:
+        ConfigError: timm knows no such network, or it cannot be used here; said before anything is
+            downloaded.
+        ModelError: timm is not installed; the file is damaged or does not fit.
+        DownloadError: the download failed.
+    """
+    if weights != "none":
+        with torch.device("meta"):  # what cannot work is found out before a byte is fetched
+            TimmBackbone(_network(name, output_stride), name)
+    with torch.device("cpu"):  # also for a model to be filled: buffers that no file has need values
+        network = _network(name, output_stride)
+    if weights != "none":
+        _load(network, name, weights)
+    return TimmBackbone(network, name)
+
+
+def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and standard deviation of RGB, 0..1, that a network's weights expect.
+
+    Raises ConfigError, ModelError.
+    """
+    config = _timm().get_pretrained_cfg(_known(name))
+    return tuple(config.mean), tuple(config.std)
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise ModelError(
+            "this network is made by timm, which is not installed: pip install 'segdeform[timm]'"
+        ) from error
+    return timm
+
+
+def _known(name: str) -> str:
+    """Returns the name if timm has a network (and weights) of it. Raises ConfigError."""
+    timm = _timm()
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        from difflib import get_close_matches
+
+        near = get_close_matches(architecture, timm.list_models(), 3, 0.6)
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise ConfigError(f"model.backbone = {TIMM}{name}: timm knows no {architecture}{hint}")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise ConfigError(
+            f"model.backbone = {TIMM}{name}: timm's {architecture} has no weights called "
+            f"{tag!r}; it has {', '.join(tags) or 'none'}"
+        )
+    return name
+
+
+def _network(name: str, output_stride: int) -> nn.Module:
+    """Builds the feature extractor, random weights. Raises ConfigError with the reason."""
+    timm = _timm()
+    # Of stride 32 most networks are without being asked, also those that cannot be dilated.
+    asked = {} if output_stride == 32 else {"output_stride": output_stride}
+    try:
+        network: nn.Module = timm.create_model(_known(name), features_only=True, **asked)
+        info: Any = network.feature_info
+        strides = list(info.reduction())
+    except (AssertionError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+        reason = str(error).partition("\n")[0] or "timm refuses"
+        undilated = "" if not asked else " (it may work with model.output_stride = 32)"
+        raise ConfigError(
+            f"model.backbone = {TIMM}{name} gives no features at output stride {output_stride}: "
+            f"{reason}{undilated}"
+        ) from error
+    if strides[-1] != output_stride:
+        raise ConfigError(
+            f"model.backbone = {TIMM}{name} has features at strides {strides}, the last of which "
+            f"is not model.output_stride = {output_stride}"
+        )
+    return network
+
+
+def _load(network: nn.Module, name: str, weights: str) -> None:
+    """Fills a network just built from timm's own weights or a file of timm's keys."""
+    timm = _timm()
+    with torch.device("meta"):
+        whole = timm.create_model(name).state_dict()
+    path = Path(weights)
+    given = _fetched(name) if weights == "imagenet" else read_weights(path)
+    names = _timm_names(network.state_dict(), whole)
+    if strange := sorted(given.keys() - whole.keys()):
+        raise ModelError(f"{path} is not of timm's {name}: it knows no {strange[0]}")
+    own = {names[key]: value for key, value in network.state_dict().items()}
+    given = {key: value for key, value in given.items() if key in own}
+    for key, value in own.items():
+        if key.endswith("num_batches_tracked"):
+            given.setdefault(key, value)
+    check_fit(own, given, path)
+    network.load_state_dict({key: given[theirs] for key, theirs in names.items()})
+
+
+def _fetched(name: str) -> dict[str, Tensor]:
+    """Returns timm's own weights, downloaded if need be. Raises ConfigError, DownloadError."""
+    timm = _timm()
+    config = timm.get_pretrained_cfg(name)
+    if not (config.hf_hub_id or config.url or config.file):
+        raise ConfigError(
+            f"timm has no weights of {name}: set model.weights to none or to a file of its keys"
+        )
+    try:
+        state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # of huggingface_hub, torch.hub, urllib, requests or httpx
+        reason = str(error).partition("\n")[0]
+        raise DownloadError(
+            f"cannot fetch timm's weights of {name}: {reason}; or give a file with timm's keys: "
+            "--set model.weights=FILE"
+        ) from error
+    return state
+
+
+def _timm_names(own: dict[str, Tensor], whole: dict[str, Tensor]) -> dict[str, str]:
+    """Returns timm's key for every key of a feature extractor, which flattens the first two levels
+    (stages_0.x for stages.0.x).
+
+    Raises ModelError: a key has no counterpart.
+    """
+    names = {}
+    for key in own:
+        first, _, rest = key.partition(".")
+        splits = [k for k, letter in enumerate(first) if letter == "_"]
+        candidates = [key, *(f"{first[:k]}.{first[k + 1 :]}.{rest}" for k in splits)]
+        found = [c for c in candidates if c in whole and whole[c].shape == own[key].shape]
+        if not found:
+            raise ModelError(f"timm's features have a {key} that its network has not")
+        names[key] = found[0]
+    return names
+
+
+def _split_activations(network: nn.Module) -> None:
+    """Puts a BatchNorm and its activation in the place of timm's layers that are both, in place."""
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if not isinstance(child, nn.BatchNorm2d) or type(child).__name__ != "BatchNormAct2d":
+                continue
+            norm = nn.BatchNorm2d(
+                child.num_features, child.eps, child.momentum, child.affine, device="meta"
+            )
+            norm._parameters.update(child._parameters)
+            norm._buffers.update(child._buffers)
+            after = [layer for layer in child.children() if type(layer) is not nn.Identity]
+            setattr(parent, name, nn.Sequential(norm.train(child.training), *after))
+
+
+def _write_padding_down(network: nn.Module) -> None:
+    """Puts explicit padding in the place of that which is computed from the size, in place.
+
+    Weights that are standardised stay so.
+    """
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Conv2d) and type(child).__name__ == "Conv2dSame":
+                setattr(parent, name, plain_convolution(child))
+
+
+def _probe(
+    backbone: TimmBackbone, name: str, expected: list[tuple[int, int]]
+) -> tuple[tuple[str, str], ...]:
+    """Runs the network once; returns the (convolution, BatchNorm) that follow each other, by name.
+
+    Raises ConfigError: its maps are not as it says (width, stride).
+    """
+    made: dict[int, tuple[str, Tensor]] = {}
+    pairs: list[tuple[str, str]] = []
+
+    def note(conv: str, output: Tensor) -> None:
+        made[id(output)] = (conv, output)  # the tensor is kept, so that its id stays its own
+
+    def look(norm: str, given: Tensor) -> None:
+        if id(given) in made:
+            pairs.append((made[id(given)][0], norm))
+
+    def hook(layer_name: str, layer: nn.Module) -> RemovableHandle | None:
+        path = f"network.{layer_name}"
+        if isinstance(layer, nn.Conv2d):
+            return layer.register_forward_hook(lambda _layer, _x, y: note(path, y))
+        if isinstance(layer, nn.BatchNorm2d):
+            return layer.register_forward_pre_hook(lambda _layer, x: look(path, x[0]))
+        return None
+
+    try:
+        maps = _run_once(backbone.network, hook)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"model.backbone = {TIMM}{name} does not take pictures of any size: "
+            f"{str(error).partition(chr(10))[0]}"
+        ) from error
+    shapes = [tuple(values.shape[1:]) for values in maps]
+    if shapes != [(width, _PROBE // stride, _PROBE // stride) for width, stride in expected]:
+        raise ConfigError(
+            f"model.backbone = {TIMM}{name} makes maps of {shapes} from {_PROBE} pixels, which "
+            "heads here do not take"
+        )
+    return tuple(_once(pairs))
+
+
+@torch.no_grad()
+def _run_once(
+    network: nn.Module, hook: Callable[[str, nn.Module], RemovableHandle | None]
+) -> list[Tensor]:
+    """Runs a network on an empty picture, with a hook for each layer for which there is one."""
+    first = next(network.parameters())
+    hooks = [hook(name, layer) for name, layer in network.named_modules()]
+    training = network.training
+    picture = first.new_zeros(1, _channels(network), _PROBE, _PROBE)
+    try:
+        maps: list[Tensor] = network.eval()(picture)
+    finally:
+        for handle in hooks:
+            if handle is not None:
+                handle.remove()
+        network.train(training)
+    return maps
+
+
+def _channels(network: nn.Module) -> int:
+    return next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d)).in_channels
+
+
+def _once(pairs: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Leaves out what runs or is read several times: a convolution then is not its norm's alone."""
+    convs, norms = [conv for conv, _ in pairs], [norm for _, norm in pairs]
+    for conv, norm in pairs:
+        if convs.count(conv) == 1 and norms.count(norm) == 1:
+            yield conv, norm
