@@ -8,6 +8,7 @@ their offsets, which the picture decides; they count as the plain ones that they
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
@@ -111,17 +112,19 @@ def _sees_beyond(backbone: TimmBackbone, reach: int) -> bool:
     """Tells whether the first of the last features changes with pixels farther away than that.
 
     Means of all that a network is shown (squeeze and excitation, normalisation over places) have
-    many names in timm; the gradient finds them.
+    many names in timm; the gradient finds them, also where a factor that begins at zero hides them.
     """
-    first = next(backbone.parameters())
+    copied = deepcopy(backbone).eval()
     width = 2 * _aligned(reach + 1, backbone.stride)
     draw = torch.Generator().manual_seed(0)
-    training = backbone.training
     with torch.inference_mode(False), torch.enable_grad():
-        x = torch.randn(1, backbone.picture_channels, backbone.stride, width, generator=draw)
-        x = x.to(first.device, first.dtype).requires_grad_()
-        backbone.eval()(x).high[..., 0].sum().backward(inputs=[x])
-    backbone.train(training)
+        for name, parameter in copied.named_parameters():
+            parameter.requires_grad_(False)
+            if "offset_conv" not in name:
+                parameter[parameter == 0] = 0.1
+        x = torch.randn(1, copied.picture_channels, copied.stride, width, generator=draw)
+        x = x.to(parameter.device, parameter.dtype).requires_grad_()
+        copied(x).high[..., 0].sum().backward(inputs=[x])
     assert x.grad is not None
     return bool(x.grad[..., reach + backbone.stride :].any())
 

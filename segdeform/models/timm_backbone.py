@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from cuda_ops.layers import DeformConv2d
+from segdeform.config.schema import IMAGENET_MEAN, IMAGENET_STD
 from segdeform.errors import ConfigError, DownloadError, ModelError
 from segdeform.files.tensors import check_fit
 from segdeform.models.backbones import Backbone, Features
@@ -25,7 +26,7 @@ from segdeform.models.weights import read_weights
 
 TIMM = "timm/"
 _ROWS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # what blocks stand in, side by side
-_PROBE = 64  # pixels, two values at the largest stride
+_PROBE = (64, 96)  # pixels: two and three values at the largest stride
 
 
 class TimmBackbone(Backbone):
@@ -89,7 +90,7 @@ class TimmBackbone(Backbone):
         seen: list[tuple[nn.Module, int]] = []
 
         def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen.append((layer, _PROBE // inputs[0].shape[-1]))
+            seen.append((layer, _PROBE[1] // inputs[0].shape[-1]))
 
         _run_once(
             self.network,
@@ -150,6 +151,8 @@ def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     Raises ConfigError, ModelError.
     """
     config = _timm().get_pretrained_cfg(_known(name))
+    if config is None:  # of a network without weights
+        return IMAGENET_MEAN, IMAGENET_STD
     return tuple(config.mean), tuple(config.std)
 
 
@@ -229,7 +232,7 @@ def _fetched(name: str) -> dict[str, Tensor]:
     """Returns timm's own weights, downloaded if need be. Raises ConfigError, DownloadError."""
     timm = _timm()
     config = timm.get_pretrained_cfg(name)
-    if not (config.hf_hub_id or config.url or config.file):
+    if config is None or not (config.hf_hub_id or config.url or config.file):
         raise ConfigError(
             f"timm has no weights of {name}: set model.weights to none or to a file of its keys"
         )
@@ -321,10 +324,11 @@ def _probe(
             f"{str(error).partition(chr(10))[0]}"
         ) from error
     shapes = [tuple(values.shape[1:]) for values in maps]
-    if shapes != [(width, _PROBE // stride, _PROBE // stride) for width, stride in expected]:
+    rows, columns = _PROBE
+    if shapes != [(width, rows // stride, columns // stride) for width, stride in expected]:
         raise ConfigError(
-            f"model.backbone = {TIMM}{name} makes maps of {shapes} from {_PROBE} pixels, which "
-            "heads here do not take"
+            f"model.backbone = {TIMM}{name} makes maps of {shapes} from {rows}x{columns} pixels, "
+            "which heads here do not take"
         )
     return tuple(_once(pairs))
 
@@ -337,7 +341,7 @@ def _run_once(
     first = next(network.parameters())
     hooks = [hook(name, layer) for name, layer in network.named_modules()]
     training = network.training
-    picture = first.new_zeros(1, _channels(network), _PROBE, _PROBE)
+    picture = first.new_zeros(1, _channels(network), *_PROBE)
     try:
         maps: list[Tensor] = network.eval()(picture)
     finally:

@@ -1,0 +1,305 @@
+"""Networks of timm as backbones: against timm's own, built and filled apart."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segdeform.config.loading import load_config
+from segdeform.config.schema import Config, ModelConfig
+from segdeform.errors import ConfigError, DownloadError, ModelError
+from segdeform.models import build_model, timm_backbone
+from segdeform.models.backbones import Features, build_backbone
+from segdeform.models.deform import choose_layers, deformable_layers, deformify
+from segdeform.models.folding import fold_batch_norm
+from segdeform.models.frozen import freeze_batch_norm
+from segdeform.models.receptive import backbone_reach, reach_of
+from segdeform.models.recompute import recompute_blocks
+from segdeform.models.same_padding import PaddedConv2d, make_plain
+from segdeform.models.timm_backbone import TimmBackbone, normalization
+from segdeform.training.optim import backbone_parts
+
+# Of every way in which timm builds: BatchNorm with and without its activation, group and layer
+# normalisation, standardised weights, SAME padding, kernels of 5 and 7, pools before strides, blur.
+NAMES = [
+    "test_byobnet",
+    "test_convnext",
+    "test_convnext2",
+    "test_efficientnet",
+    "test_efficientnet_evos",
+    "test_efficientnet_gn",
+    "test_nfnet",
+    "test_resnet",
+    "convnextv2_atto",
+    "efficientnet_lite0",
+    "fbnetc_100",
+    "hardcorenas_a",
+    "lcnet_050",
+    "mnasnet_small",
+    "mobilenetv3_small_050",
+    "mobilenetv4_conv_small_035",
+    "regnetx_002",
+    "regnety_002",
+    "resnet10t",
+    "semnasnet_075",
+    "tf_efficientnet_lite0",
+    "tf_mobilenetv3_small_minimal_100",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def theirs(name: str, stride: int) -> nn.Module:
+    """Returns timm's extractor in float64 whose statistics, gains and biases are random."""
+    asked = {} if stride == 32 else {"output_stride": stride}
+    network: nn.Module = timm.create_model(name, features_only=True, **asked)
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.dtype.is_floating_point and tensor.squeeze().ndim <= 1:
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=draw))
+    return network.double().eval()
+
+
+def ours(network: nn.Module, name: str) -> TimmBackbone:
+    return TimmBackbone(copy.deepcopy(network), name).eval()
+
+
+@torch.no_grad()
+def difference(backbone: nn.Module, expected: list[Tensor], pictures: Tensor) -> float:
+    """Returns the largest difference from timm's features, in parts of their largest value."""
+    got: Features = backbone(pictures)
+    low = next(m for m in reversed(expected) if m.shape[-1] == pictures.shape[-1] // 4)
+    pairs = zip(got, (low, expected[-2], expected[-1]), strict=True)
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_starts_as_what_timm_computes(name: str) -> None:
+    network = theirs(name, 16)
+    pictures = torch.randn(2, 3, 48, 80, dtype=torch.float64)
+    with torch.no_grad():
+        expected = network(pictures)
+    backbone = ours(network, name)
+    assert difference(backbone, expected, pictures) < 1e-12
+    chosen = choose_layers(backbone, 3, backbone.deformable_kernels)
+    make_plain(backbone, chosen.values())
+    deformify(backbone, 3, kernels=backbone.deformable_kernels).eval()
+    assert list(deformable_layers(backbone)) == list(chosen)
+    assert difference(backbone, expected, pictures) < 1e-9
+    frozen = copy.deepcopy(backbone)
+    freeze_batch_norm(frozen)
+    assert difference(frozen, expected, pictures) < 1e-9
+    for start in (backbone, frozen):
+        assert difference(fold_batch_norm(copy.deepcopy(start)), expected, pictures) < 1e-9
+
+
+@pytest.mark.parametrize("stride", [8, 32])
+def test_other_output_strides(stride: int) -> None:
+    network = theirs("test_resnet", stride)
+    pictures = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        expected = network(pictures)
+    backbone = ours(network, "test_resnet")
+    assert backbone.stride == stride and backbone.middle_stride == min(16, stride)
+    assert difference(backbone, expected, pictures) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "tf_efficientnet_lite0"])
+def test_any_size_is_that_of_a_picture_with_zeros_below_and_to_the_right(name: str) -> None:
+    backbone = ours(theirs(name, 16), name)
+    pictures = torch.randn(1, 3, 37, 53, dtype=torch.float64)
+    with torch.no_grad():
+        features, whole = backbone(pictures), backbone(F.pad(pictures, (0, 11, 0, 11)))
+    for stride, got, expected in zip((4, 16, 16), features, whole, strict=True):
+        rows, columns = -(-37 // stride), -(-53 // stride)
+        assert got.shape[-2:] == (rows, columns)
+        assert torch.equal(got, expected[..., :rows, :columns])
+
+
+def test_batchnorm_is_folded_wherever_it_follows_a_convolution() -> None:
+    backbone = ours(theirs("tf_efficientnet_lite0", 16), "tf_efficientnet_lite0")
+    norms = [layer for layer in backbone.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert len(backbone.norm_pairs) == len(norms) == 48
+    fold_batch_norm(backbone)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in backbone.modules())
+
+
+def test_frozen_batchnorm_lets_the_gradient_of_training_through() -> None:
+    network = theirs("test_efficientnet", 16)
+    pictures = torch.randn(2, 3, 32, 48, dtype=torch.float64)
+    gradients = []
+    for absorbed in (True, False):
+        backbone = ours(network, "test_efficientnet")
+        if not absorbed:
+            backbone.norm_pairs = ()
+        freeze_batch_norm(backbone)
+        backbone.train()(pictures).high.square().sum().backward()
+        gradients.append({n: p.grad for n, p in backbone.named_parameters() if p.requires_grad})
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][key], rtol=1e-8, atol=1e-9)
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+
+def whole_weights(name: str, seed: int = 0) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    state: dict[str, Tensor] = timm.create_model(name).state_dict()
+    return state
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "test_byobnet"])
+def test_a_file_has_timms_keys(name: str, tmp_path: Path) -> None:
+    whole = {k: v.half() if v.is_floating_point() else v for k, v in whole_weights(name).items()}
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(whole, path)
+    backbone = build_backbone(f"timm/{name}", str(path), 16).eval()
+    expected = timm.create_model(name, features_only=True, output_stride=16).eval()
+    for key, value in expected.state_dict().items():
+        first, _, rest = key.partition(".")
+        value.copy_(whole[key if key in whole else f"{first.replace('_', '.', 1)}.{rest}"])
+    pictures = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        want, got = expected(pictures)[-1], backbone(pictures).high
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(whole_weights("test_resnet"), path)
+    with pytest.raises(ModelError, match="not of timm's test_efficientnet"):
+        build_backbone("timm/test_efficientnet", str(path), 16)
+    state = whole_weights("test_efficientnet")
+    del state["blocks.1.0.conv_pwl.weight"]
+    safetensors.torch.save_file(state, path)
+    with pytest.raises(ModelError, match=r"blocks.1.0.conv_pwl.weight"):
+        build_backbone("timm/test_efficientnet", str(path), 16)
+
+
+def test_what_cannot_work_says_why_before_anything_is_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(timm_backbone, "_fetched", lambda _name: pytest.fail("fetched"))
+    for name, stride, reason in [
+        ("convnxt_tiny", 16, r"timm knows no convnxt_tiny; near: convnext_tiny"),
+        ("resnet18.b1k", 16, r"has no weights called 'b1k'; it has .*a1_in1k"),
+        ("densenet121", 16, r"output stride 16: .*output_stride.*model.output_stride = 32"),
+        ("test_vit", 32, r"strides \[16, 16, 16\], the last of which is not"),
+        ("hrnet_w18_small", 16, r"no features at output stride 16"),
+        ("swin_tiny_patch4_window7_224", 32, r"(makes maps|does not take pictures of any size)"),
+    ]:
+        with pytest.raises(ConfigError, match=reason) as caught:
+            build_backbone(f"timm/{name}", "imagenet", stride)
+        assert f"model.backbone = timm/{name}" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_weights_that_timm_has_not_or_cannot_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="no weights of mobilenetv4_conv_small_035: set"):
+        build_backbone("timm/mobilenetv4_conv_small_035", "imagenet", 16)
+    create = timm.create_model
+
+    def offline(name: str, **given: Any) -> nn.Module:
+        if given.get("pretrained"):
+            raise OSError("no route to host\nand more")
+        model: nn.Module = create(name, **given)
+        return model
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(DownloadError, match=r"test_resnet: no route to host; or give a file") as e:
+        build_backbone("timm/test_resnet", "imagenet", 16)
+    assert "\n" not in str(e.value)
+
+
+def test_timm_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ModelError, match=r"pip install 'segdeform\[timm\]'"):
+        build_backbone("timm/resnet18", "none", 16)
+    build_backbone("resnet18", "none", 16)
+
+
+@pytest.mark.parametrize("name", ["resnet_18", "timm/", "timm/a b", "tim/resnet18", "timm/../x"])
+def test_names_of_no_backbone(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"model\.backbone"):
+        load_config("shapes", [f"model.backbone={name}"])
+
+
+def test_normalisation_is_the_networks_own() -> None:
+    assert normalization("tf_efficientnet_lite0") == ((0.5,) * 3, (0.5,) * 3)
+    assert normalization("resnet18")[0] == (0.485, 0.456, 0.406)
+
+
+# -- the rest of the package -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "tf_efficientnet_lite0", "resnet10t"])
+def test_reach_is_never_too_little(name: str) -> None:
+    network = theirs(name, 16).float()
+    backbone = deformify(ours(network, name), 0)
+    assert isinstance(backbone, TimmBackbone)
+    reach = backbone_reach(backbone)
+    pictures = torch.zeros(1, 3, 16, 16 * (reach // 16 + 3), requires_grad=True)
+    backbone(pictures).high[..., 0].sum().backward()
+    assert pictures.grad is not None
+    seen = pictures.grad[0, 0, 0].nonzero().max().item()
+    assert reach / 4 < seen <= reach + 16
+
+
+@pytest.mark.parametrize(
+    ("name", "sees_all"),
+    [("tf_efficientnet_lite0", False), ("regnety_002", True), ("convnextv2_atto", True)],
+)
+def test_what_sees_the_mean_of_the_whole_is_known(name: str, sees_all: bool) -> None:
+    config = ModelConfig(backbone=f"timm/{name}", weights="none", head="deeplab")
+    model = build_model(config, Config().deform, 5, mean=(0.5,) * 3, std=(0.5,) * 3)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    reach = reach_of(model)
+    assert reach is not None and reach.squeezes is sees_all
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_checkpointing_and_layer_decay_know_its_blocks() -> None:
+    pictures = torch.randn(2, 3, 32, 48)
+    outputs = []
+    for recomputed in (False, True):
+        torch.manual_seed(5)
+        backbone = build_backbone("timm/test_byobnet", "none", 16).train()
+        assert isinstance(backbone, TimmBackbone)
+        blocks = backbone.blocks()
+        if recomputed:
+            assert recompute_blocks(backbone) == len(blocks) > 3
+        features = backbone(pictures)
+        features.high.square().mean().backward()
+        outputs.append([features.high, *(p.grad for p in backbone.parameters())])
+        parts = backbone_parts(nn.ModuleDict({"backbone": backbone}))
+        assert parts == list(blocks) and all(p.startswith("network.stages_") for p in parts)
+    assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+
+
+def test_padding_that_depends_on_the_size_is_written_down() -> None:
+    backbone = build_backbone("timm/tf_efficientnet_lite0", "none", 16)
+    kinds = {type(layer).__name__ for layer in backbone.modules() if isinstance(layer, nn.Conv2d)}
+    assert kinds == {"Conv2d", "PaddedConv2d"}
+    pads = [layer.pads for layer in backbone.modules() if isinstance(layer, PaddedConv2d)]
+    assert pads == [(0, 1, 0, 1), (0, 1, 0, 1), (1, 2, 1, 2), (0, 1, 0, 1)]
+
+
+def test_other_channels_than_three() -> None:
+    backbone = build_backbone("timm/test_efficientnet", "none", 16, channels=5).eval()
+    assert isinstance(backbone, TimmBackbone) and backbone.picture_channels == 5
+    assert backbone(torch.randn(1, 5, 33, 31)).high.shape[-2:] == (3, 2)
