@@ -7,7 +7,8 @@ set before a run begins, so that a Config holds nothing but values.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -20,8 +21,6 @@ __all__ = ["Config", "DataConfig", "DeformConfig", "EvalConfig", "ModelConfig", 
 BackboneName = Literal[
     "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "mobilenet_v3_large"
 ]
-# timm's name of a network, with or without a tag of its weights: timm/convnext_tiny.fb_in22k
-TimmName = Annotated[str, Field(pattern=r"^timm/[a-z0-9_]+(\.[A-Za-z0-9_]+)?$")]
 HeadName = Literal["deeplab", "deeplabv3", "deeplabv3plus"]
 # Mean and standard deviation of ImageNet's pictures, RGB, 0..1: what torchvision's weights expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -41,13 +40,21 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and value != "" and not value.isdecimal()
 
 
+def _backbone(value: object) -> str:
+    """Accepts the networks built in, and timm/NAME with or without a tag of its weights."""
+    names = get_args(BackboneName)
+    if isinstance(value, str) and (value in names or re.fullmatch(r"timm/\w+(\.\w+)?", value)):
+        return value
+    raise ValueError(f"it must be {', '.join(names)} or timm/NAME of timm's networks")
+
+
 CountOrNames = Annotated[int | tuple[str, ...], BeforeValidator(_count_or_names)]
 
 
 class ModelConfig(Section):
     """The network without its deformable part."""
 
-    backbone: BackboneName | TimmName = Field(
+    backbone: Annotated[str, BeforeValidator(_backbone)] = Field(
         "resnet50",
         description="one of those built in, or timm/NAME: one of timm's networks with features at "
         "the output stride, as timm/convnext_tiny (pip install 'segdeform[timm]')",

@@ -14,6 +14,7 @@ from segdeform.export.operator import Operator, replace_operator
 from segdeform.models.deeplab import DeepLab
 from segdeform.models.deform import deformable_layers
 from segdeform.models.folding import fold_batch_norm
+from segdeform.models.resizing import cut
 
 Input = Literal["uint8", "float"]
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -86,16 +87,10 @@ class ExportedForm(nn.Module):
         large = F.interpolate(scores, whole, mode="bilinear", align_corners=False)
         # Labels are cut to the picture, not their scores: it is one map instead of K.
         labels = large.argmax(1).to(torch.uint8 if scores.shape[1] <= BYTE_CLASSES else torch.int32)
-        outputs = [_cut(labels, size), scores]
+        outputs = [cut(labels, size), scores]
         if self.form.probabilities:
-            outputs.append(_cut(large, size).softmax(1))
+            outputs.append(cut(large, size).softmax(1))
         return tuple(outputs)
-
-
-def _cut(maps: Tensor, size: torch.Size) -> Tensor:
-    """Cuts the last two sides; by indices, as `models.resizing.enlarge` explains."""
-    y, x = (torch.arange(side, device=maps.device) for side in size)
-    return maps.index_select(-2, y).index_select(-1, x)
 
 
 def exported_form(network: DeepLab, form: Form, operator: Operator | None) -> ExportedForm:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
+import torch
 from torch import nn
 
 from cuda_ops.arguments import pair
@@ -172,18 +173,19 @@ def _deformable(conv: nn.Conv2d, variant: Literal["v1", "v2"], offset_groups: in
         )
         padding = (rows, columns) if padding == "same" else (0, 0)
     _check(variant, offset_groups, conv.in_channels)
-    layer = VARIANTS[variant](
-        conv.in_channels,
-        conv.out_channels,
-        pair(conv.kernel_size),
-        pair(conv.stride),
-        pair(padding),
-        pair(conv.dilation),
-        conv.groups,
-        conv.bias is not None,
-        offset_groups,
-    )
-    layer.to(conv.weight.device, conv.weight.dtype).train(conv.training)
+    with torch.device(conv.weight.device):
+        layer = VARIANTS[variant](
+            conv.in_channels,
+            conv.out_channels,
+            pair(conv.kernel_size),
+            pair(conv.stride),
+            pair(padding),
+            pair(conv.dilation),
+            conv.groups,
+            conv.bias is not None,
+            offset_groups,
+        )
+    layer.to(conv.weight.dtype).train(conv.training)
     layer.weight, layer.bias = conv.weight, conv.bias
     return layer
 

@@ -122,7 +122,7 @@ def _sees_beyond(backbone: TimmBackbone, reach: int) -> bool:
             parameter.requires_grad_(False)
             if "offset_conv" not in name:
                 parameter[parameter == 0] = 0.1
-        x = torch.randn(1, copied.picture_channels, copied.stride, width, generator=draw)
+        x = torch.randn(1, copied.picture_channels, 4 * copied.stride, width, generator=draw)
         x = x.to(parameter.device, parameter.dtype).requires_grad_()
         copied(x).high[..., 0].sum().backward(inputs=[x])
     assert x.grad is not None

@@ -38,12 +38,20 @@ def enlarge(
         return whole_operator
     whole = (rows * stride, columns * stride)
     large = F.interpolate(maps, whole, mode="bilinear", align_corners=False)
+    return cut(large, size)
+
+
+def cut(
+    maps: Tensor,  # [..., >= H, >= W]
+    size: torch.Size | tuple[int, int],  # (H, W)
+) -> Tensor:  # [..., H, W]
+    """Returns the top left of maps."""
     if torch.compiler.is_compiling():
         # A cut ties a graph to sizes that the stride divides, or to all others; an operator that
         # is told size and stride at once becomes a page of gathers in ONNX, this one Resize.
         y, x = (torch.arange(side, device=maps.device) for side in size)
-        return large.index_select(-2, y).index_select(-1, x)
-    return large[..., :height, :width]
+        return maps.index_select(-2, y).index_select(-1, x)
+    return maps[..., : size[0], : size[1]]
 
 
 # torch's compiler takes interpolation apart, and adds up its gradient in an order that is another

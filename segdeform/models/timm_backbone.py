@@ -21,6 +21,7 @@ from segdeform.config.schema import IMAGENET_MEAN, IMAGENET_STD
 from segdeform.errors import ConfigError, DownloadError, ModelError
 from segdeform.files.tensors import check_fit
 from segdeform.models.backbones import Backbone, Features
+from segdeform.models.resizing import cut
 from segdeform.models.same_padding import plain_convolution
 from segdeform.models.weights import read_weights
 
@@ -51,34 +52,32 @@ class TimmBackbone(Backbone):
         self.network = network
         info: Any = network.feature_info
         strides, widths = list(info.reduction()), list(info.channels())
-        self.stride, last = strides[-1], len(strides) - 1
-        missing = [stride for stride in (4, 8) if stride not in strides]
-        if missing or last < 2:
-            raise ConfigError(
-                f"model.backbone = {TIMM}{name} has features at strides {strides}; a head here "
-                "needs those of 4, 8 and more"
-            )
-        places = [max(k for k, s in enumerate(strides) if s == stride) for stride in (4, 8)]
-        self._places = (*places, last - 1, last)
-        self.middle_stride = strides[last - 1]
-        self.low_channels, _, self.middle_channels, self.channels = (
+        self._places = _stages(strides, name)
+        *_, self.middle_stride, self.stride = (strides[place] for place in self._places)
+        self.low_channels, self.second_channels, self.middle_channels, self.channels = (
             widths[place] for place in self._places
         )
+        # Blurs mirror the border of their maps, which takes more values than one.
+        blurs = any(hasattr(layer, "filt_size") for layer in network.modules())
+        self._least = 3 * self.stride if blurs else 0
         _split_activations(network)
         _write_padding_down(network)
         self.norm_pairs = _probe(self, name, [(w, s) for w, s in zip(widths, strides, strict=True)])
 
     def forward(self, x: Tensor) -> Features:  # [N, C, H, W]
         rows, columns = x.shape[-2:]
-        # No condition on the size: a graph made of this has to serve all.
-        padded = F.pad(x, (0, -columns % self.stride, 0, -rows % self.stride))
-        maps = self.network(padded)
-        strides = (4, 8, self.middle_stride, self.stride)
-        low, _, middle, high = (
-            maps[place][..., : -(-rows // stride), : -(-columns // stride)]
-            for place, stride in zip(self._places, strides, strict=True)
+        whole = [_shrunk(side, self.stride) * self.stride for side in (rows, columns)]
+        if torch.compiler.is_compiling():  # by steps that hold for all sizes
+            more = self.stride - 1
+            maps = self.network(cut(F.pad(x, (0, more, 0, more)), (whole[0], whole[1])))
+        else:
+            whole = [max(side, self._least) for side in whole]
+            maps = self.network(F.pad(x, (0, whole[1] - columns, 0, whole[0] - rows)))
+        low, second, middle, high = (
+            cut(maps[place], (_shrunk(rows, stride), _shrunk(columns, stride)))
+            for place, stride in zip(self._places, self.stage_strides, strict=True)
         )
-        return Features(low, middle, high)
+        return Features(low, middle, high, second if self.gives_second else None)
 
     @property
     def picture_channels(self) -> int:
@@ -121,6 +120,10 @@ class TimmBackbone(Backbone):
         }
 
 
+def _shrunk(side: int, stride: int) -> int:
+    return (side - 1) // stride + 1  # as `enlarge` has it
+
+
 def build_timm(name: str, weights: str, output_stride: int) -> TimmBackbone:
     """Builds a network of timm by its name, with or without a tag of its weights.
 
@@ -138,8 +141,8 @@ def build_timm(name: str, weights: str, output_stride: int) -> TimmBackbone:
     if weights != "none":
         with torch.device("meta"):  # what cannot work is found out before a byte is fetched
             TimmBackbone(_network(name, output_stride), name)
-    with torch.device("cpu"):  # also for a model to be filled: buffers that no file has need values
-        network = _network(name, output_stride)
+    network = _network(name, output_stride)
+    _fill_buffers(network)
     if weights != "none":
         _load(network, name, weights)
     return TimmBackbone(network, name)
@@ -173,7 +176,7 @@ def _known(name: str) -> str:
     if not timm.is_model(architecture):
         from difflib import get_close_matches
 
-        near = get_close_matches(architecture, timm.list_models(), 3, 0.6)
+        near = get_close_matches(architecture, timm.list_models(exclude_filters="test_*"), 3, 0.6)
         hint = f"; near: {', '.join(near)}" if near else ""
         raise ConfigError(f"model.backbone = {TIMM}{name}: timm knows no {architecture}{hint}")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
@@ -185,15 +188,39 @@ def _known(name: str) -> str:
     return name
 
 
+def _stages(strides: list[int], name: str) -> tuple[int, int, int, int]:
+    """Returns which features are those of strides 4 and 8, those before the last, and the last."""
+    last = len(strides) - 1
+    if 4 not in strides or 8 not in strides or last < 2:
+        raise ConfigError(
+            f"model.backbone = {TIMM}{name} has features at strides {strides}; a head here needs "
+            "those of 4, 8 and more"
+        )
+    return strides.index(4), strides.index(8), last - 1, last
+
+
 def _network(name: str, output_stride: int) -> nn.Module:
-    """Builds the feature extractor, random weights. Raises ConfigError with the reason."""
+    """Builds an extractor of the four stages alone. Raises ConfigError with the reason."""
+    with torch.device("meta"):
+        info: Any = _extractor(name, output_stride).feature_info
+    strides = list(info.reduction())
+    if strides[-1] != output_stride:
+        raise ConfigError(
+            f"model.backbone = {TIMM}{name} has features at strides {strides}, the last of which "
+            f"is not model.output_stride = {output_stride}"
+        )
+    return _extractor(name, output_stride, out_indices=sorted(set(_stages(strides, name))))
+
+
+def _extractor(name: str, output_stride: int, **more: Any) -> nn.Module:
+    """Has timm build a feature extractor, random weights. Raises ConfigError with its reason."""
     timm = _timm()
     # Of stride 32 most networks are without being asked, also those that cannot be dilated.
     asked = {} if output_stride == 32 else {"output_stride": output_stride}
     try:
-        network: nn.Module = timm.create_model(_known(name), features_only=True, **asked)
-        info: Any = network.feature_info
-        strides = list(info.reduction())
+        network: nn.Module = timm.create_model(_known(name), features_only=True, **asked, **more)
+        network.feature_info.reduction()  # type: ignore[operator, union-attr]
+        return network
     except (AssertionError, TypeError, RuntimeError, ValueError, AttributeError) as error:
         reason = str(error).partition("\n")[0] or "timm refuses"
         undilated = "" if not asked else " (it may work with model.output_stride = 32)"
@@ -201,12 +228,6 @@ def _network(name: str, output_stride: int) -> nn.Module:
             f"model.backbone = {TIMM}{name} gives no features at output stride {output_stride}: "
             f"{reason}{undilated}"
         ) from error
-    if strides[-1] != output_stride:
-        raise ConfigError(
-            f"model.backbone = {TIMM}{name} has features at strides {strides}, the last of which "
-            f"is not model.output_stride = {output_stride}"
-        )
-    return network
 
 
 def _load(network: nn.Module, name: str, weights: str) -> None:
@@ -263,6 +284,17 @@ def _timm_names(own: dict[str, Tensor], whole: dict[str, Tensor]) -> dict[str, s
             raise ModelError(f"timm's features have a {key} that its network has not")
         names[key] = found[0]
     return names
+
+
+def _fill_buffers(network: nn.Module) -> None:
+    """Gives buffers that no file has their values, where the network was built on "meta"."""
+    for layer in network.modules():
+        for name in layer._non_persistent_buffers_set:
+            buffer = layer._buffers[name]
+            if buffer is None or not buffer.is_meta:
+                continue
+            layer._buffers[name] = torch.empty_like(buffer, device="cpu")
+            layer.reset_parameters()  # type: ignore[operator]
 
 
 def _split_activations(network: nn.Module) -> None:

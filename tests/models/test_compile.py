@@ -60,6 +60,10 @@ def mobilenet() -> DeepLab:
     return built(backbone="mobilenet_v2", head="deeplabv3", output_stride=8)
 
 
+def of_timm() -> DeepLab:
+    return built(backbone="timm/test_efficientnet", head="deeplabv3plus")
+
+
 def built(**keys: object) -> DeepLab:
     model = ModelConfig.model_validate(keys | {"weights": "none", "head_channels": 16})
     return build_model(model, DeformConfig.model_validate({"layers": 3}), 3)
@@ -148,6 +152,7 @@ def test_inductor_compiles_whole_networks(
     ("build", "strict", "training"),
     [
         (tiny, True, False),
+        (of_timm, False, False),
         pytest.param(tiny, True, True, marks=pytest.mark.slow),
         pytest.param(resnet, True, False, marks=pytest.mark.slow),
         pytest.param(resnet, False, True, marks=pytest.mark.slow),

@@ -51,9 +51,9 @@ def test_freezing_changes_neither_features_nor_gradients(name: str) -> None:
     def pass_through() -> list[torch.Tensor]:
         features = backbone.eval()(images)
         backbone.zero_grad()
-        sum(f.square().mean() for f in features).backward()
+        sum(f.square().mean() for f in features[:3]).backward()
         grads = [p.grad for k, p in backbone.named_parameters() if k in learning]
-        return [*features, *grads]
+        return [*features[:3], *grads]
 
     norms = {id(p) for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)
              for p in m.parameters()}  # fmt: skip

@@ -93,5 +93,5 @@ def test_a_deep_stem_is_three_small_convolutions_of_the_same_stride(channels: in
     assert later == {k: v.shape for k, v in plain.state_dict().items() if k != "conv1.weight"}
     images = torch.rand(1, channels, 45, 67)
     with torch.inference_mode():
-        sizes = [features.shape for features in net(images)]
-        assert sizes == [features.shape for features in plain(images)]
+        sizes = [features.shape for features in net(images)[:3]]
+        assert sizes == [features.shape for features in plain(images)[:3]]

@@ -80,9 +80,14 @@ def ours(network: nn.Module, name: str) -> TimmBackbone:
 @torch.no_grad()
 def difference(backbone: nn.Module, expected: list[Tensor], pictures: Tensor) -> float:
     """Returns the largest difference from timm's features, in parts of their largest value."""
+    assert isinstance(backbone, TimmBackbone)
+    backbone.gives_second = True
     got: Features = backbone(pictures)
-    low = next(m for m in reversed(expected) if m.shape[-1] == pictures.shape[-1] // 4)
-    pairs = zip(got, (low, expected[-2], expected[-1]), strict=True)
+    low, second = (
+        next(m for m in expected if m.shape[-1] == pictures.shape[-1] // stride)
+        for stride in (4, 8)
+    )
+    pairs = zip(got.stages, (low, second, expected[-2], expected[-1]), strict=True)
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
@@ -123,7 +128,8 @@ def test_any_size_is_that_of_a_picture_with_zeros_below_and_to_the_right(name: s
     pictures = torch.randn(1, 3, 37, 53, dtype=torch.float64)
     with torch.no_grad():
         features, whole = backbone(pictures), backbone(F.pad(pictures, (0, 11, 0, 11)))
-    for stride, got, expected in zip((4, 16, 16), features, whole, strict=True):
+    assert features.second is None
+    for stride, got, expected in zip((4, 16, 16), features[:3], whole[:3], strict=True):
         rows, columns = -(-37 // stride), -(-53 // stride)
         assert got.shape[-2:] == (rows, columns)
         assert torch.equal(got, expected[..., :rows, :columns])
@@ -291,12 +297,23 @@ def test_checkpointing_and_layer_decay_know_its_blocks() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
 
 
+def test_features_that_no_head_looks_at_are_not_held() -> None:
+    backbone = build_backbone("timm/test_efficientnet", "none", 16)
+    assert len(backbone.network(torch.zeros(1, 3, 32, 32))) == 4  # type: ignore[operator]
+
+
 def test_padding_that_depends_on_the_size_is_written_down() -> None:
     backbone = build_backbone("timm/tf_efficientnet_lite0", "none", 16)
     kinds = {type(layer).__name__ for layer in backbone.modules() if isinstance(layer, nn.Conv2d)}
     assert kinds == {"Conv2d", "PaddedConv2d"}
     pads = [layer.pads for layer in backbone.modules() if isinstance(layer, PaddedConv2d)]
     assert pads == [(0, 1, 0, 1), (0, 1, 0, 1), (1, 2, 1, 2), (0, 1, 0, 1)]
+
+
+def test_the_smallest_pictures() -> None:
+    for name in ("test_efficientnet", "resnetblur18"):
+        backbone = build_backbone(f"timm/{name}", "none", 32).eval()
+        assert backbone(torch.randn(1, 3, 1, 33)).high.shape[-2:] == (1, 2)
 
 
 def test_other_channels_than_three() -> None:
