@@ -98,8 +98,9 @@ def _choose(plan: Ablation, draft: Draft, say: Say) -> dict[str, Any]:
 
     data = draft.filled().data
     root = data_root(data.name, plan.data)
-    splits = [load_dataset(data.name, root, name) for name in (data.train_split, data.val_split)]
-    return choose_alone(draft, splits[0], splits[1], resolve_device(plan.devices[0]), say)
+    names = (data.train_split, *data.val_splits)
+    splits = [load_dataset(data.name, root, name) for name in names]
+    return choose_alone(draft, splits, resolve_device(plan.devices[0]), say)
 
 
 def _run(plan: Ablation, say: Say) -> dict[str, Any]:

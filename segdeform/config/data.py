@@ -14,7 +14,11 @@ class DataConfig(Section):
 
     name: Literal["camvid", "voc", "cityscapes", "folder", "shapes"] = "folder"
     train_split: str = "train"
-    val_split: str = "val"
+    val_split: str | tuple[str, ...] = Field(
+        "val",
+        description="the split that is scored; or several, [val, night]: the first decides what is "
+        "decided by a score, the others are scored beside it",
+    )
     crop: tuple[Pixels, Pixels] = Field(
         (256, 256), description="training crop, pixels, [H, W]; auto: by sizes"
     )
@@ -65,6 +69,19 @@ class DataConfig(Section):
             if not isinstance(entry.get("name"), str):
                 raise ValueError(f"{entry} has no name; write {{name: RandomGamma, p: 0.5}}")
         return entries
+
+    @field_validator("val_split")
+    @classmethod
+    def _splits(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        names = (given,) if isinstance(given, str) else given
+        if not names or "" in names or len(set(names)) < len(names):
+            raise ValueError("it is the name of a split, or a list of different names")
+        return names[0] if len(names) == 1 else names
+
+    @property
+    def val_splits(self) -> tuple[str, ...]:
+        """The splits to score, of which the first decides."""
+        return (self.val_split,) if isinstance(self.val_split, str) else self.val_split
 
     @model_validator(mode="after")
     def _scale_is_a_range(self) -> DataConfig:

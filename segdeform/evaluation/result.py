@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +33,18 @@ METRICS, COUNTS, IMAGES, REPORT = "metrics.json", "counts.npy", "images.csv", "r
 LABEL_MAPS = "labelIds"  # subfolder with the label maps that official scripts read
 
 
-def write_metrics(folder: Path, evaluation: Evaluation) -> Path:
-    """Writes timing.json, then metrics.json, each atomically; returns the path of metrics.json."""
+def write_metrics(
+    folder: Path, evaluation: Evaluation, others: Mapping[str, Evaluation] | None = None
+) -> Path:
+    """Writes timing.json, then metrics.json, each atomically; returns the path of metrics.json.
+
+    `others` are of further splits, whose scores stand under `other_splits` by their names.
+    """
     write_json(folder / "timing.json", evaluation.timing)
-    path = folder / METRICS
-    write_json(path, evaluation.to_json())
+    path, metrics = folder / METRICS, evaluation.to_json()
+    if others:
+        metrics["other_splits"] = {name: other.to_json() for name, other in others.items()}
+    write_json(path, metrics)
     return path
 
 

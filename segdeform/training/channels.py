@@ -109,7 +109,7 @@ def _measured(plan: Plan) -> Statistics:
         try:
             counts = count_values(plan.train_set, mine, workers, hear)
         except (DataError, UnsafeInputError):
-            check_sound((plan.train_set, plan.val_set))  # lists all that is wrong
+            check_sound(plan.datasets)  # lists all that is wrong
             raise
     shape = (peers.size, *counts.shape)
     counts = peers.gather(counts).reshape(shape).sum(0)

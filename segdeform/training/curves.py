@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +44,19 @@ def read_log(path: Path) -> list[Entry]:
 
 
 def table(entries: Sequence[Entry], classes: Sequence[str]) -> str:
-    """Writes a row for each entry; a cell is empty where an entry has no such number."""
+    """Writes a row for each entry; a cell is empty where an entry has no such number.
+
+    A column names the split, where more than one was scored.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["step", "kind", *_TRAINED, *_SCORED, *(f"IoU {name}" for name in classes)])
+    split = ["split"] if _other_splits(entries) else []
+    writer.writerow(
+        ["step", "kind", *split, *_TRAINED, *_SCORED, *(f"IoU {name}" for name in classes)]
+    )
     for entry in entries:
         iou = entry.get("iou", {})
-        numbers = [entry.get(key) for key in (*_TRAINED, *_SCORED)]
+        numbers = [entry.get(key) for key in (*split, *_TRAINED, *_SCORED)]
         cells = [*numbers, *(iou.get(name) for name in classes)]
         writer.writerow(
             [entry["step"], entry["kind"], *("" if cell is None else cell for cell in cells)]
@@ -64,7 +70,7 @@ def picture(entries: Sequence[Entry], classes: Sequence[str]) -> bytes:
     from matplotlib.figure import Figure
 
     trained = [entry for entry in entries if entry["kind"] == "train"]
-    scored = [entry for entry in entries if entry["kind"] == "val"]
+    scored = [entry for entry in entries if entry["kind"] == "val" and "split" not in entry]
     figure = Figure(figsize=(12, 5), dpi=110)
     FigureCanvasAgg(figure)
     sides = {"left": 0.05, "right": 0.86, "bottom": 0.1, "top": 0.94}
@@ -77,7 +83,7 @@ def picture(entries: Sequence[Entry], classes: Sequence[str]) -> bytes:
     rate.set_ylim(bottom=0)
     loss.sharex(rate)
     loss.tick_params(labelbottom=False)
-    _draw_scores(scores, scored, classes)
+    _draw_scores(scores, scored, classes, _other_splits(entries))
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
@@ -90,7 +96,21 @@ def _draw(axes: Axes, title: str, entries: Sequence[Entry], key: str, colour: st
     _tidy(axes)
 
 
-def _draw_scores(axes: Axes, entries: Sequence[Entry], classes: Sequence[str]) -> None:
+def _other_splits(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Returns the evaluations of the splits beside the first one, by their names."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if "split" in entry:
+            found.setdefault(entry["split"], []).append(entry)
+    return found
+
+
+def _draw_scores(
+    axes: Axes,
+    entries: Sequence[Entry],
+    classes: Sequence[str],
+    others: Mapping[str, Sequence[Entry]],
+) -> None:
     """Draws mIoU over the IoU of the classes, with names where these are few."""
     import matplotlib
 
@@ -99,8 +119,10 @@ def _draw_scores(axes: Axes, entries: Sequence[Entry], classes: Sequence[str]) -
         points = [(entry["step"], entry.get("iou", {}).get(name)) for entry in entries]
         colour = colours(number % 20) if named else "#cccccc"
         _line(axes, [p for p in points if p[1] is not None], colour, 1.0, name if named else None)
-    points = [(entry["step"], entry["miou"]) for entry in entries if entry["miou"] is not None]
-    _line(axes, points, "black", 2.4, "mIoU")
+    _line(axes, _means(entries), "black", 2.4, "mIoU")
+    for number, (name, scored) in enumerate(others.items()):
+        grey = str(0.25 + 0.5 * number / len(others))
+        _line(axes, _means(scored), grey, 2.0, f"mIoU {name}", style="--")
     axes.set_title("validation: IoU of the classes and their mean", loc="left", fontsize=10)
     axes.set_xlabel("step")
     axes.set_ylim(0, 1)
@@ -108,15 +130,25 @@ def _draw_scores(axes: Axes, entries: Sequence[Entry], classes: Sequence[str]) -
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
 
 
+def _means(entries: Sequence[Entry]) -> list[tuple[int, float]]:
+    return [(entry["step"], entry["miou"]) for entry in entries if entry["miou"] is not None]
+
+
 def _line(
-    axes: Axes, points: Sequence[tuple[int, float]], colour: Any, width: float, label: str | None
+    axes: Axes,
+    points: Sequence[tuple[int, float]],
+    colour: Any,
+    width: float,
+    label: str | None,
+    style: str = "-",
 ) -> None:
     """Draws points as a line; so few that one would not see it, as marks too."""
     mark = "o" if len(points) < 12 else ""
     steps, values = [p[0] for p in points], [p[1] for p in points]
     # One that begins with an underscore would be left out of the legend.
     shown = f" {label}" if label is not None and label.startswith("_") else label
-    axes.plot(steps, values, color=colour, linewidth=width, marker=mark, markersize=3, label=shown)
+    look = {"color": colour, "linewidth": width, "linestyle": style}
+    axes.plot(steps, values, **look, marker=mark, markersize=3, label=shown)
 
 
 def _tidy(axes: Axes) -> None:

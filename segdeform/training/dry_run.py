@@ -166,11 +166,11 @@ def _bytes_of_checkpoint(state: TrainState) -> int:
 
 
 def _data(plan: Plan) -> dict[str, Any]:
-    """Returns what is known of both splits; shares and sizes where this process checked them."""
+    """Returns what is known of the splits; shares and sizes where this process checked them."""
     told: dict[str, Any] = plan.record()["data"]
     if plan.report is not None:
-        for role, dataset in (("train", plan.train_set), ("val", plan.val_set)):
-            told[role] |= _counted(plan.report.split(dataset.split))
+        for facts, dataset in zip(told.values(), plan.datasets, strict=True):
+            facts |= _counted(plan.report.split(dataset.split))
     return told
 
 

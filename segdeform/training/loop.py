@@ -161,9 +161,9 @@ def _log(
 def _evaluate(plan: Plan, state: TrainState, log: RunLog | None, meter: Meter) -> None:
     with meter.paused(), suppress(InterruptedByUserError):  # the loop sees the flag next
         with plan.clock(EVALUATION):
-            evaluation = score_now(plan, state)
-        state.scores[state.step] = evaluation.scores.miou
-        show_scores(plan, log, state.step, evaluation)
+            evaluations = score_now(plan, state)
+        state.scores[state.step] = evaluations[0].scores.miou
+        show_scores(plan, log, state.step, evaluations)
         with plan.peers.in_step():
             if plan.peers.first and plan.config.train.keep_best:
                 keep_best(plan, state)
@@ -171,20 +171,20 @@ def _evaluate(plan: Plan, state: TrainState, log: RunLog | None, meter: Meter) -
 
 def _finish(plan: Plan, state: TrainState, log: RunLog | None) -> None:
     with plan.clock(EVALUATION):
-        evaluation = score_last_checkpoint(plan, state)
+        evaluations = score_last_checkpoint(plan, state)
     with plan.peers.in_step():
         if plan.peers.first and state.step not in state.scores:
-            show_scores(plan, log, state.step, evaluation)
-    state.scores[state.step] = evaluation.scores.miou
+            show_scores(plan, log, state.step, evaluations)
+    state.scores[state.step] = evaluations[0].scores.miou
     best = best_step(state.scores)
     if plan.config.train.keep_best and best is not None and best != state.step:
-        evaluation = score_best(plan, state, best)
+        evaluations = score_best(plan, state, best)
     with plan.peers.in_step():
         if plan.peers.first:
             tell_end(plan, state)
             write_curves(plan.run, plan.train_set.classes, plan.reporter.message)
             with plan.stop.finishing(), plan.clock(SAVING):
-                write_result(plan, state, evaluation, chosen(plan, state))
+                write_result(plan, state, evaluations, chosen(plan, state))
 
 
 def _save(plan: Plan, state: TrainState, meter: Meter) -> None:

@@ -70,12 +70,27 @@ class Plan:
     clock: Clock = untimed  # of the phases that `profile` names
     report: Report | None = None  # of the check, in the process that made it
     choices: tuple[Choice, ...] = ()  # for the keys that the config left `auto`
+    more_val_sets: tuple[Dataset, ...] = ()  # scored, too, without deciding anything
+
+    @property
+    def val_sets(self) -> tuple[Dataset, ...]:
+        """All splits that are scored, the one that decides first."""
+        return self.val_set, *self.more_val_sets
+
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """All splits: the one to train on, then `val_sets`."""
+        return self.train_set, *self.val_sets
 
     def record(self) -> dict[str, Any]:
         """Returns what a checkpoint remembers, for `check_resumable` to compare."""
         return {
             "config": self.config.model_dump(mode="json"),
-            "data": {"train": _fingerprint(self.train_set), "val": _fingerprint(self.val_set)},
+            "data": {
+                "train": _fingerprint(self.train_set),
+                "val": _fingerprint(self.val_set),
+                **{f"val {more.split}": _fingerprint(more) for more in self.more_val_sets},
+            },
             "environment": environment(self.device, self.peers.size),
         }
 

@@ -75,9 +75,10 @@ def verdict(shares: Mapping[str, float], plan: Plan) -> str:
             f"pictures. More --workers ({workers} now){cache} would help."
         )
     if shares[EVALUATION] > _BOUND:
+        splits = " and ".join(val_set.split for val_set in plan.val_sets)
         return (
             f"Evaluations take {shares[EVALUATION]:.0%} of the time: a larger train.eval_every "
-            f"({train.eval_every} now) or fewer pictures in {plan.val_set.split} would help."
+            f"({train.eval_every} now) or fewer pictures in {splits} would help."
         )
     if shares[SAVING] > _COSTLY:
         return (

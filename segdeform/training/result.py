@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,9 +53,13 @@ def describe(plan: Plan, training: dict[str, Any]) -> ModelDescription:
 
 
 def write_result(
-    plan: Plan, state: TrainState, evaluation: Evaluation, chosen: dict[str, Any] | None = None
+    plan: Plan,
+    state: TrainState,
+    evaluations: Sequence[Evaluation],  # of `plan.val_sets`
+    chosen: dict[str, Any] | None = None,
 ) -> None:
     """Writes RUN/model, then timing.json and, as the last file of a run, metrics.json."""
+    evaluation, *others = evaluations
     model = plan.run / "model"
     remove_broken_model(plan.run)
     result = TrainResult(
@@ -73,7 +78,7 @@ def write_result(
     # The momentum of an earlier version's run may have moved what is held at zero.
     silence_unreachable_taps(state.best_model, plan.config.data.crop)
     save_model(model, state.best_model, describe(plan, summary))
-    write_metrics(plan.run, evaluation)
+    write_metrics(plan.run, evaluation, {more.protocol["split"]: more for more in others})
 
 
 def is_finished(plan: Plan) -> bool:

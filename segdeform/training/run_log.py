@@ -64,12 +64,19 @@ class RunLog:
         }
         self._write(record.step, "train", values, {"offsets": layers} if layers else {}, board)
 
-    def evaluation(self, step: int, scores: Scores, classes: Sequence[str]) -> None:
-        """Logs the scores of an evaluation under val/, the IoU of each class under val/iou/."""
+    def evaluation(
+        self, step: int, scores: Scores, classes: Sequence[str], split: str | None = None
+    ) -> None:
+        """Logs the scores of an evaluation under val/, the IoU of each class under val/iou/.
+
+        Of a split beside the first one they stand under val-SPLIT/, and the entry names it.
+        """
+        board_name = "val" if split is None else f"val-{split}"
         values = {"miou": scores.miou, "accuracy": scores.accuracy}
         iou = dict(zip(classes, scores.iou, strict=True))
-        board = {f"val/iou/{name}": value for name, value in iou.items()}
-        self._write(step, "val", values, {"iou": iou}, board)
+        board = {f"{board_name}/iou/{name}": value for name, value in iou.items()}
+        named = {} if split is None else {"split": split}
+        self._write(step, "val", values, {**named, "iou": iou}, board, board_name)
 
     def _write(
         self,
@@ -78,9 +85,11 @@ class RunLog:
         values: Mapping[str, float],
         nested: Mapping[str, Any],  # more for the file
         board: Mapping[str, float],  # more for TensorBoard
+        board_name: str | None = None,  # of `values` there; None: the kind
     ) -> None:
         entry = _plain({"step": step, "kind": kind, **values, **nested})
-        scalars = {f"{kind}/{name}": value for name, value in values.items()} | dict(board)
+        scalars = {f"{board_name or kind}/{name}": value for name, value in values.items()}
+        scalars |= board
         try:
             self._file.write(json.dumps(entry) + "\n")
             self._file.flush()

@@ -1,8 +1,11 @@
-"""Scores of a network in training on the validation split, as the `eval` command gives them."""
+"""Scores of a network in training on the validation splits, as the `eval` command gives them.
+
+Of several splits all are scored, in the order of the config; the first is the one that decides.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +28,7 @@ from segdeform.training.run_folder import best_folder, checkpoint_folders
 from segdeform.training.run_log import RunLog
 
 
-def score_now(plan: Plan, state: TrainState) -> Evaluation:
+def score_now(plan: Plan, state: TrainState) -> list[Evaluation]:
     """Scores the state's best network, all processes together, and leaves it in training mode.
 
     Raises:
@@ -53,7 +56,7 @@ def current_segmenter(plan: Plan, state: TrainState) -> Iterator[Segmenter]:
         state.model.train()
 
 
-def score_last_checkpoint(plan: Plan, state: TrainState) -> Evaluation:
+def score_last_checkpoint(plan: Plan, state: TrainState) -> list[Evaluation]:
     """Scores the network of the newest checkpoint, in the way that the config says now.
 
     All processes do, those without a run folder with the same weights from the state.
@@ -66,7 +69,7 @@ def score_last_checkpoint(plan: Plan, state: TrainState) -> Evaluation:
     return _score_folder(plan, state, folder)
 
 
-def score_best(plan: Plan, state: TrainState, step: int) -> Evaluation:
+def score_best(plan: Plan, state: TrainState, step: int) -> list[Evaluation]:
     """Puts the network that was the best, at a step, into the state, and scores it likewise.
 
     Raises:
@@ -82,7 +85,7 @@ def score_best(plan: Plan, state: TrainState, step: int) -> Evaluation:
     return _score_folder(plan, state, folder)
 
 
-def _score_folder(plan: Plan, state: TrainState, folder: Path) -> Evaluation:
+def _score_folder(plan: Plan, state: TrainState, folder: Path) -> list[Evaluation]:
     """Scores a folder of rank 0, whose weights the state has everywhere."""
     with plan.peers.in_step():
         own = load(folder, str(plan.device)) if plan.peers.first else None
@@ -95,15 +98,21 @@ def _score_folder(plan: Plan, state: TrainState, folder: Path) -> Evaluation:
         raise plan.stop.error("trained and saved, but not yet evaluated") from error
 
 
-def show_scores(plan: Plan, log: RunLog | None, step: int, evaluation: Evaluation) -> None:
-    """Reports the scores and, where there is a log, writes them into it."""
-    plan.reporter.message(f"step {step}: {plan.val_set.split} {score_line(evaluation)}")
+def show_scores(
+    plan: Plan, log: RunLog | None, step: int, evaluations: Sequence[Evaluation]
+) -> None:
+    """Reports the scores of all splits and, where there is a log, writes them into it."""
+    evaluation = evaluations[0]
+    for val_set, found in zip(plan.val_sets, evaluations, strict=True):
+        plan.reporter.message(f"step {step}: {val_set.split} {score_line(found)}")
     plan.reporter.scored(evaluation.scores.miou)
     if 2 * step > plan.config.train.steps:  # before, it means nothing yet
         for warning in warnings(evaluation, plan.config.train.class_weights is not None):
             plan.reporter.message(f"warning: {warning}")
     if log is not None:
-        log.evaluation(step, evaluation.scores, evaluation.classes)
+        for val_set, found in zip(plan.val_sets, evaluations, strict=True):
+            split = None if found is evaluation else val_set.split
+            log.evaluation(step, found.scores, found.classes, split)
 
 
 def _as_loaded(plan: Plan, state: TrainState) -> Segmenter:
@@ -129,11 +138,14 @@ def _as_loaded(plan: Plan, state: TrainState) -> Segmenter:
     )
 
 
-def _score(plan: Plan, segmenter: Segmenter) -> Evaluation:
-    return evaluate(
-        segmenter,
-        plan.val_set,
-        peers=plan.peers,
-        progress=plan.reporter.evaluating,
-        stop=plan.stop,
-    )
+def _score(plan: Plan, segmenter: Segmenter) -> list[Evaluation]:
+    return [
+        evaluate(
+            segmenter,
+            val_set,
+            peers=plan.peers,
+            progress=plan.reporter.evaluating,
+            stop=plan.stop,
+        )
+        for val_set in plan.val_sets
+    ]

@@ -7,7 +7,7 @@ that it began with.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,15 +142,17 @@ def _shared(plan: Plan, choices: list[Choice]) -> list[Choice]:
 
 
 def choose_alone(
-    draft: Draft, train_set: Dataset, val_set: Dataset, device: torch.device, say: Say
+    draft: Draft, datasets: Sequence[Dataset], device: torch.device, say: Say
 ) -> dict[str, Any]:
     """Chooses what is `auto` for runs that others will train; returns the values by their keys.
+
+    `datasets` are the split to train on and those to score.
 
     Raises:
         DataError, UnsafeInputError: lists the pictures and masks that cannot be used.
     """
-    report = check_sound((train_set, val_set), say=say)
-    seen = _look(draft, train_set, report, device)
+    report = check_sound(datasets, say=say)
+    seen = _look(draft, datasets[0], report, device)
     choices = choose(draft, seen, bytes_of_crop)
     choices += choose_precision(draft, seen, None)
     choices += choose_steps(draft, seen, choices, None)
@@ -193,7 +195,7 @@ def _look(
             fetch_imagenet(given.model.backbone)
         except DownloadError as error:
             no_weights = str(error)
-    train, val = report.split(given.data.train_split), report.split(given.data.val_split)
+    train, val = report.split(given.data.train_split), report.split(given.data.val_splits[0])
     return Seen(
         classes=train_set.classes,
         pixels=train.pixels,

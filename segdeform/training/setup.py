@@ -97,22 +97,23 @@ def open_run(
         stack.enter_context(_memory_errors())
         peers = stack.enter_context(processes(own))
         train_set = load_dataset(given.data.name, data, given.data.train_split)
-        val_set = load_dataset(given.data.name, data, given.data.val_split)
-        check_same_classes(train_set, val_set)
+        val_sets = [load_dataset(given.data.name, data, name) for name in given.data.val_splits]
+        for val_set in val_sets:
+            check_same_classes(train_set, val_set)
         reporter = (reporter or Reporter()) if peers.first else Reporter(Console(quiet=True))
-        if train_set.split == val_set.split:
+        if train_set.split in given.data.val_splits:
             reporter.message(
-                f"warning: data.train_split and data.val_split are both '{val_set.split}': the "
+                f"warning: '{train_set.split}' is data.train_split and in data.val_split: its "
                 "score is of the pictures trained on, and will be too good"
             )
         _try_augmentation(given.data, train_set)
         train_set = with_cache(train_set, reporter.message)
-        val_set = with_cache(val_set, reporter.message)
+        val_set, *more = (with_cache(val_set, reporter.message) for val_set in val_sets)
         if workers is None:
             workers = default_workers(own)
         fitting = fit_to_crop(fit_to_bands(given, train_set))
         plan = Plan(fitting, train_set, val_set, run, own, workers, peers, stop, reporter, budget)
-        plan = replace(plan, dry=dry)
+        plan = replace(plan, dry=dry, more_val_sets=tuple(more))
         if not draft.auto:
             check_config(plan.config, train_set, own, peers)
         check_same_everywhere(plan)
@@ -249,7 +250,7 @@ def check_pictures(plan: Plan) -> Report:
             told = time.monotonic()
             say(f"checking pictures and masks: {done} of {total} pairs")
 
-    return check_sound((plan.train_set, plan.val_set), progress=hear, say=say)
+    return check_sound(plan.datasets, progress=hear, say=say)
 
 
 def begin_run(plan: Plan, overwrite: bool) -> None:

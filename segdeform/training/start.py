@@ -54,7 +54,7 @@ def refuse_data(config: Config, data: Path) -> None:
     """Raises DataError where the data set is not there, lacks the splits to use, or files, or has
     more classes than can be scored, and ConfigError where train.class_weights are those of another
     number of classes."""
-    for split in dict.fromkeys((config.data.train_split, config.data.val_split)):
+    for split in dict.fromkeys((config.data.train_split, *config.data.val_splits)):
         dataset = load_dataset(config.data.name, data, split)
         refuse_countless(len(dataset.classes))
         refuse_class_weights(config.train.class_weights, dataset)

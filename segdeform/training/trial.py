@@ -114,7 +114,10 @@ def evaluations_left(train: TrainConfig, done: int) -> int:
 
 
 def evaluation_seconds(plan: Plan, state: TrainState) -> float:
-    """Scores a few validation pictures and says what all of them take all processes together."""
+    """Scores a few validation pictures and says what all of them take all processes together.
+
+    They are of the first split; those of others are taken to be like them.
+    """
     count, spent = len(plan.val_set), []
     with current_segmenter(plan, state) as segmenter:
         for index in np.linspace(0, count - 1, min(count, _PICTURES) + 1).astype(int):
@@ -126,7 +129,8 @@ def evaluation_seconds(plan: Plan, state: TrainState) -> float:
             if spent[-1] > _LONG:
                 break
     usual = spent[1:] or spent  # the first one brings the kernels up
-    return sum(usual) / len(usual) * -(-count // plan.peers.size)
+    shares = sum(-(-len(val_set) // plan.peers.size) for val_set in plan.val_sets)
+    return sum(usual) / len(usual) * shares
 
 
 def _saving_seconds(plan: Plan, state: TrainState) -> float:
