@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from segdeform.errors import NotFiniteError
 from segdeform.models.deeplab import DeepLab
+from segdeform.models.grids import Whole
 from segdeform.models.heads import Head
 
 
@@ -39,11 +40,11 @@ def kept_features(
 def decoded_scores(
     model: DeepLab,  # with a `Head`
     kept: tuple[Tensor, ...],
-    mean: Tensor | None,  # [N, C, 1, 1] of the last features of the whole picture
+    whole: Whole | None,  # the picture, where what was kept is of a part
 ) -> Tensor:  # [N, K, h, w] float32
     """Computes scores of what was kept. Raises NotFiniteError for NaN and infinity."""
     assert isinstance(model.head, Head)
-    scores = model.head.decode(kept, mean).float()
+    scores = model.head.decode(kept, whole).float()
     refuse_not_finite(scores)
     return scores
 

@@ -3,11 +3,11 @@
 The backbone works in windows with as much context around them as it looks at, which is computed
 and thrown away; what the head needs of its features is kept, and the head works on that in windows
 with its own context. Windows begin at multiples of the stride, zeros pad at the borders of the
-picture alone, and the pyramid's mean is that of the whole picture. So all is computed that the
-whole would be, of plain convolutions the same but for rounding.
+picture alone, and means that the head looks at are those of the whole picture. So all is computed
+that the whole would be, of plain convolutions the same but for rounding.
 
 Where the kept features would be too many, the picture is cut into chunks, with context again, and
-the backbone goes over the picture once before for the mean.
+the backbone goes over the picture once before for the means.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 from segdeform.machine.cpu import return_freed_memory
 from segdeform.machine.memory import memory_that_ended
 from segdeform.models.deeplab import DeepLab
+from segdeform.models.grids import Whole, cell_sizes, cell_sums
 from segdeform.models.receptive import Reach
 from segdeform.network import decoded_scores, kept_features
 from segdeform.results.maps import Coarse
@@ -45,7 +46,8 @@ class Seamless:
     source: Source
     reach: Reach
     room: Room
-    _mean: Tensor | None = None  # [1, C, 1, 1] of the last features of the whole picture
+    # [1, C, cells] of the last features of the whole picture, over the cells of the head's grids
+    _means: Tensor | None = None
     _begun: float = field(default_factory=lambda: time.monotonic())
     _told: bool = False
 
@@ -64,8 +66,8 @@ class Seamless:
         while todo:
             chunk = todo.pop(0)
             try:
-                if self.reach.pools and self._mean is None and chunk != whole:
-                    self._mean = self._mean_of_all()
+                if self.reach.pools and self._means is None and chunk != whole:
+                    self._means = self._means_of_all()
                 yield from self._chunk(chunk)
                 continue
             except (MemoryError, RuntimeError) as error:
@@ -84,17 +86,19 @@ class Seamless:
         around, cost = self.reach.head_halo, self.room.cost
         region = grown(chunk, around, self.size)
         room = self.room.bytes - cost.kept * region.height * region.width
-        kept, mean = self._kept(region, room)
-        if self._mean is None:
-            self._mean = mean
-        scores_stride = self.reach.strides[0]
+        kept, means = self._kept(region, room)
+        if self._means is None:
+            self._means = means
+        scores_stride, last_stride = self.reach.strides[0], self.reach.strides[-1]
         for core in cores(chunk, around, int(room / cost.head), self.reach.step, self.size):
             outer = grown(core, around, self.size)
             seen = tuple(
                 _cut(values, outer, region, stride)
                 for values, stride in zip(kept, self.reach.strides, strict=True)
             )
-            scores = decoded_scores(self.model, seen, self._mean)
+            place = (outer.top // last_stride, outer.left // last_stride)
+            whole = Whole(self._last_size(), self._means, *place)
+            scores = decoded_scores(self.model, seen, whole)
             inner = grown(core, self.reach.step, self.size)
             scores = _cut(scores, inner, outer, scores_stride)
             yield Coarse(scores, scores_stride, core, core.top - inner.top, core.left - inner.left)
@@ -102,7 +106,7 @@ class Seamless:
             return_freed_memory()
 
     def _kept(self, region: Window, room: float) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Computes what the head needs of a region, and the mean of its last features."""
+        """Computes what the head needs of a region, and the means of its last features."""
         kept: tuple[Tensor, ...] = ()
         total: Tensor | None = None
         for core in self._telling(self._windows(region, room)):
@@ -117,7 +121,7 @@ class Seamless:
             total = high if total is None else total + high
             del values
         assert total is not None
-        return kept, self._as_mean(total, region.height, region.width)
+        return kept, self._as_means(total)
 
     def _windows(self, region: Window, room: float) -> list[Window]:
         """Cuts a region into windows of the backbone, for which there is so much room, bytes."""
@@ -125,7 +129,7 @@ class Seamless:
         return cores(region, self.reach.backbone_halo, most, self.reach.step, self.size)
 
     def _features(self, core: Window) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Computes what the head needs of a window, and the sum of its last features."""
+        """Computes what the head needs of a window, and the sums of its last features."""
         outer = grown(core, self.reach.backbone_halo, self.size)
         kept, high = kept_features(self.model, self.source.read(outer))
         strides = self.reach.strides
@@ -133,21 +137,27 @@ class Seamless:
             _cut(part, core, outer, stride) for part, stride in zip(kept, strides, strict=True)
         )
         last = _cut(high, core, outer, strides[-1])
-        return parts, last.sum((2, 3), keepdim=True, dtype=torch.float64)
+        place = (core.top // strides[-1], core.left // strides[-1])
+        return parts, cell_sums(last, self.reach.grids, self._last_size(), *place)
 
-    def _as_mean(self, total: Tensor, height: int, width: int) -> Tensor:  # [1, C, 1, 1]
-        stride = self.reach.strides[-1]
-        return (total / (-(-height // stride) * -(-width // stride))).float()
+    def _last_size(self) -> tuple[int, int]:
+        """Returns (h, w) of the last features of the whole picture."""
+        height, width = (-(-side // self.reach.strides[-1]) for side in self.size)
+        return height, width
 
-    def _mean_of_all(self) -> Tensor:  # [1, C, 1, 1]
-        """Returns the mean of the last features of the whole picture, which are not kept.
+    def _as_means(self, total: Tensor) -> Tensor:  # [1, C, cells]
+        sizes = cell_sizes(self.reach.grids, self._last_size())
+        return (total / total.new_tensor(sizes)).float()
+
+    def _means_of_all(self) -> Tensor:  # [1, C, cells]
+        """Returns the means of the last features of the whole picture, which are not kept.
 
         A tenth of them would not do: labels of CamVid then agree at 96% with those of the whole.
         """
         windows = self._windows(Window(0, 0, *self.size), self.room.bytes)
         total = sum(self._features(core)[1] for core in self._telling(windows, 2))
         assert isinstance(total, Tensor)
-        return self._as_mean(total, *self.size)
+        return self._as_means(total)
 
     def _telling(self, windows: list[Window], times: int = 1) -> Iterator[Window]:
         """Yields windows; says after the first one that a picture will take its time.

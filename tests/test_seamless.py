@@ -21,6 +21,8 @@ from segdeform.models.backbones import ResNet
 from segdeform.models.blocks import BasicBlock
 from segdeform.models.folding import fold_batch_norm
 from segdeform.models.heads import DeepLabHead, DeepLabV3Head, DeepLabV3PlusHead, Head
+from segdeform.models.segformer import SegFormerHead
+from segdeform.models.upernet import UPerNetHead
 from segdeform.room import Room, room_of
 
 
@@ -36,13 +38,17 @@ def network(head: str, stride: int, layers: int = 0) -> DeepLab:
             built_head = DeepLabHead(512, **sizes)
         case "deeplabv3":
             built_head = DeepLabV3Head(512, rates=(1, 2), **sizes)
-        case _:
+        case "deeplabv3plus":
             built_head = DeepLabV3PlusHead(512, 64, rates=(1, 2), ratio=stride // 4, **sizes)
+        case _:
+            kind = UPerNetHead if head == "upernet" else SegFormerHead
+            built_head = kind(backbone.stage_channels, backbone.stage_strides, **sizes)
+            backbone.gives_second = True
     nn.init.normal_(built_head.score.weight)
     for name, values in backbone.named_parameters():
         if name.endswith("offset_conv.weight"):
             nn.init.normal_(values, std=0.02)  # about a pixel of the map
-    low = 4 if head == "deeplabv3plus" else stride
+    low = stride if head in ("deeplab", "deeplabv3") else 4
     model = DeepLab(backbone, built_head, stride=low).eval()
     fold_batch_norm(model)
     return model
@@ -92,7 +98,8 @@ def small_room(model: DeepLab, pixels: int, kept: float, patch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("head", "stride", "chunked"),
     [("deeplabv3plus", 16, False), ("deeplabv3plus", 8, True), ("deeplabv3", 16, False),
-     ("deeplabv3plus", 32, False), ("deeplab", 8, False)],
+     ("deeplabv3plus", 32, False), ("deeplab", 8, False), ("upernet", 16, False),
+     ("upernet", 32, True), ("segformer", 16, False)],
 )  # fmt: skip
 def test_windows_give_the_scores_of_the_whole(
     head: str, stride: int, chunked: bool, monkeypatch: pytest.MonkeyPatch

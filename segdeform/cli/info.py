@@ -111,6 +111,9 @@ def _field(field: dict[str, Any] | None, seamless: bool) -> str:
     if field is None:
         return "unknown"
     mean = ", and the mean of the whole picture" if field["pools"] else ""
+    if len(grids := field.get("grids", ())) > 1:  # descriptions of exported models may lack it
+        cells = ", ".join(f"{grid}x{grid}" for grid in grids)
+        mean = f", and the means of the whole picture's cells in grids of {cells}"
     if field["squeezes"]:
         mean += ", and in the backbone the means of what it is shown"
     if not seamless:

@@ -21,7 +21,8 @@ __all__ = ["Config", "DataConfig", "DeformConfig", "EvalConfig", "ModelConfig", 
 BackboneName = Literal[
     "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "mobilenet_v3_large"
 ]
-HeadName = Literal["deeplab", "deeplabv3", "deeplabv3plus"]
+HeadName = Literal["deeplab", "deeplabv3", "deeplabv3plus", "upernet", "segformer"]
+ATROUS_HEADS = ("deeplabv3", "deeplabv3plus")  # with a pyramid of dilated convolutions
 # Mean and standard deviation of ImageNet's pictures, RGB, 0..1: what torchvision's weights expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -102,8 +103,14 @@ class ModelConfig(Section):
         for key, head in (("head_convs", "deeplabv3"), ("low_channels", "deeplabv3plus")):
             if self.head != head and key in self._changed():
                 raise ValueError(f"model.{key} is of model.head = {head}, not of {self.head}")
-        if self.head == "deeplab" and "aspp_mixing" in self._changed():
-            raise ValueError("model.aspp_mixing is of heads with a pyramid, not of deeplab")
+        # Older models of the head deeplab may tell rates, which mean nothing there.
+        atrous = ("aspp_mixing",) if self.head == "deeplab" else ("aspp_mixing", "aspp_rates")
+        for key in atrous:
+            if self.head not in ATROUS_HEADS and key in self._changed():
+                raise ValueError(
+                    f"model.{key} is of model.head = {' or '.join(ATROUS_HEADS)}, not of "
+                    f"{self.head}"
+                )
         return self
 
     def _changed(self) -> set[str]:

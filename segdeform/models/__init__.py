@@ -19,6 +19,8 @@ from segdeform.models.heads import (
 )
 from segdeform.models.pyramid import ASPP_RATES
 from segdeform.models.same_padding import make_plain
+from segdeform.models.segformer import SegFormerHead
+from segdeform.models.upernet import UPerNetHead
 
 
 def build_model(
@@ -65,14 +67,16 @@ def build_model(
     auxiliary = None
     if model.auxiliary_head:
         auxiliary = AuxiliaryHead(backbone.middle_channels, classes, model.head_channels)
-    low = model.head == "deeplabv3plus"  # its scores have the size of the low-level features
+    head = _build_head(model, backbone, classes)
+    backbone.gives_second = isinstance(head, UPerNetHead | SegFormerHead)
+    coarse = isinstance(head, DeepLabHead | DeepLabV3Head)  # others score at the first stage's size
     return DeepLab(
         backbone,
-        _build_head(model, backbone, classes),
+        head,
         auxiliary,
         mean,
         std,
-        stride=backbone.low_stride if low else backbone.stride,
+        stride=backbone.stride if coarse else backbone.low_stride,
         auxiliary_stride=backbone.middle_stride,
     )
 
@@ -90,6 +94,9 @@ def _build_head(model: ModelConfig, backbone: Backbone, classes: int) -> nn.Modu
             mixing=model.aspp_mixing,
             convs=model.head_convs,
         )
+    if model.head in ("upernet", "segformer"):
+        kind = UPerNetHead if model.head == "upernet" else SegFormerHead
+        return kind(backbone.stage_channels, backbone.stage_strides, classes, width)
     return DeepLabV3PlusHead(
         backbone.channels,
         backbone.low_channels,

@@ -2,7 +2,7 @@
 
 Sources: `DeepLabHead` Dai et al. 2017 (Deformable ConvNets, section 3); `DeepLabV3Head` Chen et
 al. 2017 (Rethinking Atrous Convolution); `DeepLabV3PlusHead` Chen et al. 2018 (Encoder-Decoder with
-Atrous Separable Convolution).
+Atrous Separable Convolution). `UPerNetHead` and `SegFormerHead` have files of their own.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segdeform.models.backbones import Features
+from segdeform.models.grids import Whole
 from segdeform.models.resizing import enlarge
 
 
 class Head(nn.Module):
     """Scores features in two steps, of which the first looks at one place of them at a time."""
+
+    grids: tuple[int, ...] = ()  # over whose cells it looks at the means of the last features
 
     def keep(self, features: Features) -> tuple[Tensor, ...]:
         """Returns what of the features is needed, each value made of one place alone."""
@@ -27,9 +30,9 @@ class Head(nn.Module):
     def decode(
         self,
         kept: tuple[Tensor, ...],
-        mean: Tensor | None = None,  # [N, C, 1, 1] of the last features; None: of these
+        whole: Whole | None = None,  # of which these are a part; None: they are the whole
     ) -> Tensor:  # [N, K, h, w]
-        """Makes the scores of it; `mean` is that of a picture of which these are a part."""
+        """Makes the scores of it."""
         raise NotImplementedError
 
     def forward(self, features: Features) -> Tensor:  # [N, K, h, w]
@@ -49,7 +52,7 @@ class DeepLabHead(Head):
         """Returns the scores."""
         return (self.score(F.relu(self.project(features.high))),)
 
-    def decode(self, kept: tuple[Tensor, ...], mean: Tensor | None = None) -> Tensor:
+    def decode(self, kept: tuple[Tensor, ...], whole: Whole | None = None) -> Tensor:
         """Returns the scores."""
         return kept[0]
 
@@ -61,6 +64,8 @@ class DeepLabV3Head(Head):
         mixing: kernel of the convolution that mixes the pyramid's branches, 1 or 3.
         convs: how many 3x3 convolutions follow.
     """
+
+    grids = (1,)
 
     def __init__(
         self,
@@ -84,9 +89,9 @@ class DeepLabV3Head(Head):
         """Returns the last features."""
         return (features.high,)
 
-    def decode(self, kept: tuple[Tensor, ...], mean: Tensor | None = None) -> Tensor:
+    def decode(self, kept: tuple[Tensor, ...], whole: Whole | None = None) -> Tensor:
         """Makes the scores of the last features."""
-        pyramid = self.aspp(kept[0]) if mean is None else self.aspp(kept[0], mean)
+        pyramid = self.aspp(kept[0]) if whole is None else self.aspp(kept[0], _mean(whole))
         scores: Tensor = self.score(self.convs(pyramid))
         return scores
 
@@ -101,6 +106,8 @@ class DeepLabV3PlusHead(Head):
         mixing: kernel of the convolution that mixes the pyramid's branches, 1 or 3; of 3 it is a
             plain one.
     """
+
+    grids = (1,)
 
     def __init__(
         self,
@@ -129,10 +136,10 @@ class DeepLabV3PlusHead(Head):
         """Returns the low-level features, reduced, and the last ones."""
         return self.low_level(features.low), features.high
 
-    def decode(self, kept: tuple[Tensor, ...], mean: Tensor | None = None) -> Tensor:
+    def decode(self, kept: tuple[Tensor, ...], whole: Whole | None = None) -> Tensor:
         """Makes the scores of both."""
         low, high = kept
-        pyramid = self.aspp(high) if mean is None else self.aspp(high, mean)
+        pyramid = self.aspp(high) if whole is None else self.aspp(high, _mean(whole))
         x = enlarge(pyramid, self.ratio, low.shape[-2:])
         x = torch.cat((x, low), dim=1)
         # A Sequential would hold what went into it, which at stride 4 is the most of all.
@@ -198,6 +205,10 @@ class ASPP(nn.Module):
         branches.append(pooled.expand(-1, -1, *x.shape[-2:]))
         mixed: Tensor = self.dropout(self.project(torch.cat(branches, dim=1)))
         return mixed
+
+
+def _mean(whole: Whole) -> Tensor:  # [N, C, 1, 1]
+    return whole.means[..., None]
 
 
 def conv_bn_relu(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from segdeform.config.schema import Config
+from segdeform.config.schema import ATROUS_HEADS, Config
 from segdeform.models.deeplab import DeepLab
 
 # Dilations of the pyramid at each output stride: the same field of view, in input pixels, made for
@@ -38,7 +38,7 @@ def fitting_rates(output_stride: int, crop: tuple[int, int]) -> tuple[int, ...]:
 def fit_to_crop(config: Config) -> Config:
     """Fills in what the config leaves to the training crop: the pyramid's rates, the large tile."""
     model, inference = config.model, config.eval
-    if model.aspp_rates is None and model.head != "deeplab":
+    if model.aspp_rates is None and model.head in ATROUS_HEADS:
         rates = fitting_rates(model.output_stride, config.data.crop)
         model = model.model_copy(update={"aspp_rates": rates})
     if inference.automatic_tile is None:

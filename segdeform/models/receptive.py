@@ -18,7 +18,9 @@ from cuda_ops.layers import DeformConv2d
 from segdeform.models.backbones import Backbone
 from segdeform.models.deeplab import DeepLab
 from segdeform.models.heads import ASPP, DeepLabHead, DeepLabV3Head, DeepLabV3PlusHead
+from segdeform.models.segformer import SegFormerHead
 from segdeform.models.timm_backbone import TimmBackbone
+from segdeform.models.upernet import UPerNetHead
 
 
 class Reach(NamedTuple):
@@ -28,8 +30,13 @@ class Reach(NamedTuple):
     head: int  # of the scores over what the head keeps of the features
     enlarging: int  # of a pixel's scores over those at the stride
     strides: tuple[int, ...]  # of what the head keeps
-    pools: bool  # whether the head sees the mean of the whole picture as well
+    grids: tuple[int, ...]  # over whose cells the head sees means of the whole picture as well
     squeezes: bool  # whether layers of the backbone see the means of all that it is shown
+
+    @property
+    def pools(self) -> bool:
+        """Whether the head sees means of the whole picture."""
+        return bool(self.grids)
 
     @property
     def pixels(self) -> int:
@@ -59,6 +66,7 @@ class Reach(NamedTuple):
             "pixels": 2 * self.pixels + 1,
             **halos,
             "pools": self.pools,
+            "grids": list(self.grids),
             "squeezes": self.squeezes,
         }
 
@@ -75,17 +83,23 @@ def reach_of(model: nn.Module) -> Reach | None:
         squeezes = any(isinstance(layer, nn.AdaptiveAvgPool2d) for layer in backbone.modules())
     match head:
         case DeepLabHead():
-            return Reach(high, 0, backbone.stride, (backbone.stride,), False, squeezes)
+            return Reach(high, 0, backbone.stride, (backbone.stride,), head.grids, squeezes)
         case DeepLabV3Head():
             after = sum(map(_taps, _convolutions(head.convs)))
             reach = (_pyramid_reach(head.aspp) + after) * backbone.stride
-            return Reach(high, reach, backbone.stride, (backbone.stride,), True, squeezes)
+            return Reach(high, reach, backbone.stride, (backbone.stride,), head.grids, squeezes)
         case DeepLabV3PlusHead():
             aspp = _pyramid_reach(head.aspp) * backbone.stride
             decoder = sum(map(_taps, _convolutions(head.decoder))) * low
             enlarging = backbone.stride if head.ratio > 1 else 0  # values between two are a blend
             reach = aspp + enlarging + decoder
-            return Reach(high, reach, low, (low, backbone.stride), True, squeezes)
+            return Reach(high, reach, low, (low, backbone.stride), head.grids, squeezes)
+        case UPerNetHead():
+            reach = _upernet_reach(head)
+            return Reach(high, reach, low, backbone.stage_strides, head.grids, squeezes)
+        case SegFormerHead():
+            enlarging = backbone.stride if backbone.stride > low else 0
+            return Reach(high, enlarging, low, backbone.stage_strides, head.grids, squeezes)
     return None
 
 
@@ -137,6 +151,21 @@ def _pyramid_reach(aspp: ASPP) -> int:
     """Returns how many values of the last features a pyramid looks to either side."""
     mixing = sum(map(_taps, _convolutions(aspp.project)))
     return mixing + max(sum(map(_taps, _convolutions(branch))) for branch in aspp.branches)
+
+
+def _upernet_reach(head: UPerNetHead) -> int:
+    """Returns how many pixels a UPerNet's head looks to either side, from the last stage down."""
+    first, stride = head.strides[0], head.strides[-1]
+    mixing = sum(map(_taps, _convolutions(head.mix))) * first
+    # To the maps of a stage, before they are smoothed:
+    way = sum(map(_taps, _convolutions(head.pyramid.mix))) * stride
+    reach = way + (stride if stride > first else 0) + mixing
+    for finer, smoothing in zip(head.strides[2::-1], reversed(head.smoothing), strict=True):
+        way += stride if stride > finer else 0  # values between two are a blend
+        stride = finer
+        smoothed = way + sum(map(_taps, _convolutions(smoothing))) * stride
+        reach = max(reach, smoothed + (stride if stride > first else 0) + mixing)
+    return reach
 
 
 def _convolutions(module: nn.Module) -> Iterable[nn.Conv2d]:

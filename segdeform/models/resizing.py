@@ -32,6 +32,8 @@ def enlarge(
             f"maps of {rows}x{columns} are not those of a picture of {height}x{width} pixels at "
             f"stride {stride}"
         )
+    if stride == 1:
+        return maps
     exporting = torch.compiler.is_exporting()
     if torch.compiler.is_compiling() and not exporting and torch.is_grad_enabled():
         whole_operator: Tensor = torch.ops.segdeform.enlarge(maps, stride, height, width)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from segdeform.callbacks import Say
-from segdeform.config.schema import Config
+from segdeform.config.schema import ATROUS_HEADS, Config
 from segdeform.errors import ConfigError
 from segdeform.models.deeplab import DeepLab
 from segdeform.models.deform import deformable_layers
@@ -35,7 +35,7 @@ def may_begin_with_folder(config: Config) -> bool:
     """Tells whether the pyramid's dilations are those of a folder, which may be gone by now."""
     weights = config.model.weights
     file = weights in ("none", "imagenet") or Path(weights).suffix in (".pth", ".safetensors")
-    return not file and config.model.aspp_rates is None and config.model.head != "deeplab"
+    return not file and config.model.aspp_rates is None and config.model.head in ATROUS_HEADS
 
 
 def begin_with_folder(

@@ -15,7 +15,7 @@ import numpy as np
 
 from segdeform.checking.weights import RULE, balancing_weights
 from segdeform.config.loading import Draft
-from segdeform.config.schema import Config, TrainConfig
+from segdeform.config.schema import ATROUS_HEADS, Config, TrainConfig
 from segdeform.errors import UsageError
 from segdeform.models.pyramid import fitting_rates
 from segdeform.training.pace import Pace, duration
@@ -201,10 +201,10 @@ def _scale(config: Config, seen: Seen) -> tuple[list[float], str]:
 
 
 def _aspp_rates(config: Config, seen: Seen) -> tuple[list[int] | None, str]:
+    if config.model.head not in ATROUS_HEADS:
+        return None, "this head has no dilations"
     if seen.rates is not None:
         return list(seen.rates), "those of the network that model.weights names"
-    if config.model.head == "deeplab":
-        return None, "this head has no pyramid"
     rates = fitting_rates(config.model.output_stride, config.data.crop)
     return list(rates), "what fits the crop"
 

@@ -294,6 +294,10 @@ def test_what_may_be_right_once_the_rest_is_chosen_is_taken() -> None:
         (["model.head_convs=1"], "model.head = deeplabv3, not of deeplabv3plus"),
         (["model.head=deeplabv3", "model.low_channels=12"], "not of deeplabv3"),
         (["model.head=deeplab", "model.aspp_mixing=3"], "not of deeplab"),
+        (["model.head=upernet", "model.aspp_rates=[1, 2]"], "deeplabv3 or deeplabv3plus, not of u"),
+        (["model.head=segformer", "model.aspp_mixing=3"], "not of segformer"),
+        (["model.head=segformer", "model.low_channels=12"], "not of segformer"),
+        (["model.head=upernet", "model.head_convs=2"], "not of upernet"),
     ],
 )
 def test_a_part_that_the_network_does_not_have_is_refused(

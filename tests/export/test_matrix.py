@@ -32,6 +32,9 @@ NETWORKS: dict[str, tuple[Keys, Keys]] = {  # model, deform
     "resnet101": ({"backbone": "resnet101"}, {"layers": 3}),
     "mobilenet_v2, stride 16": ({"backbone": "mobilenet_v2", "output_stride": 16}, {}),
     "auxiliary head": ({"auxiliary_head": True}, {}),
+    "upernet, stride 32": ({"head": "upernet"}, {}),
+    "upernet, stride 8": ({"head": "upernet", "output_stride": 8}, {}),
+    "segformer, stride 16": ({"head": "segformer", "output_stride": 16}, {}),
     "mobilenet_v3_large": ({"backbone": "mobilenet_v3_large", "head": "deeplabv3"}, {"layers": 0}),
     "deep stem, mixing by 3x3": (
         {"stem": "deep", "head": "deeplabv3", "aspp_mixing": 3, "head_convs": 2},

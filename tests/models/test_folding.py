@@ -39,6 +39,8 @@ def network(**model: Any) -> DeepLab:
         {"backbone": "resnet18", "head": "deeplabv3", "output_stride": 8},
         {"stem": "deep", "head": "deeplabv3", "aspp_mixing": 3, "head_convs": 2},
         {"backbone": "resnet50", "head": "deeplab", "auxiliary_head": True},
+        {"backbone": "mobilenet_v2", "head": "upernet", "output_stride": 32},
+        {"backbone": "resnet18", "head": "segformer", "auxiliary_head": True},
     ],
 )
 def test_every_norm_is_folded_and_nothing_else_changes(model: dict[str, Any], frozen: bool) -> None:

@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segdeform.config.schema import DeformConfig, ModelConfig
+from segdeform.config.schema import ATROUS_HEADS, DeformConfig, ModelConfig
 from segdeform.models import DeepLab, build_model
 from segdeform.models.receptive import reach_of
+from segdeform.models.upernet import PyramidPooling
 
 
 def network(backbone: str, head: str, stride: int, layers: int = 0) -> DeepLab:
     model = ModelConfig.model_validate(
         {"backbone": backbone, "weights": "none", "head": head, "output_stride": stride,
-         "head_channels": 8, "aspp_rates": (1, 3)}
+         "head_channels": 8, "aspp_rates": (1, 3) if head in ATROUS_HEADS else None}
     )  # fmt: skip
     return build_model(model, DeformConfig(layers=layers), 2, pretrained=False)
 
@@ -31,6 +32,10 @@ def made_linear(model: DeepLab) -> DeepLab:
                 setattr(layer, name, Nothing())
     for values in model.parameters():
         nn.init.constant_(values, 1.0)
+    for layer in model.modules():
+        if isinstance(layer, PyramidPooling):
+            for values in layer.branches.parameters():
+                nn.init.zeros_(values)
     return model.double().eval()
 
 
@@ -43,7 +48,9 @@ class Nothing(nn.Module):
     ("backbone", "head", "stride"),
     [("mobilenet_v2", "deeplabv3plus", 16), ("mobilenet_v2", "deeplabv3", 8),
      ("mobilenet_v2", "deeplab", 32), ("resnet18", "deeplabv3plus", 8),
-     ("resnet50", "deeplabv3", 16)],
+     ("resnet50", "deeplabv3", 16), ("mobilenet_v2", "upernet", 32),
+     ("mobilenet_v2", "upernet", 16), ("resnet18", "upernet", 8),
+     ("mobilenet_v2", "segformer", 32)],
 )  # fmt: skip
 def test_reach_is_that_of_the_gradient(backbone: str, head: str, stride: int) -> None:
     model = network(backbone, head, stride)
@@ -77,6 +84,10 @@ def test_reaches_written_out() -> None:
     pointwise = reach_of(network("mobilenet_v2", "deeplab", 16))
     assert pointwise is not None and (pointwise.head, pointwise.pools) == (0, False)
     assert not reach.squeezes
+    stages = reach_of(network("mobilenet_v2", "upernet", 16))
+    # Pooling's mixing, to the stage at 8; its smoothing, to stride 4; the last mixing.
+    assert stages is not None and stages.head == 16 + 16 + 8 + 8 + 4
+    assert (stages.strides, stages.grids, stages.pools) == ((4, 8, 16, 16), (1, 2, 3, 6), True)
 
 
 def test_squeezing_layers_are_named() -> None:

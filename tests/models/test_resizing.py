@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,8 +13,11 @@ from segdeform.config.schema import EvalConfig
 from segdeform.inference import logits
 from segdeform.models.backbones import Backbone, Features
 from segdeform.models.deeplab import DeepLab
+from segdeform.models.grids import Whole
 from segdeform.models.heads import DeepLabV3PlusHead
 from segdeform.models.resizing import enlarge, stride_of
+from segdeform.models.segformer import SegFormerHead
+from segdeform.models.upernet import UPerNetHead
 
 STRIDES = (4, 8, 16, 32)
 
@@ -34,14 +39,19 @@ def means(images: Tensor, stride: int) -> Tensor:
 class Means(Backbone):
     """Moves its maps as its pictures move: the mean of each square of pixels."""
 
-    low_channels = middle_channels = channels = 3
+    low_channels = second_channels = middle_channels = channels = 3
 
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride, self.middle_stride = stride, min(16, stride)
 
     def forward(self, x: Tensor) -> Features:
-        return Features(means(x, 4), means(x, self.middle_stride), means(x, self.stride))
+        strides = (4, self.middle_stride, self.stride, 8)
+        return Features(*(means(x, stride) for stride in strides))
+
+
+class Same(nn.Identity):
+    """Is nothing, by a name of its own, so that copies of it in a list stay apart."""
 
 
 class Take(nn.Module):
@@ -75,6 +85,49 @@ def decoder(stride: int) -> nn.Module:
     head.decoder, head.score = nn.Sequential(), nn.Conv2d(6, 3, 1, bias=False)
     head.score.weight.data = torch.eye(3, 6)[:, :, None, None]
     return head
+
+
+class First(nn.Module):
+    """Takes the features in the place of the pyramid."""
+
+    def forward(self, x: Tensor, whole: Whole | None) -> Tensor:
+        return x
+
+
+def upernet(strides: tuple[int, ...]) -> UPerNetHead:
+    """Returns UPerNet's head reduced to what it does with sizes: four times the last features."""
+    head = UPerNetHead((3,) * 4, strides, 3, 3)
+    head.pyramid, head.smoothing, head.mix = First(), nn.ModuleList([Same()] * 3), Same()
+    for lateral in head.laterals:
+        lateral[0].weight.data.zero_()
+    head.score = nn.Conv2d(12, 3, 1, bias=False)
+    head.score.weight.data = torch.eye(3).repeat(1, 4)[:, :, None, None] / 4
+    return head
+
+
+def segformer(strides: tuple[int, ...]) -> SegFormerHead:
+    """Returns SegFormer's head reduced to the mean of the four stages."""
+    head = SegFormerHead((3,) * 4, strides, 3, 3)
+    head.project = nn.ModuleList([Same()] * 4)
+    mix = nn.Conv2d(12, 3, 1, bias=False)
+    mix.weight.data = torch.eye(3).repeat(1, 4)[:, :, None, None] / 4
+    head.mix, head.score = nn.Sequential(mix), nn.Conv2d(3, 3, 1, bias=False)
+    head.score.weight.data = torch.eye(3)[:, :, None, None]
+    return head
+
+
+@pytest.mark.parametrize("stride", STRIDES[1:])
+@pytest.mark.parametrize("head", [upernet, segformer])
+def test_heads_over_four_stages_shift_nothing_at_any_height(
+    head: Callable[[tuple[int, ...]], nn.Module], stride: int
+) -> None:
+    backbone = Means(stride)
+    model = DeepLab(
+        backbone, head(backbone.stage_strides), mean=(0, 0, 0), std=(1, 1, 1), stride=4
+    ).eval()
+    for height in range(stride, 4 * stride + 1):
+        logits = model(ramps(height, 2 * stride + 3)).logits
+        assert shift(logits, 2 * stride) < 0.05, height
 
 
 @pytest.mark.parametrize("stride", STRIDES)
@@ -148,6 +201,9 @@ def test_maps_of_another_size_are_refused() -> None:
 class Convolutions(Backbone):
     """Four convolutions of stride 2."""
 
+    low_channels = second_channels = middle_channels = channels = 3
+    stride = middle_stride = 16
+
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Conv2d(3, 3, 3, 2, 1) for _ in range(4))
@@ -156,7 +212,7 @@ class Convolutions(Backbone):
         maps = [x]
         for layer in self.layers:
             maps.append(layer(maps[-1]))
-        return Features(maps[2], maps[4], maps[4])
+        return Features(maps[2], maps[4], maps[4], maps[3])
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -173,12 +229,30 @@ def test_exported_once_it_serves_every_size(strict: bool) -> None:
         assert torch.equal(exported(images), model(images).logits)
 
 
-def test_onnx_resizes_alike_at_sizes_that_the_stride_does_not_divide() -> None:
+def four_stages(kind: type[UPerNetHead | SegFormerHead]) -> nn.Module:
+    head = kind((3,) * 4, Convolutions().stage_strides, 3, 4)
+    nn.init.normal_(head.score.weight)
+    return head
+
+
+@pytest.mark.parametrize(
+    ("head", "resizes"),
+    [
+        (lambda: decoder(16), 2),
+        # Down to two stages, three beside the first, and the scores.
+        (lambda: four_stages(UPerNetHead), 6),
+        pytest.param(lambda: four_stages(SegFormerHead), 4, marks=pytest.mark.slow),
+    ],
+    ids=["deeplabv3plus", "upernet", "segformer"],
+)
+def test_onnx_resizes_alike_at_sizes_that_the_stride_does_not_divide(
+    head: Callable[[], nn.Module], resizes: int
+) -> None:
     """By Resize, the one resizing that runtimes are fast at."""
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
-    model = DeepLab(Convolutions(), decoder(16), stride=4).eval()
+    model = DeepLab(Convolutions(), head(), stride=4).eval()
     height, width = (torch.export.Dim(name, min=17, max=500) for name in ("H", "W"))
     program = torch.onnx.export(
         model,
@@ -190,7 +264,7 @@ def test_onnx_resizes_alike_at_sizes_that_the_stride_does_not_divide() -> None:
     )
     assert program is not None
     operators = [node.op_type for node in program.model_proto.graph.node]
-    assert operators.count("Resize") == 2 and "GatherND" not in operators
+    assert operators.count("Resize") == resizes and "GatherND" not in operators
     session = runtime.InferenceSession(program.model_proto.SerializeToString())
     for size in ((64, 80), (101, 77), (33, 250)):
         images = torch.rand(1, 3, *size)

@@ -256,6 +256,14 @@ def test_the_rate_goes_with_the_batch() -> None:
     assert chosen(ROADS, "train.optimizer=sgd")[0]["train.lr"] == 0.02
 
 
+@pytest.mark.parametrize("head", ["deeplab", "upernet", "segformer"])
+def test_heads_without_dilations_are_given_none(head: str) -> None:
+    """Nor those of a folder to begin with, whose network is another one."""
+    values, reasons = chosen(seen(rates=(1, 2, 3)), f"model.head={head}")
+    assert values["model.aspp_rates"] is None
+    assert reasons["model.aspp_rates"] == "this head has no dilations"
+
+
 def test_what_was_set_is_not_chosen() -> None:
     values, _ = chosen(ROADS, "data.crop=[96, 64]", "train.batch_size=7", "train.steps=1000")
     assert not values.keys() & {"data.crop", "train.batch_size", "train.steps"}
