@@ -128,10 +128,10 @@ def _sees_beyond(backbone: TimmBackbone, reach: int) -> bool:
     Means of all that a network is shown (squeeze and excitation, normalisation over places) have
     many names in timm; the gradient finds them, also where a factor that begins at zero hides them.
     """
-    copied = deepcopy(backbone).eval()
     width = 2 * _aligned(reach + 1, backbone.stride)
     draw = torch.Generator().manual_seed(0)
     with torch.inference_mode(False), torch.enable_grad():
+        copied = deepcopy(backbone).eval()  # in here, as a prediction asks in inference mode
         for name, parameter in copied.named_parameters():
             parameter.requires_grad_(False)
             if "offset_conv" not in name:

@@ -111,12 +111,14 @@ def test_every_parameter_learns_from_a_single_picture(kind: Any) -> None:
 @pytest.mark.parametrize("head", ["upernet", "segformer"])
 @pytest.mark.parametrize(
     ("backbone", "stride"),
-    [("resnet18", 32), ("mobilenet_v2", 16), ("mobilenet_v3_large", 8)],
+    [("resnet18", 32), ("mobilenet_v2", 16), ("mobilenet_v3_large", 8), ("timm/test_convnext", 8)],
 )
 def test_a_picture_has_the_scores_that_it_has_in_a_batch(
     head: str, backbone: str, stride: int
 ) -> None:
     """At an odd size, by networks as the config builds them, with an auxiliary head beside it."""
+    if backbone.startswith("timm"):
+        pytest.importorskip("timm")
     torch.manual_seed(0)
     keys = {"backbone": backbone, "weights": "none", "head": head, "output_stride": stride,
             "head_channels": 16, "auxiliary_head": True}  # fmt: skip

@@ -259,7 +259,7 @@ def test_the_rate_goes_with_the_batch() -> None:
 @pytest.mark.parametrize("head", ["deeplab", "upernet", "segformer"])
 def test_heads_without_dilations_are_given_none(head: str) -> None:
     """Nor those of a folder to begin with, whose network is another one."""
-    values, reasons = chosen(seen(rates=(1, 2, 3)), f"model.head={head}")
+    values, reasons = chosen(seen(rates=(1, 2, 3)), f"model.head={head}", "model.aspp_rates=auto")
     assert values["model.aspp_rates"] is None
     assert reasons["model.aspp_rates"] == "this head has no dilations"
 
