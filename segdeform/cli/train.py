@@ -56,6 +56,14 @@ def train(
             "phase waits for the one before.",
         ),
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SERVICE",
+            help="Send the numbers to wandb or mlflow as well; repeatable. Where to, their own "
+            "variables say.",
+        ),
+    ] = None,
     device: Device = "auto",
     workers: Annotated[
         int | None,
@@ -81,6 +89,7 @@ def train(
     from segdeform.config.loading import load_draft
     from segdeform.data import data_root
     from segdeform.training.start import refuse_start
+    from segdeform.training.tracking import refuse_untrackable
 
     draft = load_draft(config, overrides or [])  # before torch's seconds of import
     if minutes is not None and 60 * minutes == float("inf"):  # seconds
@@ -96,6 +105,7 @@ def train(
     given = draft.filled()
     root = data_root(given.data.name, data)
     refuse_start(given, root, output, resume=resume, overwrite=overwrite)
+    refuse_untrackable(track or [])
 
     import torch
 
@@ -125,7 +135,7 @@ def train(
             print("\n".join(lines(rehearsal)))
         refuse_too_little(rehearsal)
         return
-    result = train(draft, root, output, profile=profile, **wanted)
+    result = train(draft, root, output, profile=profile, track=track or (), **wanted)
     if own_rank() > 0:
         return
     if json_output:

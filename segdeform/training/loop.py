@@ -8,13 +8,14 @@ step, rank). So a checkpoint of weights, average, optimiser and scaler is the wh
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, closing, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from segdeform.config.dotted import by_key
 from segdeform.config.loading import Draft
 from segdeform.config.schema import Config
 from segdeform.errors import InterruptedByUserError
@@ -25,6 +26,7 @@ from segdeform.training.compiled import network_of_steps
 from segdeform.training.curves import write_curves
 from segdeform.training.health import OffsetHealth, Warnings, Watch
 from segdeform.training.meter import Meter
+from segdeform.training.pictures import Pictures
 from segdeform.training.plan import Plan
 from segdeform.training.profile import EVALUATION, LOADER, LOGGING, SAVING, profiled
 from segdeform.training.reporter import Reporter
@@ -34,6 +36,7 @@ from segdeform.training.scoring import score_best, score_last_checkpoint, score_
 from segdeform.training.setup import open_run
 from segdeform.training.state import class_weights
 from segdeform.training.step import batches_from, do_step, refuse_not_finite
+from segdeform.training.tracking import refuse_untrackable, tracked
 from segdeform.training.trial import Forecast
 
 
@@ -48,6 +51,7 @@ def train(
     overwrite: bool = False,
     minutes: float | None = None,
     profile: bool = False,
+    track: Sequence[str] = (),
     reporter: Reporter | None = None,
 ) -> TrainResult:
     """Trains the network that the config describes and leaves a finished run in `output`.
@@ -67,17 +71,21 @@ def train(
             chosen so, by ten real ones, whatever the config says. None: as the config says.
         profile: tell where the time went, at the end and in RUN/profile.json; the bits are the
             same.
+        track: services that are told the numbers as well, of `tracking.SERVICES`; one that fails
+            changes nothing.
         reporter: shows the progress; None: a bar or plain lines on stderr.
 
     Raises:
         UsageError: the folder holds a run and neither `resume` nor `overwrite` is given; `minutes`
-            do not suffice for ten steps, or are given beside train.epochs.
+            do not suffice for ten steps, or are given beside train.epochs; a service of `track`
+            is not installed.
         ConfigError, DataError, ModelError, DownloadError: before the first step.
         RunLockedError: another process works in the folder.
         NotFiniteError: the loss is no finite number; the last checkpoint stays as it is.
         InterruptedByUserError, StoppedError: SIGINT, SIGTERM or SIGHUP; the state is saved.
         ResourceError: disk or memory ended; the last checkpoint stays as it is.
     """
+    refuse_untrackable(track)
     with open_run(
         config,
         data,
@@ -91,12 +99,26 @@ def train(
     ) as (plan, state):
         if state is not None:
             network, _ = network_of_steps(plan, state)
-            with RunLog(output, state.step) if plan.peers.first else nullcontext() as log:
+            with _log_of(plan, state, track) as log:
                 plan.stop.deferred = True
                 with profiled(plan, profile) as timed:
                     _train_steps(timed, state, network, log)
                     _finish(timed, state, log)
         return shared_result(plan)
+
+
+@contextmanager
+def _log_of(plan: Plan, state: TrainState, track: Sequence[str]) -> Iterator[RunLog | None]:
+    """Opens the log, which rank 0 alone has, and what else is to be told the same."""
+    if not plan.peers.first:
+        yield None
+        return
+    config = by_key(plan.config.model_dump(mode="json"))
+    with (
+        tracked(track, plan.run, config, plan.reporter.message) as trackers,
+        RunLog(plan.run, state.step, trackers) as log,
+    ):
+        yield log
 
 
 def _train_steps(plan: Plan, state: TrainState, network: nn.Module, log: RunLog | None) -> None:
@@ -161,20 +183,22 @@ def _log(
 def _evaluate(plan: Plan, state: TrainState, log: RunLog | None, meter: Meter) -> None:
     with meter.paused(), suppress(InterruptedByUserError):  # the loop sees the flag next
         with plan.clock(EVALUATION):
-            evaluations = score_now(plan, state)
+            pictures = Pictures(plan.val_set, plan.peers.size)
+            evaluations = score_now(plan, state, pictures.keep)
         state.scores[state.step] = evaluations[0].scores.miou
-        show_scores(plan, log, state.step, evaluations)
+        show_scores(plan, log, state.step, evaluations, pictures)
         with plan.peers.in_step():
             if plan.peers.first and plan.config.train.keep_best:
                 keep_best(plan, state)
 
 
 def _finish(plan: Plan, state: TrainState, log: RunLog | None) -> None:
+    pictures = Pictures(plan.val_set, plan.peers.size)
     with plan.clock(EVALUATION):
-        evaluations = score_last_checkpoint(plan, state)
+        evaluations = score_last_checkpoint(plan, state, pictures.keep)
     with plan.peers.in_step():
         if plan.peers.first and state.step not in state.scores:
-            show_scores(plan, log, state.step, evaluations)
+            show_scores(plan, log, state.step, evaluations, pictures)
     state.scores[state.step] = evaluations[0].scores.miou
     best = best_step(state.scores)
     if plan.config.train.keep_best and best is not None and best != state.step:
@@ -185,6 +209,8 @@ def _finish(plan: Plan, state: TrainState, log: RunLog | None) -> None:
             write_curves(plan.run, plan.train_set.classes, plan.reporter.message)
             with plan.stop.finishing(), plan.clock(SAVING):
                 write_result(plan, state, evaluations, chosen(plan, state))
+            if log is not None:
+                log.final(state.step, evaluations[0].scores)
 
 
 def _save(plan: Plan, state: TrainState, meter: Meter) -> None:

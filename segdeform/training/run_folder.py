@@ -20,12 +20,13 @@ FILES = (
     "profile.json",
     "results.csv",
     "curves.png",
+    "tracking.json",
 )
 MODEL_FILES = ("model.safetensors", "model.json", MANIFEST)
 CHECKPOINT_FILES = (*MODEL_FILES, "ema.safetensors", "optimizer.safetensors", "state.json")
 # What may lie in a folder that counts as empty: of a run that was killed before it wrote, and what
 # systems put there.
-_NOTHING = frozenset((".lock", ".DS_Store", ".gitkeep", ".gitignore", "lost+found"))
+_NOTHING = frozenset((".lock", ".DS_Store", ".gitkeep", ".gitignore", "lost+found", "wandb"))
 _STEP = re.compile(r"step-(\d{8,})")
 
 

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from segdeform.evaluation.confusion import Scores
 from segdeform.files.atomic import json_number, write_error, write_text
 from segdeform.training.meter import LogRecord
+from segdeform.training.tracking import Tracker
 
 
 class RunLog:
     """RUN/log.jsonl, one JSON object a line, and the same values as TensorBoard scalars."""
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(self, run: Path, step: int, trackers: Sequence[Tracker] = ()) -> None:
         """Opens both; what an interrupted run wrote after step `step` is dropped.
+
+        `trackers` hear of the numbers, too.
 
         Raises:
             ResourceError: the disk is full.
             UsageError: the folder cannot be written to.
         """
-        self._path = run / "log.jsonl"
+        self._path, self._trackers = run / "log.jsonl", trackers
         from torch.utils.tensorboard import SummaryWriter  # costs a second, so only where needed
 
         write_text(self._path, "".join(_lines_until(self._path, step)))
@@ -78,6 +85,23 @@ class RunLog:
         named = {} if split is None else {"split": split}
         self._write(step, "val", values, {**named, "iou": iou}, board, board_name)
 
+    def pictures(self, step: int, drawn: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Shows pictures [H, W, 3] by name in TensorBoard, under val/."""
+        try:
+            for name, picture in drawn.items():
+                self._board.add_image(f"val/{name}", picture, step, dataformats="HWC")
+        except OSError as error:
+            raise write_error(self._path, error) from error
+
+    def final(self, step: int, scores: Scores) -> None:
+        """Tells the trackers what the run ends with, under final/; the log ends before."""
+        self._track(step, {"final/miou": scores.miou, "final/accuracy": scores.accuracy})
+
+    def _track(self, step: int, scalars: Mapping[str, float]) -> None:
+        finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
+        for tracker in self._trackers:
+            tracker.log(step, finite)
+
     def _write(
         self,
         step: int,
@@ -90,6 +114,7 @@ class RunLog:
         entry = _plain({"step": step, "kind": kind, **values, **nested})
         scalars = {f"{board_name or kind}/{name}": value for name, value in values.items()}
         scalars |= board
+        self._track(step, scalars)
         try:
             self._file.write(json.dumps(entry) + "\n")
             self._file.flush()

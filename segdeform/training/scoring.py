@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from segdeform.errors import InterruptedByUserError
-from segdeform.evaluation.evaluate import Evaluation, evaluate
+from segdeform.evaluation.evaluate import Evaluation, KeepLabels, evaluate
 from segdeform.evaluation.verdict import score_line, warnings
 from segdeform.files.manifest import verify_manifest
 from segdeform.files.tensors import read_tensors
@@ -23,19 +23,22 @@ from segdeform.models.pyramid import silence_unreachable_taps
 from segdeform.segmenter import Segmenter, load
 from segdeform.training.channels import statistics_used
 from segdeform.training.checkpoint import TrainState
+from segdeform.training.pictures import Pictures
 from segdeform.training.plan import Plan
 from segdeform.training.run_folder import best_folder, checkpoint_folders
 from segdeform.training.run_log import RunLog
 
 
-def score_now(plan: Plan, state: TrainState) -> list[Evaluation]:
+def score_now(plan: Plan, state: TrainState, keep: KeepLabels | None = None) -> list[Evaluation]:
     """Scores the state's best network, all processes together, and leaves it in training mode.
+
+    `keep` hears of what is predicted in the first split.
 
     Raises:
         InterruptedByUserError: a stop was asked for.
     """
     with current_segmenter(plan, state) as segmenter:
-        return _score(plan, segmenter)
+        return _score(plan, segmenter, keep)
 
 
 @contextmanager
@@ -56,7 +59,9 @@ def current_segmenter(plan: Plan, state: TrainState) -> Iterator[Segmenter]:
         state.model.train()
 
 
-def score_last_checkpoint(plan: Plan, state: TrainState) -> list[Evaluation]:
+def score_last_checkpoint(
+    plan: Plan, state: TrainState, keep: KeepLabels | None = None
+) -> list[Evaluation]:
     """Scores the network of the newest checkpoint, in the way that the config says now.
 
     All processes do, those without a run folder with the same weights from the state.
@@ -66,7 +71,7 @@ def score_last_checkpoint(plan: Plan, state: TrainState) -> list[Evaluation]:
     """
     with plan.peers.in_step():
         folder = checkpoint_folders(plan.run)[0] if plan.peers.first else plan.run
-    return _score_folder(plan, state, folder)
+    return _score_folder(plan, state, folder, keep)
 
 
 def score_best(plan: Plan, state: TrainState, step: int) -> list[Evaluation]:
@@ -85,7 +90,9 @@ def score_best(plan: Plan, state: TrainState, step: int) -> list[Evaluation]:
     return _score_folder(plan, state, folder)
 
 
-def _score_folder(plan: Plan, state: TrainState, folder: Path) -> list[Evaluation]:
+def _score_folder(
+    plan: Plan, state: TrainState, folder: Path, keep: KeepLabels | None = None
+) -> list[Evaluation]:
     """Scores a folder of rank 0, whose weights the state has everywhere."""
     with plan.peers.in_step():
         own = load(folder, str(plan.device)) if plan.peers.first else None
@@ -93,15 +100,22 @@ def _score_folder(plan: Plan, state: TrainState, folder: Path) -> list[Evaluatio
     segmenter.info = plan.peers.share(segmenter.info)
     segmenter.options = plan.config.eval
     try:
-        return _score(plan, segmenter)
+        return _score(plan, segmenter, keep)
     except InterruptedByUserError as error:
         raise plan.stop.error("trained and saved, but not yet evaluated") from error
 
 
 def show_scores(
-    plan: Plan, log: RunLog | None, step: int, evaluations: Sequence[Evaluation]
+    plan: Plan,
+    log: RunLog | None,
+    step: int,
+    evaluations: Sequence[Evaluation],
+    pictures: Pictures,
 ) -> None:
-    """Reports the scores of all splits and, where there is a log, writes them into it."""
+    """Reports the scores of all splits and, where there is a log, writes them into it.
+
+    So it does the pictures that were kept of the evaluation.
+    """
     evaluation = evaluations[0]
     for val_set, found in zip(plan.val_sets, evaluations, strict=True):
         plan.reporter.message(f"step {step}: {val_set.split} {score_line(found)}")
@@ -113,6 +127,7 @@ def show_scores(
         for val_set, found in zip(plan.val_sets, evaluations, strict=True):
             split = None if found is evaluation else val_set.split
             log.evaluation(step, found.scores, found.classes, split)
+        log.pictures(step, pictures.drawn())
 
 
 def _as_loaded(plan: Plan, state: TrainState) -> Segmenter:
@@ -138,11 +153,12 @@ def _as_loaded(plan: Plan, state: TrainState) -> Segmenter:
     )
 
 
-def _score(plan: Plan, segmenter: Segmenter) -> list[Evaluation]:
+def _score(plan: Plan, segmenter: Segmenter, keep: KeepLabels | None) -> list[Evaluation]:
     return [
         evaluate(
             segmenter,
             val_set,
+            keep=keep if val_set is plan.val_set else None,
             peers=plan.peers,
             progress=plan.reporter.evaluating,
             stop=plan.stop,
