@@ -48,6 +48,14 @@ def train(
         bool,
         typer.Option("--dry-run", help="Write no run: tell what it would do, take and choose."),
     ] = False,
+    largest_batch: Annotated[
+        bool,
+        typer.Option(
+            "--largest-batch",
+            help="With --dry-run: also find the largest train.batch_size that memory holds, by "
+            "trying each in a process of its own.",
+        ),
+    ] = False,
     profile: Annotated[
         bool,
         typer.Option(
@@ -102,6 +110,8 @@ def train(
             )
     if dry_run and profile:
         raise UsageError("--profile tells of a training, and --dry-run does none: give one of them")
+    if largest_batch and not dry_run:
+        raise UsageError("--largest-batch is of --dry-run: give both")
     given = draft.filled()
     root = data_root(given.data.name, data)
     refuse_start(given, root, output, resume=resume, overwrite=overwrite)
@@ -126,7 +136,7 @@ def train(
         from segdeform.training.dry_run import refuse_too_little
         from segdeform.training.dry_run_text import lines
 
-        rehearsal = rehearse(draft, root, output, **wanted)
+        rehearsal = rehearse(draft, root, output, largest_batch=largest_batch, **wanted)
         if own_rank() > 0:  # only rank 0 writes, on its own disk
             return
         if json_output:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import resource
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,10 +41,33 @@ def free_memory() -> int | None:
 
 def resident_memory() -> int:
     """Returns the bytes of main memory that this process holds; 0 where nobody knows."""
+    return _own("VmRSS") or 0
+
+
+def peak_resident_memory() -> int:
+    """Returns the most bytes of main memory that this process ever held."""
+    # What getrusage tells counts also what the process held that started this one.
+    if peak := _own("VmHWM"):
+        return peak
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def shared_memory() -> int:
+    """Returns the bytes that this process holds of files, as libraries are, which others share."""
+    return (_own("RssFile") or 0) + (_own("RssShmem") or 0)
+
+
+def writable_memory() -> int | None:
+    """Returns the bytes that RLIMIT_DATA counts; None: it counts none here."""
+    return _own("VmData")
+
+
+def _own(name: str) -> int | None:
     with suppress(OSError):
-        pages = int((_PROC / "self/statm").read_text().split()[1])
-        return pages * resource.getpagesize()
-    return 0
+        match = re.search(rf"^{name}:\s*(\d+) kB", (_PROC / "self/status").read_text(), re.M)
+        return 1024 * int(match[1]) if match else None
+    return None
 
 
 def _left_by_system() -> list[int]:

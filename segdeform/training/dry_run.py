@@ -18,8 +18,11 @@ from segdeform.checking.report import SplitCount
 from segdeform.config.loading import Draft
 from segdeform.config.schema import Config
 from segdeform.errors import InterruptedByUserError, ResourceError
+from segdeform.machine.processes import own_share
 from segdeform.models.deform import deformable_layers
 from segdeform.training.checkpoint import KEEP, TrainState, optimizer_tensors
+from segdeform.training.largest_batch import largest_batch as find_largest_batch
+from segdeform.training.largest_batch import refuse_several
 from segdeform.training.memory import memory_limit, usable_memory
 from segdeform.training.meter import peak_memory
 from segdeform.training.pace import Pace
@@ -50,14 +53,21 @@ def dry_run(
     resume: bool = False,
     overwrite: bool = False,
     minutes: float | None = None,
+    largest_batch: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Returns what a training would do and take, by ten real steps; the output folder stays as is.
 
-    Arguments and errors are those of `training.loop.train`, but for that of a run folder that
+    With `largest_batch` also the largest one that memory holds, by trying (`largest_batch.py`). The
+    other arguments and errors are those of `training.loop.train`, but for that of a run folder that
     another process works in. All processes take part and return the same but for memory and pace.
+
+    Raises:
+        UsageError: `largest_batch` is asked of several processes.
     """
     began = time.perf_counter()
+    if largest_batch:
+        refuse_several(own_share()[1])
     with (
         _told_as_dry(),
         open_run(
@@ -75,7 +85,10 @@ def dry_run(
     ):
         if state is None:
             return {"run": str(output), "finished": True, "steps": plan.config.train.steps}
-        return _rehearsed(plan, state, began)
+        told = _rehearsed(plan, state, began)
+        if largest_batch:
+            told["largest_batch"] = find_largest_batch(plan)
+        return told
 
 
 @contextmanager

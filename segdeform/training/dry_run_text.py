@@ -44,6 +44,8 @@ def lines(plan: dict[str, Any]) -> Iterator[str]:
         yield from _part("", name)
     yield from _of_time(plan)
     yield from _of_memory(plan["memory"])
+    if "largest_batch" in plan:
+        yield from _of_largest_batch(plan["largest_batch"], plan["config"]["data"]["crop"])
     starts = plan["disk"]["needed_bytes"] <= plan["disk"]["free_bytes"]
     yield f"Nothing was written{'; without --dry-run it starts' if starts else ''}."
 
@@ -175,6 +177,40 @@ def _of_memory(memory: dict[str, Any]) -> Iterator[str]:
             "warning: that is nearly all, and a step more may end it: lower train.batch_size or "
             "data.crop, or set train.accumulate=2 or train.checkpointing=true",
         )
+
+
+def _of_largest_batch(found: dict[str, Any], crop: list[int]) -> Iterator[str]:
+    failed = [attempt for attempt in found["tried"] if not attempt["fits"]]
+    least = min(failed, key=lambda attempt: attempt["batch_size"], default=None)
+    limit = f"{found['limit_bytes'] / _GIB:.1f} GiB that may be used"
+    if found["batch_size"] is None:
+        assert least is not None
+        yield from _part(
+            "largest", f"no batch fits into the {limit}: of {least['batch_size']}, {least['cause']}"
+        )
+        return
+    current = found["current"]
+    pace = f"{found['images_per_second']:.1f} images/s"
+    if current["batch_size"] == found["batch_size"]:
+        more = "the one that is set"
+    elif current["fits"]:
+        more = f"{current['batch_size']} as it is set: {current['images_per_second']:.1f}"
+    else:
+        more = f"{current['batch_size']} as it is set does not fit"
+    yield from _part(
+        "largest",
+        f"train.batch_size={found['batch_size']} of {crop[0]}x{crop[1]} fits, with "
+        f"{found['peak_bytes'] / _GIB:.2f} of the {limit}: {pace} without the loader ({more})",
+    )
+    if least is None:
+        yield from _part("", "larger ones fit, too, but take more than a minute a step")
+    else:
+        yield from _part("", f"{least['batch_size']} does not: {least['cause']}")
+    yield from _part(
+        "",
+        "tried by a few uncompiled steps on noise, in processes of their own; "
+        "train.lr goes with the batch",
+    )
 
 
 def _part(name: str, text: str) -> Iterator[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +10,8 @@ from datetime import timedelta
 
 import torch
 from torch import Tensor
+
+from segdeform.machine.memory import peak_resident_memory
 
 
 @dataclass(frozen=True)
@@ -101,5 +101,4 @@ def peak_memory(device: torch.device) -> int:
     """Returns the most memory used so far, bytes: allocated on the GPU, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_resident_memory()
