@@ -27,7 +27,7 @@ SERVICES = ("wandb", "mlflow")
 KEPT = "tracking.json"  # in the run folder: the id of its run at each service
 _PROJECT = "segdeform"
 _STARTING = 60  # seconds for a service to answer at first
-_ENDING = 20.0  # seconds for it to take what is left, at the end
+_ENDING = 60.0  # seconds for it to take what is left, at the end
 _PARAMS = 100  # as many as MLflow takes at once
 _KEEPING = Lock()  # the ids of all services lie in one file
 
