@@ -258,7 +258,7 @@ def test_runs_that_fail_or_have_no_score_do_not_end_the_others(
         if (layers, seed) == (1, 1):
             raise ModelError(f"{run} is damaged")
         miou = None if (layers, seed) == (0, 1) else 0.5 + 0.1 * layers + 0.01 * seed
-        return TrainResult(run, 2, 1.0, miou, 5.0, 7)
+        return TrainResult(run, 2, 1.0, miou, 5.0, 7, 2)
 
     monkeypatch.setattr(Ablation, "command", command)
     monkeypatch.setattr("segdeform.ablation.runner.read_result", read)
@@ -288,7 +288,7 @@ def pretended() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr("segdeform.ablation.runner._parameters", lambda run: 7)
         patch.setattr(
             "segdeform.ablation.runner.read_result",
-            lambda run: TrainResult(run, 2, 1.0, 0.5, 5.0, 7),
+            lambda run: TrainResult(run, 2, 1.0, 0.5, 5.0, 7, 2),
         )
         yield patch
 

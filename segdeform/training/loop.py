@@ -127,7 +127,8 @@ def _train_steps(plan: Plan, state: TrainState, network: nn.Module, log: RunLog 
     weights, meter = class_weights(plan), Meter(plan.device, state.seconds)
     with ExitStack() as stack:
         stack.callback(plan.reporter.stop)
-        plan.reporter.start(state.step, train.steps, list(state.scores.values()))
+        losses = [] if log is None else log.losses
+        plan.reporter.start(state.step, train.steps, list(state.scores.values()), losses)
         batches = stack.enter_context(closing(batches_from(plan, state.step)))
         forecast, watch = Forecast(plan, state), Watch(state.model, network)
         warnings = Warnings(train)

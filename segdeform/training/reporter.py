@@ -14,6 +14,7 @@ from segdeform.training.meter import LogRecord
 from segdeform.training.sparkline import sparkline
 
 _WIDTH = 16  # characters of a sparkline
+_ROOM = 60  # characters of a terminal, below which they would be cut
 _EVALUATION_NEWS = 10.0  # seconds between lines of an evaluation
 
 
@@ -31,9 +32,15 @@ class Reporter:
         self._losses: list[float] = []
         self._scores: list[float] = []
 
-    def start(self, step: int, steps: int, scores: Sequence[float] = ()) -> None:
-        """Begins to show training from `step` of `steps`; `scores` were had before."""
-        self._steps, self._scores = steps, list(scores)
+    def start(
+        self,
+        step: int,
+        steps: int,
+        scores: Sequence[float] = (),
+        losses: Sequence[float] = (),
+    ) -> None:
+        """Begins to show training from `step` of `steps`; `scores` and `losses` were had before."""
+        self._steps, self._scores, self._losses = steps, list(scores), list(losses)
         if not self._console.is_terminal or self._console.is_dumb_terminal:
             return
         self._progress = Progress(
@@ -69,6 +76,8 @@ class Reporter:
 
     def _description(self) -> str:
         """Returns the last line, with how loss and mIoU went so far."""
+        if self._console.width < _ROOM:
+            return self._told_last
         parts = [self._told_last]
         if bars := sparkline(self._losses, _WIDTH, self._console.encoding):
             parts.append(f"loss {bars}")

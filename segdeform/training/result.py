@@ -32,6 +32,7 @@ class TrainResult:
     miou: float | None  # on the validation split; None: it has no labelled pixel
     images_per_second: float
     peak_memory_bytes: int  # of the GPU, or of the process without one; last resumption only
+    weights_step: int  # whose weights the model has: the last, or the best by train.keep_best
 
 
 def describe(plan: Plan, training: dict[str, Any]) -> ModelDescription:
@@ -69,6 +70,7 @@ def write_result(
         miou=evaluation.to_json()["miou"],
         images_per_second=round(state.step * plan.config.train.batch_size / state.seconds, 2),
         peak_memory_bytes=peak_memory(plan.device),
+        weights_step=state.step if chosen is None else chosen["step"],
     )
     summary = _summary(plan, result, state.weights_sha256)
     if chosen is not None:
@@ -128,6 +130,7 @@ def read_result(run: Path) -> TrainResult:
         miou=training["miou"],
         images_per_second=training["images_per_second"],
         peak_memory_bytes=training["peak_memory_bytes"],
+        weights_step=training["chosen"]["step"] if "chosen" in training else training["steps"],
     )
 
 
@@ -153,7 +156,7 @@ def _summary(plan: Plan, result: TrainResult, weights_sha256: str | None) -> dic
     if weights_sha256 is not None:
         started_from["weights_sha256"] = weights_sha256
     values = asdict(result)
-    del values["model"]
+    del values["model"], values["weights_step"]  # "chosen" tells of the latter
     return {
         **values,
         "dataset": plan.train_set.name,

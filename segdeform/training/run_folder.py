@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,6 +102,12 @@ def refuse_output(run: Path, *, resume: bool, overwrite: bool, data: Path | None
     if not holds_run(run):
         _refuse_foreign(run)
     elif not (resume or overwrite):
+        if (run / "metrics.json").exists() and (run / "model" / MANIFEST).exists():
+            raise UsageError(
+                f"{run} already holds a finished run: --resume tells its result, --overwrite "
+                "replaces it; another one can begin with its network: --set "
+                f"model.weights={shlex.quote(str(run))}, with another --output"
+            )
         raise UsageError(
             f"{run} already holds a run: go on with it by --resume, replace it by --overwrite, "
             "or choose another --output"

@@ -34,7 +34,10 @@ class RunLog:
         self._path, self._trackers = run / "log.jsonl", trackers
         from torch.utils.tensorboard import SummaryWriter  # costs a second, so only where needed
 
-        write_text(self._path, "".join(_lines_until(self._path, step)))
+        lines = _lines_until(self._path, step)
+        found = (json.loads(line).get("loss") for line in lines)
+        self.losses = [loss for loss in found if loss is not None]  # of the steps before
+        write_text(self._path, "".join(lines))
         try:
             self._file = self._path.open("a", encoding="utf-8")
             self._board = SummaryWriter(run / "tensorboard", purge_step=step + 1)

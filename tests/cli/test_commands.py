@@ -68,7 +68,7 @@ def test_mistyped_paths_and_splits_are_told_before_torch_is_imported(
         (4, "'vall'", (*train, shapes, "--set", "data.val_split=vall")),
         (5, "lost.pth", (*train, shapes, "--set", "model.weights=lost.pth")),
         (2, "data set itself", ("train", config, "--data", shapes, "--output", shapes)),
-        (2, "already holds a run", ("train", config, "--data", shapes, "--output", run)),
+        (2, "model.weights=", ("train", config, "--data", shapes, "--output", run)),
         (4, "nowhere", ("ablate", config, "--data", "nowhere", "--output", tmp_path / "new")),
         (2, "else than an ablation", ("ablate", config, "--data", shapes, "--output", shapes)),
         (5, "lost", ("eval", "lost", "--data", shapes)),

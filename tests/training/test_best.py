@@ -87,7 +87,8 @@ def test_the_best_network_is_kept(
     """It is that of its step, and scored as `eval` scores it."""
     decided(monkeypatch, {1: 0.2, 2: 0.9, 3: 0.9, 4: 0.3})
     reporter = ReporterThat()
-    train(config_of(keep_best=True), shapes, tmp_path / "a", reporter=reporter, **OPTIONS)
+    done = train(config_of(keep_best=True), shapes, tmp_path / "a", reporter=reporter, **OPTIONS)
+    assert (done.steps, done.weights_step) == (5, 2)
     train(tiny_config(steps=5, lr=0.05, save_every=1), shapes, tmp_path / "b", **OPTIONS)
     assert any("kept is the network of step 2" in m and "best of 5" in m for m in reporter.messages)
     kept = read_tensors(tmp_path / "a" / "model" / "model.safetensors")

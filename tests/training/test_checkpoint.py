@@ -270,5 +270,5 @@ def test_a_run_is_begun_in_an_empty_folder_and_its_own_is_gone_on_with(tmp_path:
     (tmp_path / "config.yaml").write_text(config)  # killed before its first checkpoint
     (tmp_path / "predictions").mkdir()
     refuse_output(tmp_path, resume=True, overwrite=False)
-    with pytest.raises(UsageError, match="already holds a run"):
+    with pytest.raises(UsageError, match="already holds a"):
         refuse_output(tmp_path, resume=False, overwrite=False)

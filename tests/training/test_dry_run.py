@@ -65,7 +65,7 @@ def test_writes_nothing_and_later_weights_are_the_same(shapes: Path, tmp_path: P
     assert told["disk"]["checkpoint_bytes"] == pytest.approx(size, rel=0.03)  # and their headers
 
     before = _snapshot(place)
-    with pytest.raises(UsageError, match="already holds a run"):
+    with pytest.raises(UsageError, match="already holds a"):
         dry_run(config, shapes, place / "one", **hears)  # type: ignore[arg-type]
     dry_run(config, shapes, place / "one", overwrite=True, **hears)  # type: ignore[arg-type]
     told = dry_run(config, shapes, place / "one", resume=True, **hears)  # type: ignore[arg-type]

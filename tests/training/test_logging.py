@@ -123,6 +123,23 @@ def test_a_terminal_shows_how_loss_and_scores_went() -> None:
     reporter.stop()
 
 
+def test_losses_of_an_earlier_start_are_shown_too(tmp_path: Path) -> None:
+    lines = [{"step": s, "kind": "train", "loss": 4.0 - s} for s in (1, 2, 3)]
+    lines.insert(2, {"step": 2, "kind": "val", "miou": 0.5})
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with RunLog(tmp_path, 2) as log:
+        losses = log.losses
+    assert losses == [3.0, 2.0]
+    for width, bars in ((200, True), (40, False)):
+        reporter = Reporter(Console(force_terminal=True, width=width, file=io.StringIO()))
+        reporter.start(2, 100, (), losses)
+        reporter.record(RECORD)
+        assert reporter._progress is not None
+        (task,) = reporter._progress.tasks
+        assert ("loss █▄▁" in task.description) is bars
+        reporter.stop()
+
+
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines() -> None:
     out = io.StringIO()
     console = Console(force_terminal=True, width=200, file=out, _environ={"TERM": "dumb"})

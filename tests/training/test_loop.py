@@ -118,7 +118,8 @@ def test_finished_run(shapes: Path, tmp_path: Path) -> None:
     assert _train(config, shapes, run, resume=True) == done
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
-    with pytest.raises(UsageError, match="already holds a run"):
+    assert done.weights_step == done.steps
+    with pytest.raises(UsageError, match=r"finished run: .*--set model.weights=.*run, with"):
         _train(config, shapes, run)
     (run / "notes.txt").write_text("mine")
     assert _train(config, shapes, run, overwrite=True).miou == done.miou
@@ -284,7 +285,7 @@ def test_a_split_that_is_both_trained_on_and_scored_is_warned_of(
     for settings, warned in ((same, True), (config, False)):
         reporter = ReporterThat()
         _train(settings, shapes, tmp_path / f"{warned}", reporter=reporter)
-        told = "warning: data.train_split and data.val_split are both 'val'"
+        told = "warning: 'val' is data.train_split and in data.val_split"
         assert any(line.startswith(told) for line in reporter.messages) == warned
 
 
