@@ -68,8 +68,8 @@ def decided(monkeypatch: pytest.MonkeyPatch, scores: dict[int, float]) -> None:
     """Has the interval evaluations of a run score as wanted; the final one is real."""
     score_now = loop.score_now
 
-    def score(plan: Any, state: Any) -> list[Evaluation]:
-        evaluation, *others = score_now(plan, state)
+    def score(plan: Any, state: Any, *more: Any) -> list[Evaluation]:
+        evaluation, *others = score_now(plan, state, *more)
         changed = replace(evaluation.scores, miou=scores[state.step])
         evaluation.__dict__["scores"] = changed  # where a cached property keeps its value
         return [evaluation, *others]

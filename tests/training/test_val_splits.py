@@ -113,8 +113,8 @@ def test_the_first_decides(data: Path, tmp_path: Path, monkeypatch: pytest.Monke
     score_now = loop.score_now
     wanted = {"val": {1: 0.9, 2: 0.2, 3: 0.1}, "night": {1: 0.1, 2: 0.5, 3: 0.95}}
 
-    def score(plan: Any, state: Any) -> Any:
-        found = score_now(plan, state)
+    def score(plan: Any, state: Any, *more: Any) -> Any:
+        found = score_now(plan, state, *more)
         for val_set, evaluation in zip(plan.val_sets, found, strict=True):
             miou = wanted[val_set.split][state.step]
             evaluation.__dict__["scores"] = replace(evaluation.scores, miou=miou)
