@@ -142,3 +142,22 @@ def test_free_memory_is_what_system_and_groups_leave(
 def test_this_machine_has_memory_left() -> None:
     left = memory.free_memory()
     assert left is None or 2**20 < left < 2**50
+
+
+def test_the_peak_is_of_this_process_alone() -> None:
+    """Not of the one that started it, which system calls count in."""
+    held = np.ones(200 * 2**20, np.uint8)
+    program = "from segdeform.machine.memory import *; print(peak_resident_memory())"
+    command = [sys.executable, "-c", program]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert 2**20 < int(said) < held.nbytes < memory.peak_resident_memory()
+
+
+def test_what_a_process_holds_is_told_by_kind() -> None:
+    before = memory.resident_memory() - memory.shared_memory(), memory.writable_memory()
+    held = np.ones(64 * 2**20, np.uint8)
+    after = memory.resident_memory() - memory.shared_memory(), memory.writable_memory()
+    assert after[0] - before[0] > 0.9 * held.nbytes
+    assert before[1] is not None and after[1] is not None
+    assert after[1] - before[1] > 0.9 * held.nbytes
+    assert 0 < memory.shared_memory() < memory.resident_memory()

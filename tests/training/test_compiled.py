@@ -127,10 +127,15 @@ def logged(run: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("keys", "compiled", "within"),
     [
-        ({}, ["forward", "backward"], 1e-4),
+        ({"eval_every": 2}, ["forward", "backward"], 1e-4),
         # Of a loss that is no sum over pixels the scores are computed twice, once without gradient.
         (
-            {"precision": "bf16", "accumulate": 2, "loss": {"dice": 1, "ohem": 1}},
+            {
+                "precision": "bf16",
+                "accumulate": 2,
+                "loss": {"dice": 1, "ohem": 1},
+                "ema_decay": 0.9,
+            },
             ["forward", "forward", "backward"],
             1e-2,
         ),
@@ -144,12 +149,13 @@ def test_compiled_steps_are_the_steps(
     compiled: list[str],
     within: float,
 ) -> None:
-    """Nothing is compiled but before the first step; what is logged of offsets is the same."""
+    """Nothing is compiled but before the first step, also where the network is scored on the way;
+    what is logged of offsets is the same."""
     plain, ours = tmp_path / "plain", tmp_path / "compiled"
-    ended(tiny_steps(ema_decay=0.9, **keys), shapes, plain)
+    ended(tiny_steps(**keys), shapes, plain)
     assert graphs == []
     reporter = ReporterThat(1, lambda: graphs.append("first step"))
-    config = tiny_steps(compile=True, ema_decay=0.9, **keys)
+    config = tiny_steps(compile=True, **keys)
     ended(config, shapes, ours, reporter=reporter)
     assert graphs == [*compiled, "first step"]
     assert any("compiled the network in" in message for message in reporter.messages)

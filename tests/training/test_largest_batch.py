@@ -86,7 +86,7 @@ def test_an_attempt_does_real_steps(
     limits: list[int] = []
     monkeypatch.setattr(attempts, "_limit_memory", lambda device, limit: limits.append(limit))
     monkeypatch.setattr(attempts, "_OOM", tmp_path / "score")
-    keys = {"ema_decay": 0.9, "loss": {"dice": 1, "boundary": 1}, "accumulate": 2}
+    keys = {"ema_decay": 0.9, "loss": {"dice": 1, "boundary": 1}, "accumulate": 2, "steps": 2}
     with opened(shapes, tmp_path / "run", batch_size=6, **keys) as plan:
         job = Job(plan.config, plan.train_set, "cpu", 1, 700 * MIB)
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(pickle.dumps(job))))
