@@ -74,10 +74,8 @@ class _OftenSeen:
         try:
             from torch._inductor import config  # a second, which nobody else need wait for
 
-            with (
-                without_noise(),
-                config.patch(freezing=True),
-            ):  # weights become constants, in the best layout
+            constants = config.patch(freezing=True)  # weights, in the best layout
+            with without_noise(), constants:
                 scores = self._fast(images)
         except (RuntimeError, OSError) as error:
             if memory_that_ended(error):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from segdeform.checking.weights import RULE, balancing_weights
+from segdeform.config.dotted import by_key
 from segdeform.config.loading import Draft
 from segdeform.config.schema import ATROUS_HEADS, Config, TrainConfig
 from segdeform.errors import UsageError
@@ -146,6 +147,29 @@ def choose_steps(
     settle("train.eval_every", _eval_every(config(), seen, pace))
     settle("train.warmup_steps", (min(50, steps // 20), "a twentieth of the steps, at most 50"))
     return choices
+
+
+def filled_in(given: Config, settled: Config) -> list[Choice]:
+    """Lists what a config leaves open by null, and what it became for this data set."""
+    ways = {
+        "imagenet": "3 channels, as ImageNet's pictures have",
+        "measured": "other channels than ImageNet's pictures have",
+        "network": "what the backbone of timm was trained with",
+    }
+    why = {
+        "data.channels": "what the data set gives",
+        "data.normalize": ways.get(settled.data.normalize or "", ""),
+        "data.mean": f"data.normalize={settled.data.normalize}",
+        "data.std": f"data.normalize={settled.data.normalize}",
+        "model.aspp_rates": "what fits the crop",
+        "eval.automatic_tile": "data.crop at the largest scale",
+    }
+    before, after = (by_key(config.model_dump(mode="json")) for config in (given, settled))
+    return [
+        Choice(key, after[key], reason)
+        for key, reason in why.items()
+        if before[key] is None and after[key] is not None
+    ]
 
 
 def values_of(choices: Sequence[Choice]) -> dict[str, Any]:

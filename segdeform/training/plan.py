@@ -69,7 +69,7 @@ class Plan:
     dry: bool = False  # nothing may be written into the run folder
     clock: Clock = untimed  # of the phases that `profile` names
     report: Report | None = None  # of the check, in the process that made it
-    choices: tuple[Choice, ...] = ()  # for the keys that the config left `auto`
+    choices: tuple[Choice, ...] = ()  # for the keys that the config left `auto` or null
     more_val_sets: tuple[Dataset, ...] = ()  # scored, too, without deciding anything
 
     @property

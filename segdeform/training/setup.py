@@ -31,7 +31,7 @@ from segdeform.training import checkpoint
 from segdeform.training.beginning import may_begin_with_folder
 from segdeform.training.channels import fit_to_bands, with_channels, with_statistics
 from segdeform.training.checkpoint import Checkpoint, TrainState
-from segdeform.training.choices import Choice, values_of
+from segdeform.training.choices import Choice, filled_in, values_of
 from segdeform.training.plan import (
     Budget,
     Plan,
@@ -129,6 +129,8 @@ def open_run(
         plan, checked = with_statistics(plan, resume), False
         if draft.auto:
             plan, checked = _settled(plan, draft, resume)
+        filled = [c for c in filled_in(given, plan.config) if c.key not in draft.auto]
+        plan = replace(plan, choices=(*plan.choices, *filled))
         state = _first_state(plan, resume)
         if state is not None:
             if not checked:
