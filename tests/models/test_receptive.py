@@ -84,10 +84,12 @@ def test_reaches_written_out() -> None:
     pointwise = reach_of(network("mobilenet_v2", "deeplab", 16))
     assert pointwise is not None and (pointwise.head, pointwise.pools) == (0, False)
     assert not reach.squeezes
-    stages = reach_of(network("mobilenet_v2", "upernet", 16))
-    # Pooling's mixing, to the stage at 8; its smoothing, to stride 4; the last mixing.
-    assert stages is not None and stages.head == 16 + 16 + 8 + 8 + 4
-    assert (stages.strides, stages.grids, stages.pools) == ((4, 8, 16, 16), (1, 2, 3, 6), True)
+    stages = reach_of(network("mobilenet_v2", "upernet", 32))
+    # Pooling's mixing, down to the stage at 16, its smoothing, to stride 4, the last mixing.
+    assert stages is not None and stages.head == 32 + 32 + 16 + 16 + 4
+    assert (stages.strides, stages.grids, stages.pools) == ((4, 8, 16, 32), (1, 2, 3, 6), True)
+    pointwise = reach_of(network("mobilenet_v2", "segformer", 32))
+    assert pointwise is not None and (pointwise.head, pointwise.pools) == (32, False)
 
 
 def test_squeezing_layers_are_named() -> None:

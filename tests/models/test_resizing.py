@@ -125,8 +125,8 @@ def test_heads_over_four_stages_shift_nothing_at_any_height(
     model = DeepLab(
         backbone, head(backbone.stage_strides), mean=(0, 0, 0), std=(1, 1, 1), stride=4
     ).eval()
-    for height in range(stride, 4 * stride + 1):
-        logits = model(ramps(height, 2 * stride + 3)).logits
+    for height in range(4 * stride, 5 * stride + 1):
+        logits = model(ramps(height, 4 * stride + 3)).logits
         assert shift(logits, 2 * stride) < 0.05, height
 
 
