@@ -46,7 +46,6 @@ COMMON_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", f"-DTORCH_TARGET_VERSION={TORCH
 CPU_FLAGS = [
     *COMMON_FLAGS,
     "-fPIC",
-    "-fopenmp",  # without it torch's parallel_for silently runs on one thread
     "-fvisibility=hidden",
     "-fno-math-errno",
     "-fno-trapping-math",
@@ -281,7 +280,7 @@ def _build_for_host(
             for source, out in zip(sources, objects, strict=True)
         ]
     )
-    link: Command = [cxx, "-shared", "-fopenmp", *more_flags, *objects, f"-L{lib}", "-ltorch_cpu"]
+    link: Command = [cxx, "-shared", *more_flags, *objects, f"-L{lib}", "-ltorch_cpu"]
     _link(link, target)
     _finish(target, fingerprint, sources, compiler=cxx)
     return target

@@ -2,6 +2,12 @@
 # Builds the wheel with GPU code for every supported architecture and shows what it holds.
 #   bash scripts/build_release.sh [FOLDER]       (default: dist/)
 # The compiler comes from pip; no GPU is needed. Needs the .venv of scripts/test.sh.
+#
+# This is for Linux on x86-64. A wheel for another processor or system is built on it, by
+#   SEGDEFORM_CUDA=0 python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+# Linux on AArch64 has the NEON kernels by that (scripts/check_neon.sh runs them under qemu). So should
+# macOS on arm64, with clang++ of Xcode's command line tools: no OpenMP is needed, for the kernels
+# run on the threads of torch's own library, which is loaded before ours. Neither was run there yet.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh

@@ -4,8 +4,10 @@
 #if !defined(SEGDEFORM_LIBRARY)  // tests build the CUDA kernels as host code, under another name
 #define SEGDEFORM_LIBRARY segdeform
 #endif
+// torch 2.10 takes the name as it is written: here the macro is expanded before it sees it.
+#define SEGDEFORM_DEFINE(name, library) STABLE_TORCH_LIBRARY(name, library)
 
-STABLE_TORCH_LIBRARY(SEGDEFORM_LIBRARY, library) {
+SEGDEFORM_DEFINE(SEGDEFORM_LIBRARY, library) {
   library.def(
       "deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, "
       "int[2] stride, int[2] padding, int[2] dilation, int groups, int offset_groups) -> Tensor");

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 
 
 def instruction_sets() -> list[str]:
     names = ["portable"]
+    if platform.machine() in ("aarch64", "arm64"):
+        names.append("neon")
     cpu = torch.backends.cpu.get_cpu_capability()
     if "AVX" in cpu:
         names.append("avx2")

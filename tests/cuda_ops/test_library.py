@@ -163,6 +163,17 @@ def test_a_missing_cxx_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
         build.cxx_compiler()
 
 
+def test_operators_are_defined_by_their_name_also_with_the_oldest_torch(tmp_path: Path) -> None:
+    # torch 2.10's macro takes its first argument as text, newer ones expand it before.
+    header = tmp_path / "torch" / "csrc" / "stable" / "library.h"
+    header.parent.mkdir(parents=True)
+    header.write_text("#define STABLE_TORCH_LIBRARY(ns, m) DEFINED_IN(#ns)\n")
+    command = [build.cxx_compiler(), "-E", "-P", "-isystem", tmp_path, build.SOURCES / "ops.cpp"]
+    for flags, name in (([], "segdeform"), (["-DSEGDEFORM_LIBRARY=other"], "other")):
+        done = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
+        assert f'DEFINED_IN("{name}")' in done.stdout
+
+
 def test_an_up_to_date_library_is_not_built_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <string>
+#include <vector>
 
 #include "kernels.h"
 
@@ -17,55 +18,53 @@ SEGDEFORM_DECLARE(portable)
 #if defined(__x86_64__)
 SEGDEFORM_DECLARE(avx2)
 SEGDEFORM_DECLARE(avx512)
+#elif defined(__aarch64__)
+SEGDEFORM_DECLARE(neon)
 #endif
 
 namespace {
 
-bool processor_has(const std::string& isa) {
+// The kernels of one instruction set, and whether this processor runs them.
+struct Choice {
+  const Kernels<float>& of_float;
+  const Kernels<double>& of_double;
+  bool runs;
+};
+
+// Best first; the last runs everywhere.
+const std::vector<Choice>& choices() {
+  static const std::vector<Choice> found = {
 #if defined(__x86_64__)
-  if (isa == "avx512")
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+      {avx512::kernels_float, avx512::kernels_double,
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")},
+      {avx2::kernels_float, avx2::kernels_double,
+       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+#elif defined(__aarch64__)
+      {neon::kernels_float, neon::kernels_double, true},
 #endif
-  return isa == "portable";
+      {portable::kernels_float, portable::kernels_double, true}};
+  return found;
 }
 
-std::string chosen() {
-  if (const char* wanted = std::getenv("SEGDEFORM_CPU")) {
-    STD_TORCH_CHECK(processor_has(wanted), "SEGDEFORM_CPU is '", wanted,
-                    "', which this processor does not have. Known: avx512, avx2, portable.");
-    return wanted;
-  }
-  for (const char* isa : {"avx512", "avx2"})
-    if (processor_has(isa)) return isa;
-  return "portable";
+const Choice& chosen() {
+  const char* wanted = std::getenv("SEGDEFORM_CPU");
+  for (const Choice& choice : choices())
+    if (choice.runs && (!wanted || std::string(wanted) == choice.of_float.name)) return choice;
+  STD_TORCH_CHECK(false, "SEGDEFORM_CPU is '", wanted,
+                  "', which this processor does not have. Known: avx512, avx2, neon, portable.");
 }
 
 }  // namespace
 
 template <>
 const Kernels<float>& kernels<float>() {
-#if defined(__x86_64__)
-  const std::string isa = chosen();
-  if (isa == "avx512") return avx512::kernels_float;
-  if (isa == "avx2") return avx2::kernels_float;
-#else
-  chosen();
-#endif
-  return portable::kernels_float;
+  return chosen().of_float;
 }
 
 template <>
 const Kernels<double>& kernels<double>() {
-#if defined(__x86_64__)
-  const std::string isa = chosen();
-  if (isa == "avx512") return avx512::kernels_double;
-  if (isa == "avx2") return avx2::kernels_double;
-#else
-  chosen();
-#endif
-  return portable::kernels_double;
+  return chosen().of_double;
 }
 
 }  // namespace segdeform::cpu

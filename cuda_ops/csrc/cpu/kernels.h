@@ -121,8 +121,8 @@ struct Kernels {
   void (*label_rows)(const LabelTask<T>&, int64_t unit, T* scratch);
 };
 
-// The kernels that serve this processor; the variable SEGDEFORM_CPU (avx512, avx2, portable) asks
-// for one by name. Throws if the processor lacks it.
+// The kernels that serve this processor; the variable SEGDEFORM_CPU (avx512, avx2, neon, portable)
+// asks for one by name. Throws if the processor lacks it.
 template <typename T>
 const Kernels<T>& kernels();
 

@@ -1,6 +1,7 @@
 // The CPU kernels, written with the compiler's vector extensions and compiled once for each
-// instruction set. The including file sets SEGDEFORM_ISA (a namespace), SEGDEFORM_VECTOR_BYTES and
-// SEGDEFORM_PANEL_VECTORS, and switches the instruction set on beforehand.
+// instruction set. The including file sets SEGDEFORM_ISA (a namespace), SEGDEFORM_VECTOR_BYTES,
+// SEGDEFORM_PANEL_VECTORS, SEGDEFORM_MICRO_ROWS and, on AArch64, SEGDEFORM_PRODUCTS_BY_LANE, and
+// switches the instruction set on beforehand.
 //
 // Nothing here may instantiate a template of the standard library that is not force-inlined: the
 // linker could pick its copy, built for these instructions, for a processor that lacks them.

@@ -1,4 +1,4 @@
-// The kernels for every processor: 16-byte vectors, which are SSE2 on x86-64 and NEON on AArch64.
+// The kernels for every processor: 16-byte vectors, in blocks that 16 registers hold.
 #define SEGDEFORM_ISA portable
 #define SEGDEFORM_VECTOR_BYTES 16
 #define SEGDEFORM_PANEL_VECTORS 2

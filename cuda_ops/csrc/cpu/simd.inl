@@ -94,7 +94,26 @@ SEGDEFORM_INLINE void micro_kernel(const T* a, int64_t a_stride, const T* b, int
   Vec<T> sums[Rows][Vectors];
   for (int i = 0; i < Rows; ++i)
     for (int j = 0; j < Vectors; ++j) sums[i][j] = load(c + i * c_stride + j * kLanes<T>);
-  for (int64_t k = 0; k < depth; ++k) {
+  int64_t k = 0;
+#if SEGDEFORM_PRODUCTS_BY_LANE
+  // Where a product by a lane is one instruction, a vector of each row of A serves as many steps of
+  // the depth as it has lanes. The order of the sums is the same.
+  if constexpr (!Transposed)
+    for (; k + kLanes<T> <= depth; k += kLanes<T>) {
+      Vec<T> factors[Rows];
+      for (int i = 0; i < Rows; ++i) {
+        factors[i] = load(a + i * a_stride + k);
+        asm("" : "+w"(factors[i]));  // in a vector register: else GCC loads lane by lane
+      }
+#pragma GCC unroll 4
+      for (int64_t lane = 0; lane < kLanes<T>; ++lane)
+        for (int j = 0; j < Vectors; ++j) {
+          const Vec<T> row = load(b + (k + lane) * b_stride + j * kLanes<T>);
+          for (int i = 0; i < Rows; ++i) sums[i][j] += row * factors[i][lane];
+        }
+    }
+#endif
+  for (; k < depth; ++k) {
     Vec<T> row[Vectors];
     for (int j = 0; j < Vectors; ++j) row[j] = load(b + k * b_stride + j * kLanes<T>);
     for (int i = 0; i < Rows; ++i) {
@@ -132,17 +151,15 @@ void row_blocks(int64_t rows, const T* a, int64_t a_stride, const T* b, int64_t 
                                                          c_stride);
 }
 
-template <typename T, bool Transposed>
+// `width`: that of a panel, one to Vectors whole vectors.
+template <typename T, bool Transposed, int Vectors = kPanelVectors>
 void panel_product(int64_t width, int64_t rows, const T* a, int64_t a_stride, const T* b,
                    int64_t b_stride, int64_t depth, T* c, int64_t c_stride) {
-  switch (width / kLanes<T>) {
-    case 1:
-      return row_blocks<T, 1, Transposed>(rows, a, a_stride, b, b_stride, depth, c, c_stride);
-    case 2:
-      return row_blocks<T, 2, Transposed>(rows, a, a_stride, b, b_stride, depth, c, c_stride);
-    default:
-      return;
-  }
+  if constexpr (Vectors > 1)
+    if (width < Vectors * kLanes<T>)
+      return panel_product<T, Transposed, Vectors - 1>(width, rows, a, a_stride, b, b_stride, depth,
+                                                       c, c_stride);
+  row_blocks<T, Vectors, Transposed>(rows, a, a_stride, b, b_stride, depth, c, c_stride);
 }
 
 }  // namespace
