@@ -1,12 +1,17 @@
-"""Times deform_conv2d beside torchvision's operator and a plain convolution, in one process.
+"""Times deform_conv2d beside its peers and a plain convolution, in one process.
 
     python scripts/benchmark_ops.py [--threads 2] [--repeats 7] [--memory] [--json FILE]
 
 All contestants of a row are called in turn, repeat by repeat, so that a busy machine slows them
-alike; the table gives minimum (median) in milliseconds. "plain conv" is the faster of NCHW and
-channels-last. Ours is the functional operator: it packs its weight at every call. Extra memory is
-the growth of the process's peak during one call, measured in a child process. Deformable RoI
-pooling has no peer on CPU; without offsets it stands beside torchvision's RoIAlign.
+alike; the table gives minimum (median) in milliseconds. Each turn is two calls, the second of which
+is timed, so that no contestant pays for the caches and threads of the one before it (torchvision's
+slow operator: one). "plain conv" is the faster of NCHW and channels-last. Ours is the functional
+operator: it packs its weight at every call, while for ONNX Runtime and OpenVINO the weight is a
+constant. Where a runtime is not installed or refuses a shape, its cell is a dash and stderr says
+why. The table of bfloat16 has image, weight and output in it, and offsets and mask in float32, as
+autocast calls the operator. Extra memory is the growth of the process's peak during one call,
+measured in a child process. Deformable RoI pooling has no peer on CPU; without offsets it stands
+beside torchvision's RoIAlign.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision
+from operator_runtimes import RUNTIMES, Problem, runtime_calls, versions
 from torch import Tensor
 
 import cuda_ops
@@ -86,7 +92,13 @@ class Operands:
         self.grad = normal(n, row.outputs, h, w)
         self.grad_last = self.grad.contiguous(memory_format=last)
 
+    def problem(self) -> Problem:
+        """Returns what the runtimes are to compute."""
+        row = self.row
+        return Problem(self.plain, self.offset, self.mask, self.weight, row.dilation, row.groups)
+
     def calls(self, backward: bool) -> dict[str, Call]:
+        """Returns the contestants of torch: forward, or forward and all gradients."""
         d, groups = self.row.dilation, self.row.groups
 
         def conv(x: Tensor, w: Tensor) -> Tensor:
@@ -100,11 +112,15 @@ class Operands:
             return output
 
         sampling = (self.offset, self.mask)
+        short = [t.bfloat16() for t in (self.last, self.weight, self.weight_last, self.grad_last)]
+        last, weight, weight_last, grad_last = short
         candidates: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...], Tensor]] = {
             "conv NCHW": (conv, (self.plain, self.weight), self.grad),
             "conv channels-last": (conv, (self.last, self.weight_last), self.grad_last),
             "ours": (ours, (self.last, self.weight, *sampling), self.grad_last),
             "torchvision": (theirs, (self.plain, self.weight, *sampling), self.grad),
+            "conv bf16": (conv, (last, weight_last), grad_last),
+            "ours bf16": (ours, (last, weight, *sampling), grad_last),
         }
         return {
             name: self.call(f, inputs, grad, backward)
@@ -130,19 +146,26 @@ def interleaved(calls: dict[str, Call], repeats: int) -> dict[str, list[float]]:
         for name, call in calls.items():
             if name == "torchvision" and repeat >= 3:
                 continue
+            if name != "torchvision":
+                call()
             start = time.perf_counter()
             call()
             times[name].append(1e3 * (time.perf_counter() - start))
     return times
 
 
-def measure(row: Row, repeats: int) -> dict[str, Any]:
+def measure(row: Row, repeats: int, threads: int) -> dict[str, Any]:
     """Returns minimum and median of each contestant, forward and forward+backward."""
     result: dict[str, Any] = asdict(row) | {"name": row.name}
     operands = Operands(row)
     for phase, backward in (("forward", False), ("forward+backward", True)):
+        calls = operands.calls(backward)
         with torch.set_grad_enabled(backward):
-            times = interleaved(operands.calls(backward), repeats)
+            if not backward:
+                output = calls["ours"]()
+                assert isinstance(output, Tensor)
+                calls |= runtime_calls(operands.problem(), output, threads)
+            times = interleaved(calls, repeats)
         plain = min((times.pop(n) for n in ("conv NCHW", "conv channels-last")), key=min)
         times["plain conv"] = plain
         result[phase] = {
@@ -150,6 +173,11 @@ def measure(row: Row, repeats: int) -> dict[str, Any]:
         }
         result[phase]["ours / plain conv"] = min(times["ours"]) / min(plain)
         result[phase]["torchvision / ours"] = min(times["torchvision"]) / min(times["ours"])
+        if runtimes := [min(times[name]) for name in RUNTIMES if name in times]:
+            result[phase]["best runtime / ours"] = min(runtimes) / min(times["ours"])
+        bf16 = min(times["ours bf16"])
+        result[phase]["ours / plain conv, bf16"] = bf16 / min(times["conv bf16"])
+        result[phase]["ours, float32 / bf16"] = min(times["ours"]) / bf16
     return result
 
 
@@ -179,22 +207,46 @@ def extra_memory(index: int, name: str, backward: bool, threads: int) -> float:
     return int(done.stdout) / 1024
 
 
+def cell(phase: dict[str, Any], name: str) -> str:
+    """Formats minimum (median) of a contestant; a dash if it did not take part."""
+    times = phase.get(name)
+    return f"{times['min_ms']:.2f} ({times['median_ms']:.2f})" if times else "-"
+
+
 def table(results: list[dict[str, Any]]) -> str:
-    """Formats the results as a Markdown table."""
+    """Formats the results in float32 as a Markdown table."""
+    names = ("plain conv", "ours", "torchvision", *RUNTIMES)
     lines = [
-        "| N, C->O, size | phase | plain conv, ms | ours, ms | torchvision, ms | ours / plain "
-        "| torchvision / ours | extra MiB: plain, ours, torchvision |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| N, C->O, size | phase | {', ms | '.join(names)}, ms | ours / plain "
+        "| best runtime / ours | torchvision / ours | extra MiB: plain, ours, torchvision |",
+        "|---" * (len(names) + 6) + "|",
     ]
     for result in results:
         for phase in ("forward", "forward+backward"):
             r = result[phase]
-            cells = [f"{r[n]['min_ms']:.2f} ({r[n]['median_ms']:.2f})"
-                     for n in ("plain conv", "ours", "torchvision")]  # fmt: skip
+            best = f"{r['best runtime / ours']:.2f}" if "best runtime / ours" in r else "-"
             memory = ", ".join(f"{m:.0f}" for m in r.get("extra_mib", {}).values()) or "-"
             lines.append(
-                f"| {result['name']} | {phase} | {' | '.join(cells)} | "
-                f"{r['ours / plain conv']:.2f} | {r['torchvision / ours']:.1f} | {memory} |"
+                f"| {result['name']} | {phase} | {' | '.join(cell(r, n) for n in names)} | "
+                f"{r['ours / plain conv']:.2f} | {best} | {r['torchvision / ours']:.1f} "
+                f"| {memory} |"
+            )
+    return "\n".join(lines)
+
+
+def bf16_table(results: list[dict[str, Any]]) -> str:
+    """Formats the results in bfloat16 as a Markdown table."""
+    lines = [
+        "| bfloat16: N, C->O, size | phase | plain conv, ms | ours, ms | ours / plain "
+        "| ours: float32 / bfloat16 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        for phase in ("forward", "forward+backward"):
+            r = result[phase]
+            lines.append(
+                f"| {result['name']} | {phase} | {cell(r, 'conv bf16')} | {cell(r, 'ours bf16')} "
+                f"| {r['ours / plain conv, bf16']:.2f} | {r['ours, float32 / bf16']:.2f} |"
             )
     return "\n".join(lines)
 
@@ -282,13 +334,13 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="measure extra memory too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    facts = machine(arguments.threads)
+    facts = machine(arguments.threads) | versions()
     results = []
     for index, row in enumerate(ROWS):
         if arguments.only not in row.name:
             continue
         print(f"measuring {row.name}", file=sys.stderr, flush=True)
-        results.append(measure(row, arguments.repeats))
+        results.append(measure(row, arguments.repeats, arguments.threads))
         if arguments.memory:
             for phase, backward in (("forward", False), ("forward+backward", True)):
                 results[-1][phase]["extra_mib"] = {
@@ -297,6 +349,7 @@ def main() -> None:
                 }
     print(", ".join(f"{key}: {value}" for key, value in facts.items()), end="\n\n")
     print(table(results), end="\n\n")
+    print(bf16_table(results), end="\n\n")
     rois = measure_rois(arguments.repeats)
     print(roi_table(rois))
     if arguments.json:
