@@ -26,7 +26,7 @@ def plan(device: str = "cpu", cache: object = None, **train: Any) -> Any:
         workers=1,
         device=SimpleNamespace(type=device),
         train_set=SimpleNamespace(cache=cache),
-        val_set=SimpleNamespace(split="val"),
+        val_sets=(SimpleNamespace(split="val"),),
     )
 
 
