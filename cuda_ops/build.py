@@ -251,13 +251,18 @@ def build_cpu(
     return _build_for_host(folder / "_C.so", work, [*cpu_sources(), *more_sources], more_flags)
 
 
-def build_host_shim(folder: Path, work: Path, more_flags: Sequence[str] = ()) -> Path:
+def build_host_shim(
+    folder: Path,
+    work: Path,
+    more_flags: Sequence[str] = (),  # for the compiler and the linker
+    more_sources: Sequence[Path] = (),
+) -> Path:
     """Builds `folder/_C_host_shim.so`: the CUDA kernels as host code, for tests alone.
 
     Its operators are those of `segdeform` in the namespace `segdeform_host_shim`, for CPU tensors.
     csrc/cuda/launch.h says how one source serves both. Leaves alone what is up to date.
     """
-    sources = [SOURCES / "ops.cpp", *cuda_sources()]
+    sources = [SOURCES / "ops.cpp", *cuda_sources(), *more_sources]
     names = ["-DSEGDEFORM_HOST_SHIM", "-DSEGDEFORM_LIBRARY=segdeform_host_shim"]
     # Jumps between stacks are what the fortified longjmp refuses. Most of the time is compiling.
     flags = [*names, "-U_FORTIFY_SOURCE", "-O1", *more_flags]

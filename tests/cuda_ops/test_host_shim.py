@@ -24,6 +24,16 @@ def test_the_probe_agrees_with_the_reference(host_shim: Any) -> None:  # noqa: F
     torch.testing.assert_close(host_shim.sample_points(image, points), expected)
 
 
+def test_a_read_of_what_no_one_wrote_is_seen(host_shim: Any) -> None:  # noqa: F811
+    for kind in ("sum_of_workspace", "sum_of_result"):
+        read = getattr(host_shim, kind)
+        for dtype in (torch.float32, torch.float64):
+            like = torch.ones(96, dtype=dtype)
+            assert read(like, 96) == 95 * 96 / 2
+            assert read(like, 95).isnan()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("host_shim") / "program"

@@ -3,7 +3,8 @@
 // Each thread of a block is a fiber with a stack of its own; it runs until it waits at a barrier or
 // a shuffle. Which thread runs next, and which block, is drawn at random (SEGDEFORM_SHIM_SEED, read
 // at each launch): a result that needs an order which no barrier enforces differs between seeds.
-// Shared memory starts each block as NaN (all bits set). These throw: a barrier or shuffle that not
+// Shared memory starts each block as NaN (all bits set); so does global memory that the tests have
+// torch fill (tests/cuda_ops/host_shim.py). These throw: a barrier or shuffle that not
 // all threads named reach, a shuffle from a lane that takes no part, a write past shared memory, a
 // vector at an address that is not aligned (vectors.cuh).
 // What it cannot show: memory models weaker than the host's, speed, bounds of tensors (address
