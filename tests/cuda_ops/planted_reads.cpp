@@ -36,8 +36,8 @@ Tensor sum_of_workspace(const Tensor& like, int64_t written) {
 
 Tensor sum_of_result(const Tensor& like, int64_t written) {
   return with_type(like.scalar_type(), [&](auto t) {
-    const Tensor result = empty_like_format(like, {96, 1, 1, 1}, type_of<decltype(t)>(),
-                                            MemoryFormat::ChannelsLast);
+    const Tensor result =
+        empty_like_format(like, {96, 1, 1, 1}, type_of<decltype(t)>(), MemoryFormat::ChannelsLast);
     return sum_of(like, data<decltype(t)>(result), written);
   });
 }

@@ -243,3 +243,9 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta) {
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
   return segdeform::cuda::shim::Block::current().ballot(mask, predicate != 0);
 }
+
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+
+inline int __all_sync(unsigned mask, int predicate) {
+  return __ballot_sync(mask, predicate) == mask;
+}

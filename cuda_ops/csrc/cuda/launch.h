@@ -2,7 +2,8 @@
 //
 // A kernel file includes this header alone for CUDA's vocabulary and uses of it:
 //   __global__, __device__, threadIdx, blockIdx, blockDim, gridDim, dim3 (x only, if it can be);
-//   __syncthreads, __syncwarp, __ballot_sync, __shfl_sync, __shfl_xor_sync, __shfl_down_sync;
+//   __syncthreads, __syncwarp, __ballot_sync, __any_sync, __all_sync, __shfl_sync,
+//   __shfl_xor_sync, __shfl_down_sync;
 //   SEGDEFORM_HOST_DEVICE for functions that are no templates (it implies inline);
 //   shared_memory<T>() for all shared memory: one array sized by the launch (no __shared__ names);
 //   launch(kernel, grid, block, shared_bytes, stream, arguments...) in place of <<<>>>: it throws

@@ -1,5 +1,6 @@
 // Gradients of offsets and mask: from the four inner products of the column's gradient with the
-// corners, summed by a team of lanes in a fixed order.
+// corners, summed by a team of lanes in a fixed order and left in shared memory, from where the
+// threads of the block write what follows from them, neighbouring pixels side by side.
 #pragma once
 
 #include "column_gradient.cuh"
@@ -34,15 +35,15 @@ __device__ void write_sample_gradient(const Geometry& g, const SampleGradients<R
   }
 }
 
-// One sample, by a team: the inner products with the gradient of its column. With kColumns it
-// leaves the column itself behind, which may lie where its gradient was.
+// One sample, by a team: what its lanes add to the inner products with the gradient of its column.
+// With kColumns it leaves the column itself behind, which may lie where its gradient was.
 template <int V, bool kColumns, typename T, typename Gradient>
 __device__ void corner_products(const Geometry& g, const Team& team, const T* image,
                                 const Piece& piece, const Sample<Real<T>>& sample,
                                 const Gradient& gradient, int64_t row, uint32_t tap,
                                 Real<T> (&products)[4]) {
   using R = Real<T>;
-  for (int64_t c = int64_t(team.lane) * V; c < piece.channels; c += int64_t(team.width) * V) {
+  for (int64_t c = int64_t(team.lane) * V; c < piece.channels; c += int64_t(team.width()) * V) {
     const int64_t channel = piece.first_channel + c;
     const typename Gradient::Cursor cursor = gradient.at(channel, row);
     const auto loaded = cursor.template load<V>(gradient.place(0, tap));
@@ -60,7 +61,6 @@ __device__ void corner_products(const Geometry& g, const Team& team, const T* im
       store<V>(cursor.from + gradient.place(0, tap), value);
     }
   }
-  team_sums(team, products);
 }
 
 constexpr int kTapsOfBlock = 2;  // few: chunks of few pixels must fill the GPU too
@@ -69,10 +69,11 @@ constexpr int kTapsOfBlock = 2;  // few: chunks of few pixels must fill the GPU 
 template <typename T, int V, bool kColumns, typename Gradient>
 __global__ void __launch_bounds__(kThreads, 2)
     sample_gradients(Geometry g, Sampling<T> s, Rows rows, int64_t first_channel, int64_t channels,
-                     int width, Gradient gradient, SampleGradients<Real<T>> out) {
+                     int bits, Gradient gradient, SampleGradients<Real<T>> out) {
   using R = Real<T>;
   Sample<R>* staged = shared_memory<Sample<R>>();
-  const Team team = team_of(width);
+  R* sums = reinterpret_cast<R*>(staged + kTapsOfBlock * kTilePixels);  // four a sample
+  const Team team = team_of(bits);
   const auto [piece, first_row, pixels, first_pixel] =
       tile_of_block(g, rows, first_channel, channels);
   const bool adds = piece.first_channel > piece.offset_group * g.channels_per_offset_group();
@@ -80,30 +81,39 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int taps = int(least(kTapsOfBlock, g.taps() - tap));
 
   stage_samples<true>(g, s, first_pixel, pixels, piece.offset_group, tap, taps, staged);
-  for (int i = int(threadIdx.x) / width; i < pixels * taps; i += kThreads / width) {
-    const int t = i / pixels, m = i % pixels;
-    const Sample<R>& sample = staged[t * kTilePixels + m];
-    const int64_t row = first_row + m;
-    const ImagePixel at = later(g, first_pixel, m);
+  const int samples = taps * kTilePixels;  // [taps, kTilePixels]
+  for (int base = first_team_of_warp(bits); base < samples; base += kThreads >> bits) {
+    const int i = base + (team.first >> bits), t = i / kTilePixels, m = i % kTilePixels;
+    const bool is_sample = i < samples && m < pixels;
     R products[4] = {};
-    corner_products<V, kColumns>(g, team, s.input + at.image * g.in_pixels() * g.channels, piece,
-                                 sample, gradient, row, uint32_t(tap + t), products);
-    if (team.lane == 0)
-      write_sample_gradient(g, out, sample, products, at, piece.offset_group, tap + t, adds);
+    if (is_sample) {
+      const T* image = s.input + later(g, first_pixel, m).image * g.in_pixels() * g.channels;
+      corner_products<V, kColumns>(g, team, image, piece, staged[i], gradient, first_row + m,
+                                   uint32_t(tap + t), products);
+    }
+    write_team_sums(team, products, is_sample, sums + i * 4);
   }
+  __syncthreads();
+  const int i = int(threadIdx.x), m = i % kTilePixels;
+  if (i >= samples || m >= pixels) return;
+  const R products[4] = {sums[i * 4], sums[i * 4 + 1], sums[i * 4 + 2], sums[i * 4 + 3]};
+  write_sample_gradient(g, out, staged[i], products, later(g, first_pixel, m), piece.offset_group,
+                        tap + i / kTilePixels, adds);
 }
+static_assert(kTapsOfBlock * kTilePixels <= kThreads);
 
 template <typename T, int V, bool kColumns, typename Gradient>
 void launch_sample_gradients(const Geometry& g, const Sampling<T>& s, Rows rows,
                              int64_t first_channel, int64_t channels, const Gradient& gradient,
                              const SampleGradients<Real<T>>& out, Stream stream) {
+  using R = Real<T>;
   const dim3 grid(blocks_for(rows.count, kTilePixels),
                   planes_for(count_pieces(g, first_channel, channels)),
                   planes_for((g.taps() + kTapsOfBlock - 1) / kTapsOfBlock));
-  const int width = team_width(least(channels, g.channels_per_offset_group()) / V);
-  launch(sample_gradients<T, V, kColumns, Gradient>, grid, kThreads,
-         staged_bytes<Real<T>>(kTapsOfBlock), stream, g, s, rows, first_channel, channels, width,
-         gradient, out);
+  constexpr size_t kBytes = kTapsOfBlock * kTilePixels * (sizeof(Sample<R>) + 4 * sizeof(R));
+  const int bits = team_bits(least(channels, g.channels_per_offset_group()) / V);
+  launch(sample_gradients<T, V, kColumns, Gradient>, grid, kThreads, kBytes, stream, g, s, rows,
+         first_channel, channels, bits, gradient, out);
 }
 
 }  // namespace segdeform::cuda

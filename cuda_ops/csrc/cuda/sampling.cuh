@@ -197,34 +197,61 @@ SEGDEFORM_HOST_DEVICE void load_sample(const T* image, uint32_t channels, const 
 }
 
 // ---- teams: neighbouring lanes of a warp that work on one thing ----
+//
+// Shuffles and votes name all lanes of the warp, by a literal: of a mask that is only known at run
+// time the compiler makes sure, by several instructions before each group of shuffles. So the teams
+// of a warp go through their loops in step, and one that has nothing to do takes part idly.
 
 struct Team {
-  int width;      // lanes, a power of two up to a warp
-  int lane;       // in the team
-  int first;      // its first lane in the warp
-  unsigned mask;  // its lanes in the warp
+  int bits;   // it has 2^bits lanes, at most a warp
+  int lane;   // in the team
+  int first;  // its first lane in the warp
+
+  SEGDEFORM_HOST_DEVICE int width() const { return 1 << bits; }
 };
 
-// The narrowest team that does so many units at one a lane, or a warp.
-SEGDEFORM_HOST_DEVICE int team_width(int64_t units) {
-  int width = 1;
-  while (width < kWarp && width < units) width *= 2;
-  return width;
+// Of the narrowest team that does so many units at one a lane, or of a warp.
+SEGDEFORM_HOST_DEVICE int team_bits(int64_t units) {
+  int bits = 0;
+  while ((1 << bits) < kWarp && (1 << bits) < units) ++bits;
+  return bits;
 }
 
-SEGDEFORM_HOST_DEVICE Team team_of(int width) {
-  const int lane = lane_of_warp(), first = lane / width * width;
-  const unsigned lanes = width == kWarp ? kAllLanes : (1u << width) - 1u;
-  return {width, lane - first, first, lanes << first};
+SEGDEFORM_HOST_DEVICE Team team_of(int bits) {
+  const int lane = lane_of_warp(), inside = lane & ((1 << bits) - 1);
+  return {bits, inside, lane - inside};
 }
 
-template <typename R, int N>
-__device__ void team_sums(const Team& team, R (&values)[N]) {
-  for (int step = team.width / 2; step > 0; step /= 2) {
-    R others[N];
-    for (int i = 0; i < N; ++i) others[i] = __shfl_xor_sync(team.mask, values[i], step);
-    for (int i = 0; i < N; ++i) values[i] += others[i];
+// The number of the first team of this warp among those of the block.
+SEGDEFORM_HOST_DEVICE int first_team_of_warp(int bits) {
+  return (int(threadIdx.x) - lane_of_warp()) >> bits;
+}
+
+// Writes the sums over the lanes of a team, by one lane each where it has four lanes or more. Two
+// halves of a team exchange what they do not sum further: 6 shuffles in a warp, not 4 * 5. Every
+// sum adds up as a tree from the widest step to the narrowest. All lanes of the warp call it.
+template <typename R>
+__device__ void write_team_sums(const Team& team, R (&values)[4], bool wanted, R* sums) {
+  int held = 4, number = 0, step = team.width() / 2;
+  if (step > 0) {
+    const bool upper = (team.lane & step) != 0;
+    for (int i = 0; i < 2; ++i) {
+      const R other = __shfl_xor_sync(kAllLanes, upper ? values[i] : values[2 + i], step);
+      values[i] = (upper ? values[2 + i] : values[i]) + other;
+    }
+    held = 2, number = upper ? 2 : 0, step /= 2;
   }
+  if (step > 0) {
+    const bool upper = (team.lane & step) != 0;
+    const R other = __shfl_xor_sync(kAllLanes, upper ? values[0] : values[1], step);
+    values[0] = (upper ? values[1] : values[0]) + other;
+    held = 1, number += upper ? 1 : 0, step /= 2;
+  }
+  const int same = 2 * step;  // lanes that sum the same from here on, 0 for one alone
+  for (; step > 0; step /= 2) values[0] += __shfl_xor_sync(kAllLanes, values[0], step);
+  if (!wanted || (same > 0 && (team.lane & (same - 1)) != 0)) return;
+  for (int i = 0; i < 4; ++i)
+    if (i < held) sums[number + i] = values[i];
 }
 
 }  // namespace segdeform::cuda

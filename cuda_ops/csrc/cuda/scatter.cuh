@@ -116,19 +116,21 @@ __device__ Entry<Real<T>> entry_of(const Geometry& g, const Sampling<T>& s,
   return {gradient.place(pixel, tap), of_row * of_column * sample.mask};
 }
 
-// Adds E entries of a team, those from number `first` on of the ones that its lanes hold. All that
-// memory is asked for is under way before the first of it is used.
+// Adds E entries of each team, those from number `first` on of the ones that its lanes hold, where
+// they are `wanted`. All that memory is asked for is under way before the first of it is used. All
+// lanes of the warp call it.
 template <int E, int V, typename R, typename Cursor>
-__device__ void add_entries(const Team& team, const Entry<R>& own, int first,
+__device__ void add_entries(const Team& team, const Entry<R>& own, int first, bool wanted,
                             const Cursor (&cursor)[kTeamVectors], R (&sum)[kTeamVectors][V]) {
   uint64_t place[E];
   R weight[E];
 #pragma unroll
   for (int e = 0; e < E; ++e) {
     const int lane = team.first + first + e;
-    place[e] = __shfl_sync(team.mask, own.place, lane);
-    weight[e] = __shfl_sync(team.mask, own.weight, lane);
+    place[e] = __shfl_sync(kAllLanes, own.place, lane);
+    weight[e] = __shfl_sync(kAllLanes, own.weight, lane);
   }
+  if (!wanted) return;
   decltype(cursor[0].template load<V>(0)) loaded[E][kTeamVectors];
 #pragma unroll
   for (int e = 0; e < E; ++e)
@@ -150,43 +152,51 @@ template <typename T, int V, typename Gradient>
 __global__ void __launch_bounds__(kThreads, 2)
     gather_input_gradient(Geometry g, Sampling<T> s, SampleLists lists, int64_t first_listed,
                           int64_t first_image, int64_t images, int64_t first_channel,
-                          int64_t channels, int width, Gradient gradient, T* grad_input) {
+                          int64_t channels, int bits, Gradient gradient, T* grad_input) {
   using R = Real<T>;
   constexpr int kAtOnce = Gradient::kAtOnce;
-  const Team team = team_of(width);
+  const Team team = team_of(bits);
   const Piece piece = piece_of(g, first_channel, channels, blockIdx.y);
   const int64_t vectors = piece.channels / V;
-  const int64_t first_vector = int64_t(blockIdx.z) * kTeamVectors * width;
-  const int64_t number = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / width;
-  if (number >= images * g.in_pixels() || first_vector >= vectors) return;  // the whole team
+  const int64_t first_vector = int64_t(blockIdx.z) * kTeamVectors << bits;
+  const int64_t pixels = images * g.in_pixels();
+  const int64_t first_number = int64_t(blockIdx.x) * (kThreads >> bits) + first_team_of_warp(bits);
+  if (first_number >= pixels || first_vector >= vectors) return;  // the whole warp
 
-  const int64_t image = first_image + number / g.in_pixels(), pixel = number % g.in_pixels();
+  const int64_t number = first_number + (team.first >> bits);
+  const bool has_pixel = number < pixels;
+  const int64_t image = first_image + (has_pixel ? number : 0) / g.in_pixels();
+  const int64_t pixel = (has_pixel ? number : 0) % g.in_pixels();
   const int64_t segment = (image - first_listed) * g.offset_groups + piece.offset_group;
-  const PixelLists mine = lists_of(g, lists, segment, pixel);
+  PixelLists mine{};
+  if (has_pixel) mine = lists_of(g, lists, segment, pixel);
   typename Gradient::Cursor cursor[kTeamVectors];
   bool in_use[kTeamVectors];
   R sum[kTeamVectors][V] = {};
 #pragma unroll
   for (int j = 0; j < kTeamVectors; ++j) {
-    const int64_t vector = first_vector + j * width + team.lane;
+    const int64_t vector = first_vector + (j << bits) + team.lane;
     in_use[j] = vector < vectors;
     cursor[j] = gradient.at(piece.first_channel + (in_use[j] ? vector : 0) * V,
                             (image - first_image) * g.out_pixels());
   }
-  for (uint32_t first = 0; first < mine.total; first += uint32_t(width)) {
+  for (uint32_t first = 0; __any_sync(kAllLanes, first < mine.total); first += 1u << bits) {
     const uint32_t own = first + uint32_t(team.lane);
     Entry<R> entry{};
     if (own < mine.total)
       entry = entry_of(g, s, lists, mine, gradient, own, image, piece.offset_group);
-    const int count = int(least(width, mine.total - first));
+    const int count = first < mine.total ? int(least(team.width(), mine.total - first)) : 0;
     int i = 0;
-    for (; i + kAtOnce <= count; i += kAtOnce) add_entries<kAtOnce>(team, entry, i, cursor, sum);
-    for (; i < count; ++i) add_entries<1>(team, entry, i, cursor, sum);
+    for (; __all_sync(kAllLanes, i + kAtOnce <= count); i += kAtOnce)
+      add_entries<kAtOnce>(team, entry, i, true, cursor, sum);
+    for (; __any_sync(kAllLanes, i < count); ++i)
+      add_entries<1>(team, entry, i, i < count, cursor, sum);
   }
+  if (!has_pixel) return;
   T* out = grad_input + (image * g.in_pixels() + pixel) * g.channels + piece.first_channel;
 #pragma unroll
   for (int j = 0; j < kTeamVectors; ++j)
-    if (in_use[j]) store<V>(out + (first_vector + j * width + team.lane) * V, sum[j]);
+    if (in_use[j]) store<V>(out + (first_vector + (j << bits) + team.lane) * V, sum[j]);
 }
 
 template <typename T, int V, typename Gradient>
@@ -195,13 +205,13 @@ void launch_input_gradient(const Geometry& g, const Sampling<T>& s, const Sample
                            int64_t first_channel, int64_t channels, const Gradient& gradient,
                            T* grad_input, Stream stream) {
   const int64_t widest = least(channels, g.channels_per_offset_group()) / V;
-  const int width = team_width((widest + kTeamVectors - 1) / kTeamVectors);
-  const int64_t part = int64_t(kTeamVectors) * width;
-  const dim3 grid(blocks_for(images * g.in_pixels(), kThreads / width),
+  const int bits = team_bits((widest + kTeamVectors - 1) / kTeamVectors);
+  const int64_t part = int64_t(kTeamVectors) << bits;
+  const dim3 grid(blocks_for(images * g.in_pixels(), kThreads >> bits),
                   planes_for(count_pieces(g, first_channel, channels)),
                   planes_for((widest + part - 1) / part));
   launch(gather_input_gradient<T, V, Gradient>, grid, kThreads, 0, stream, g, s, lists,
-         first_listed, first_image, images, first_channel, channels, width, gradient, grad_input);
+         first_listed, first_image, images, first_channel, channels, bits, gradient, grad_input);
 }
 
 }  // namespace segdeform::cuda
