@@ -5,25 +5,28 @@
 
 namespace segdeform {
 
-// Of one deformable convolution. Its functions serve on the device too: they are constexpr.
-struct Geometry {
-  int64_t batch, channels, height, width;       // input  [N, C, H, W]
-  int64_t out_channels, out_height, out_width;  // output [N, O, P, Q]
-  int64_t kernel_h, kernel_w;
-  int64_t stride_h, stride_w;
-  int64_t pad_h, pad_w;
-  int64_t dilation_h, dilation_w;
-  int64_t groups;         // of the weight
-  int64_t offset_groups;  // of the offsets; need not nest with `groups`
+// Of one deformable convolution. Its functions serve on the device too: they are constexpr. Int is
+// int64_t on the host; a GPU, which has no instruction that divides such, counts in int32_t.
+template <typename Int>
+struct ConvGeometry {
+  Int batch, channels, height, width;       // input  [N, C, H, W]
+  Int out_channels, out_height, out_width;  // output [N, O, P, Q]
+  Int kernel_h, kernel_w;
+  Int stride_h, stride_w;
+  Int pad_h, pad_w;
+  Int dilation_h, dilation_w;
+  Int groups;         // of the weight
+  Int offset_groups;  // of the offsets; need not nest with `groups`
 
-  constexpr int64_t taps() const { return kernel_h * kernel_w; }
-  constexpr int64_t in_pixels() const { return height * width; }
-  constexpr int64_t out_pixels() const { return out_height * out_width; }
-  constexpr int64_t channels_per_group() const { return channels / groups; }
-  constexpr int64_t outputs_per_group() const { return out_channels / groups; }
-  constexpr int64_t channels_per_offset_group() const { return channels / offset_groups; }
+  constexpr Int taps() const { return kernel_h * kernel_w; }
+  constexpr Int in_pixels() const { return height * width; }
+  constexpr Int out_pixels() const { return out_height * out_width; }
+  constexpr Int channels_per_group() const { return channels / groups; }
+  constexpr Int outputs_per_group() const { return out_channels / groups; }
+  constexpr Int channels_per_offset_group() const { return channels / offset_groups; }
   constexpr bool depthwise() const { return groups == channels && out_channels == channels; }
 };
+using Geometry = ConvGeometry<int64_t>;
 
 constexpr int64_t kMaxRoiSamples = 4096;  // along one axis of one bin
 

@@ -1,10 +1,31 @@
-// Prints how cuda_ops/csrc/cuda/plan.h cuts what the lines of the input describe.
+// Prints how cuda_ops/csrc/cuda/plan.h cuts what the lines of the input describe; with an argument,
+// the shapes in 32 bits of the ones in the lines.
 #include "plan.h"
 
 #include <iostream>
 
-int main() {
-  using namespace segdeform;
+using namespace segdeform;
+
+template <typename Stream, typename Shape, typename F>
+void for_numbers(Stream& stream, Shape& g, F f) {
+  for (auto* number : {&g.batch, &g.channels, &g.height, &g.width, &g.out_channels, &g.out_height,
+                       &g.out_width, &g.kernel_h, &g.kernel_w, &g.stride_h, &g.stride_w, &g.pad_h,
+                       &g.pad_w, &g.dilation_h, &g.dilation_w, &g.groups, &g.offset_groups})
+    f(stream, *number);
+}
+
+int print_shapes() {
+  Geometry g{};
+  while (for_numbers(std::cin, g, [](auto& in, auto& number) { in >> number; }), std::cin) {
+    auto shapes = cuda::on_device(g);
+    if (shapes) for_numbers(std::cout, *shapes, [](auto& out, auto n) { out << n << " "; });
+    std::cout << (shapes ? "" : "refused") << "\n";
+  }
+  return 0;
+}
+
+int main(int count, char**) {
+  if (count > 1) return print_shapes();
   Geometry g{};
   int64_t workspace, element_bytes, vector, sorted_images, cells;
   while (std::cin >> g.batch >> g.channels >> g.groups >> g.out_height >> g.out_width >>

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,16 +71,26 @@ def drawn(count: int) -> list[Question]:
 
 
 @pytest.fixture(scope="module")
-def plans(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Question, dict[str, Any]]]:
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("plan") / "program"
     include = ["-I", build.SOURCES / "cuda"]
     flags = ["-std=c++20", "-O1", "-Wall", "-Werror", "-fsanitize=undefined"]
     subprocess.run([build.cxx_compiler(), *flags, *include, PROGRAM, "-o", target], check=True)
-    questions = drawn(400)
-    text = "".join(" ".join(map(str, question)) + "\n" for question in questions)
-    done = subprocess.run([target], input=text, capture_output=True, text=True, check=True)
+    return target
+
+
+def answers(program: Path, lines: Iterable[Iterable[int]], *mode: str) -> list[str]:
+    """Gives the program lines of numbers; returns the lines that it prints."""
+    text = "".join(" ".join(map(str, line)) + "\n" for line in lines)
+    done = subprocess.run([program, *mode], input=text, capture_output=True, text=True, check=True)
     assert not done.stderr
-    return list(zip(questions, map(json.loads, done.stdout.splitlines()), strict=True))
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def plans(program: Path) -> list[tuple[Question, dict[str, Any]]]:
+    questions = drawn(400)
+    return list(zip(questions, map(json.loads, answers(program, questions)), strict=True))
 
 
 def test_every_channel_of_every_row_is_in_one_chunk(
@@ -157,3 +168,40 @@ def test_the_forward_pass_and_the_sorting_fit_as_well(
         assert 1 <= images <= question.batch
         assert images == 1 or images * image <= question.workspace
         assert images == question.batch or (images + 1) * image > question.workspace
+
+
+MOST = 2**31 - 1  # what the kernels count to
+
+
+def test_a_launch_never_has_more_rows_than_the_kernels_count(program: Path) -> None:
+    rows = 3 * 30_000 * 40_000
+    for sorted_images in (0, 3):
+        question = Question(3, 1, 1, 30_000, 40_000, 1, 1, 1, 2**50, 2, 1, sorted_images, 1)
+        plan = json.loads(answers(program, [question])[0])
+        chunks = [chunk for _, _, chunks in plan["sortings"] for chunk in chunks]
+        assert [first for first, _ in chunks] == [i * chunks[0][1] for i in range(len(chunks))]
+        assert sum(count for _, count in chunks) == rows > MOST
+        assert max(count for _, count in chunks) <= MOST and plan["forward"] <= MOST
+
+
+def test_shapes_are_handed_over_whole_or_not_at_all(program: Path) -> None:
+    names = ("batch channels height width outputs out_height out_width kernel_h kernel_w stride_h "
+             "stride_w pad_h pad_w dilation_h dilation_w groups offset_groups").split()  # fmt: skip
+    usual = dict(zip(names, (5, 12, 7, 9, 8, 3, 2, 3, 2, 2, 4, 1, 0, 2, 3, 4, 6), strict=True))
+    refused: list[dict[str, int]] = [
+        {"batch": 2**31}, {"outputs": 2**31}, {"channels": 2**29}, {"pad_w": 2**31},
+        {"height": 2**20, "width": 2**11}, {"out_height": 2**20, "out_width": 2**11},
+    ]  # fmt: skip
+    taken: list[dict[str, int]] = [
+        {}, {"batch": MOST}, {"outputs": MOST}, {"channels": MOST // 6},
+        {"height": 46_340, "width": 46_340}, {"out_height": 46_340, "out_width": 46_340},
+        {"pad_h": -3},
+    ]  # fmt: skip
+    lines = [tuple((usual | change).values()) for change in taken + refused]
+    found = answers(program, lines, "shapes")
+    assert found[len(taken) :] == ["refused"] * len(refused)
+    assert [tuple(map(int, line.split())) for line in found[: len(taken)]] == lines[: len(taken)]
+    # A step that is never taken may be as large as it likes.
+    far = usual | {"stride_h": 2**40, "out_height": 1, "stride_w": 2**31 + 5, "out_width": 1}
+    (line,) = answers(program, [far.values()], "shapes")
+    assert tuple(map(int, line.split())) == tuple((far | {"stride_h": 1, "stride_w": 1}).values())

@@ -28,7 +28,7 @@ struct StoredGradient {
     }
   };
   // Of a row after `row`, which need not be the first.
-  __device__ Cursor at(int64_t channel, int64_t row) const { return {columns.at(channel, row)}; }
+  __device__ Cursor at(int32_t channel, int64_t row) const { return {columns.at(channel, row)}; }
   __device__ uint64_t place(uint32_t row, uint32_t tap) const {
     return uint64_t(row) * uint32_t(columns.row_stride()) +
            uint64_t(tap) * uint32_t(columns.group_channels);
@@ -41,7 +41,7 @@ struct DepthwiseGradient {
   static constexpr int kAtOnce = 2;
   const T* grad;    // [rows, C]
   const T* weight;  // [T, C]
-  int64_t channels;
+  int32_t channels;
 
   template <int V>
   struct Factors {
@@ -64,7 +64,8 @@ struct DepthwiseGradient {
       for (int k = 0; k < V; ++k) values[k] *= factors[k];
     }
   };
-  __device__ Cursor at(int64_t channel, int64_t row) const {
+  DepthwiseGradient from(int64_t row) const { return {grad + row * channels, weight, channels}; }
+  __device__ Cursor at(int32_t channel, int64_t row) const {
     return {grad + row * channels + channel, weight + channel, uint32_t(channels)};
   }
   __device__ static uint64_t place(uint32_t row, uint32_t tap) { return uint64_t(row) << 32 | tap; }

@@ -16,7 +16,8 @@ namespace segdeform::cuda {
 namespace {
 
 // bias: [O] in the type of the columns. The products of several groups wait in the compute type for
-// it, so that half precision is rounded once; of one group torch's product adds it.
+// it, so that half precision is rounded once (torch's product of batches that adds one is not to be
+// had through the stable ABI); of one group torch's product adds it.
 template <typename T, int V>
 void forward_dense(const Operands<T>& operands, const std::optional<Tensor>& bias, T* output,
                    Stream stream) {
@@ -35,10 +36,11 @@ void forward_dense(const Operands<T>& operands, const std::optional<Tensor>& bia
       data<T>(operands.weight), {g.groups, outputs, width}, {outputs * width, width, 1}};
   for (int64_t first = 0; first < rows; first += most) {
     const int64_t count = std::min(most, rows - first);
-    const Columns<T> columns{memory.get(), 0, g.channels, g.channels_per_group(), count, g.taps()};
-    launch_gather<T, V>(g, sampling, {first, count}, columns, stream);
+    const Slice all{0, g.channels, g.channels_per_group()};
+    launch_gather<T, V>(g, sampling, rows_from(g, first, count),
+                        columns_of(memory.get(), g, all, count), stream);
     T* chunk = output + first * g.out_channels;
-    const Matrices column{columns.data, {g.groups, count, width}, {count * width, width, 1}};
+    const Matrices column{memory.get(), {g.groups, count, width}, {count * width, width, 1}};
     const Matrices out{chunk, {g.groups, count, outputs}, {outputs, g.out_channels, 1}};
     if (!bias) {
       multiply(operands.input, type_of<T>(), column, weight.transposed(), out);
@@ -47,8 +49,7 @@ void forward_dense(const Operands<T>& operands, const std::optional<Tensor>& bia
     } else {
       multiply_wide(operands.input, type_of<T>(), type_of<R>(), column, weight.transposed(),
                     {products.get(), {g.groups, count, outputs}, {count * outputs, outputs, 1}});
-      launch(add_bias<T>, dim3(blocks_for(count * outputs, kThreads), planes_for(g.groups)),
-             kThreads, 0, stream, products.get(), data<T>(*bias), count, outputs, chunk);
+      launch_add_bias(g, products.get(), data<T>(*bias), count, chunk, stream);
     }
   }
 }

@@ -83,7 +83,7 @@ class Backward {
       for (const Slice& slice : plan.slices) {
         const Tensor weight = weight_of(slice);
         plan.for_chunks(first, end, [&](int64_t row, int64_t count) {
-          run_chunk(slice, weight, {row, count}, sorted, memory.get());
+          run_chunk(slice, weight, rows_from(g_, row, count), sorted, memory.get());
         });
       }
     });
@@ -101,10 +101,9 @@ class Backward {
   }
 
   // In memory first the gradients of the columns, then the columns.
-  void run_chunk(const Slice& slice, const Tensor& weight, Rows rows,
+  void run_chunk(const Slice& slice, const Tensor& weight, const Rows& rows,
                  const std::optional<SortedSamples<T>>& sorted, T* memory) {
-    const Columns<T> columns{
-        memory, slice.first_channel, slice.channels, slice.group_channels, rows.count, g_.taps()};
+    const Columns<T> columns = columns_of(memory, g_, slice, rows.count);
     const int64_t width = columns.row_stride(), outputs = g_.outputs_per_group();
     const int64_t groups = slice.groups(),
                   first_group = slice.first_channel / g_.channels_per_group();
@@ -145,33 +144,34 @@ class Backward {
   }
 
   void run_depthwise() {
-    const Rows rows{0, g_.batch * g_.out_pixels()};
     const Tensor weight = operands_.taps_first();
-    const DepthwiseGradient<T> all{data<T>(grad_), data<T>(weight), g_.channels};
-    if (need_.weight) grad_weight = depthwise_weight(rows);
+    const DepthwiseGradient<T> all{data<T>(grad_), data<T>(weight), int32_t(g_.channels)};
+    if (need_.weight) grad_weight = depthwise_weight();
     if (g_.batch == 0) return;
     if (need_.samples())
-      launch_sample_gradients<T, V, false>(g_, sampling_, rows, 0, g_.channels, all,
-                                           sample_gradients_, stream_);
+      for_launches(g_, [&](const Rows& rows) {
+        launch_sample_gradients<T, V, false>(g_, sampling_, rows, 0, g_.channels,
+                                             all.from(rows.first), sample_gradients_, stream_);
+      });
     const int64_t images =
         need_.input ? images_to_sort(g_, count_cells(g_), workspace_limit()) : g_.batch;
     for (int64_t first = 0; need_.input && first < g_.batch; first += images) {
       const int64_t count = std::min(images, g_.batch - first);
       const SortedSamples<T> sorted(operands_, first, count, stream_);
-      const DepthwiseGradient<T> gradient{all.grad + first * g_.out_pixels() * g_.channels,
-                                          all.weight, g_.channels};
       launch_input_gradient<T, V>(g_, sampling_, sorted.lists(), first, first, count, 0,
-                                  g_.channels, gradient, data<T>(grad_input), stream_);
+                                  g_.channels, all.from(first * g_.out_pixels()),
+                                  data<T>(grad_input), stream_);
     }
   }
 
   // [C, 1, T], summed over chunks of pixels and then over the chunks.
-  Tensor depthwise_weight(Rows rows) const {
+  Tensor depthwise_weight() const {
+    const int64_t rows = g_.batch * g_.out_pixels();
     constexpr int64_t kMostChunks = 512;
     const int64_t fit = workspace_limit() / (g_.taps() * g_.channels * int64_t(sizeof(R)));
     const int64_t most = std::clamp<int64_t>(fit, 1, kMostChunks);
-    const int64_t chunk_pixels = std::max<int64_t>(kThreads, (rows.count + most - 1) / most);
-    const int64_t chunks = (rows.count + chunk_pixels - 1) / chunk_pixels;
+    const int64_t chunk_pixels = std::max<int64_t>(kThreads, (rows + most - 1) / most);
+    const int64_t chunks = (rows + chunk_pixels - 1) / chunk_pixels;
     const Tensor partial = empty(grad_, {chunks, g_.taps(), g_.channels}, type_of<R>());
     launch_depthwise_weight_gradient<T, V>(g_, sampling_, data<T>(grad_), chunks, chunk_pixels,
                                            data<R>(partial), stream_);

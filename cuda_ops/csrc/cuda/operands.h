@@ -50,8 +50,9 @@ struct Operands {
         offset(torch::stable::to(offset, type_of<Real<T>>())),
         weight(channels_last(weight, type_of<T>())) {
     if (mask) this->mask = torch::stable::to(*mask, type_of<Real<T>>());
-    STD_TORCH_CHECK(g.taps() * g.channels < int64_t(1) << 31,
-                    "deform_conv2d: 2^31 and more taps times channels are not supported");
+    STD_TORCH_CHECK(on_device(g).has_value(),
+                    "deform_conv2d: 2^31 and more images, output channels, taps times channels, or "
+                    "output pixels of an image are not supported on CUDA");
   }
 
   Sampling<T> sampling() const {

@@ -3,17 +3,49 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
+#include <optional>
 #include <vector>
 
 #include "../geometry.h"
 
 namespace segdeform::cuda {
 
+constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max();  // of one launch
+
+// The shapes in 32 bits, in which the kernels count channels, taps, the pixels of one image and the
+// rows of one launch; nothing where one of these numbers does not fit. Addresses have 64 bits.
+inline std::optional<ConvGeometry<int32_t>> on_device(const Geometry& g) {
+  for (const int64_t number : {g.batch, g.out_channels, g.taps() * g.channels, g.in_pixels(),
+                               g.out_pixels(), g.pad_h, g.pad_w})
+    if (number > kMostRows) return std::nullopt;
+  const auto stride = [](int64_t stride, int64_t steps) {  // where there is no step, it may be huge
+    return int32_t(steps > 1 ? stride : 1);
+  };
+  return ConvGeometry<int32_t>{int32_t(g.batch),
+                               int32_t(g.channels),
+                               int32_t(g.height),
+                               int32_t(g.width),
+                               int32_t(g.out_channels),
+                               int32_t(g.out_height),
+                               int32_t(g.out_width),
+                               int32_t(g.kernel_h),
+                               int32_t(g.kernel_w),
+                               stride(g.stride_h, g.out_height),
+                               stride(g.stride_w, g.out_width),
+                               int32_t(g.pad_h),
+                               int32_t(g.pad_w),
+                               int32_t(g.dilation_h),
+                               int32_t(g.dilation_w),
+                               int32_t(g.groups),
+                               int32_t(g.offset_groups)};
+}
+
 // Rows of a chunk of the forward pass, at most: as many as fit the workspace, whole tiles of the
 // product, chunks of like size.
 inline int64_t forward_rows(int64_t rows, int64_t workspace, int64_t row_bytes) {
   constexpr int64_t kProductTile = 128;
-  const int64_t most = std::max<int64_t>(1, workspace / row_bytes);
+  const int64_t most = std::clamp<int64_t>(workspace / row_bytes, 1, kMostRows);
   if (rows <= most) return rows;
   const int64_t chunks = (rows + most - 1) / most;
   const int64_t even = ((rows + chunks - 1) / chunks + kProductTile - 1) / kProductTile;
@@ -69,7 +101,7 @@ struct BackwardPlan {
     const int64_t fit = limit / (g.taps() * element_bytes * unit);       // channels of a unit
     slices = cut_channels(g, std::clamp<int64_t>(fit, 1, g.channels), vector);
     sorted_rows = whole_images ? sorted_images * unit : rows;
-    chunk_rows = unit * std::clamp<int64_t>(fit / g.channels, 1, rows / unit);
+    chunk_rows = unit * std::clamp<int64_t>(fit / g.channels, 1, std::min(rows, kMostRows) / unit);
   }
 
   int64_t widest() const {

@@ -15,11 +15,11 @@ struct SampleGradients {
 
 // `adds`: channels of the offset group came before, in another slice.
 template <typename R>
-__device__ void write_sample_gradient(const Geometry& g, const SampleGradients<R>& out,
+__device__ void write_sample_gradient(const Shapes& g, const SampleGradients<R>& out,
                                       const Sample<R>& sample, const R (&s)[4], ImagePixel at,
-                                      int64_t group, int64_t tap, bool adds) {
+                                      int32_t group, int32_t tap, bool adds) {
   const int64_t pixels = g.out_pixels(), p = at.pixel;
-  const int64_t channel = (at.image * g.offset_groups + group) * g.taps() + tap;
+  const int64_t channel = (int64_t(at.image) * g.offset_groups + group) * g.taps() + tap;
   if (out.offset) {
     R* dy = out.offset + 2 * channel * pixels + p;
     R* dx = dy + pixels;
@@ -38,13 +38,13 @@ __device__ void write_sample_gradient(const Geometry& g, const SampleGradients<R
 // One sample, by a team: what its lanes add to the inner products with the gradient of its column.
 // With kColumns it leaves the column itself behind, which may lie where its gradient was.
 template <int V, bool kColumns, typename T, typename Gradient>
-__device__ void corner_products(const Geometry& g, const Team& team, const T* image,
+__device__ void corner_products(const Shapes& g, const Team& team, const T* image,
                                 const Piece& piece, const Sample<Real<T>>& sample,
                                 const Gradient& gradient, int64_t row, uint32_t tap,
                                 Real<T> (&products)[4]) {
   using R = Real<T>;
-  for (int64_t c = int64_t(team.lane) * V; c < piece.channels; c += int64_t(team.width()) * V) {
-    const int64_t channel = piece.first_channel + c;
+  for (int32_t c = team.lane * V; c < piece.channels; c += team.width() * V) {
+    const int32_t channel = piece.first_channel + c;
     const typename Gradient::Cursor cursor = gradient.at(channel, row);
     const auto loaded = cursor.template load<V>(gradient.place(0, tap));
     Vector<T, V> corners[4];
@@ -68,7 +68,7 @@ constexpr int kTapsOfBlock = 2;  // few: chunks of few pixels must fill the GPU 
 // Grid: tiles of pixels, pieces of the slice, kTapsOfBlock taps.
 template <typename T, int V, bool kColumns, typename Gradient>
 __global__ void __launch_bounds__(kThreads, 2)
-    sample_gradients(Geometry g, Sampling<T> s, Rows rows, int64_t first_channel, int64_t channels,
+    sample_gradients(Shapes g, Sampling<T> s, Rows rows, int32_t first_channel, int32_t channels,
                      int bits, Gradient gradient, SampleGradients<Real<T>> out) {
   using R = Real<T>;
   Sample<R>* staged = shared_memory<Sample<R>>();
@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const auto [piece, first_row, pixels, first_pixel] =
       tile_of_block(g, rows, first_channel, channels);
   const bool adds = piece.first_channel > piece.offset_group * g.channels_per_offset_group();
-  const int64_t tap = int64_t(blockIdx.z) * kTapsOfBlock;
-  const int taps = int(least(kTapsOfBlock, g.taps() - tap));
+  const int32_t tap = int32_t(blockIdx.z) * kTapsOfBlock;
+  const int taps = least(kTapsOfBlock, g.taps() - tap);
 
   stage_samples<true>(g, s, first_pixel, pixels, piece.offset_group, tap, taps, staged);
   const int samples = taps * kTilePixels;  // [taps, kTilePixels]
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const bool is_sample = i < samples && m < pixels;
     R products[4] = {};
     if (is_sample) {
-      const T* image = s.input + later(g, first_pixel, m).image * g.in_pixels() * g.channels;
+      const T* image = image_of(g, s, later(g, first_pixel, m).image);
       corner_products<V, kColumns>(g, team, image, piece, staged[i], gradient, first_row + m,
                                    uint32_t(tap + t), products);
     }
@@ -112,8 +112,8 @@ void launch_sample_gradients(const Geometry& g, const Sampling<T>& s, Rows rows,
                   planes_for((g.taps() + kTapsOfBlock - 1) / kTapsOfBlock));
   constexpr size_t kBytes = kTapsOfBlock * kTilePixels * (sizeof(Sample<R>) + 4 * sizeof(R));
   const int bits = team_bits(least(channels, g.channels_per_offset_group()) / V);
-  launch(sample_gradients<T, V, kColumns, Gradient>, grid, kThreads, kBytes, stream, g, s, rows,
-         first_channel, channels, bits, gradient, out);
+  launch(sample_gradients<T, V, kColumns, Gradient>, grid, kThreads, kBytes, stream, *on_device(g),
+         s, rows, first_channel, channels, bits, gradient, out);
 }
 
 }  // namespace segdeform::cuda

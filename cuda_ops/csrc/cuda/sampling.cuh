@@ -7,6 +7,7 @@
 
 #include "../geometry.h"
 #include "launch.h"
+#include "plan.h"
 #include "vectors.cuh"
 
 namespace segdeform::cuda {
@@ -27,63 +28,80 @@ struct Sampling {
   int64_t offset_stride[4], mask_stride[4];
 };
 
-// Consecutive output pixels, counted through all images: rows of the matrices.
-struct Rows {
-  int64_t first, count;
-};
+// The shapes as the kernels count: on_device (plan.h) makes them where all fit 32 bits.
+using Shapes = ConvGeometry<int32_t>;
 
 // An output pixel: row `image * P*Q + pixel`.
 struct ImagePixel {
-  int64_t image, pixel;
+  int32_t image, pixel;
 };
 
-SEGDEFORM_HOST_DEVICE ImagePixel pixel_of_row(const Geometry& g, int64_t row) {
-  return {row / g.out_pixels(), row % g.out_pixels()};
+// Consecutive output pixels, counted through all images: rows of the matrices.
+struct Rows {
+  int64_t first;
+  int32_t count;
+  ImagePixel first_pixel;
+};
+
+inline Rows rows_from(const Geometry& g, int64_t first, int64_t count) {
+  STD_TORCH_CHECK(count <= kMostRows, "segdeform: too much work for one launch");
+  return {
+      first, int32_t(count), {int32_t(first / g.out_pixels()), int32_t(first % g.out_pixels())}};
+}
+
+// Calls f(rows) for all rows, as whole images of which so many go into one launch.
+template <typename F>
+void for_launches(const Geometry& g, F f) {
+  const int64_t images = std::max<int64_t>(1, kMostRows / g.out_pixels());
+  for (int64_t first = 0; first < g.batch; first += images)
+    f(rows_from(g, first * g.out_pixels(), std::min(images, g.batch - first) * g.out_pixels()));
 }
 
 // The pixel so many rows later; it takes no division as long as the image is the same.
-SEGDEFORM_HOST_DEVICE ImagePixel later(const Geometry& g, ImagePixel from, int rows) {
-  from.pixel += rows;
-  if (from.pixel >= g.out_pixels()) {
-    from.image += from.pixel / g.out_pixels();
-    from.pixel %= g.out_pixels();
-  }
-  return from;
+SEGDEFORM_HOST_DEVICE ImagePixel later(const Shapes& g, ImagePixel from, int32_t rows) {
+  const uint32_t pixels = uint32_t(g.out_pixels());
+  const uint32_t pixel = uint32_t(from.pixel) + uint32_t(rows);  // of two numbers below 2^31
+  if (pixel < pixels) return {from.image, int32_t(pixel)};
+  return {from.image + int32_t(pixel / pixels), int32_t(pixel % pixels)};
 }
 
 // Consecutive channels that share offsets.
 struct Piece {
-  int64_t first_channel, channels, offset_group;
+  int32_t first_channel, channels, offset_group;
 };
 
-SEGDEFORM_HOST_DEVICE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+template <typename Int>
+SEGDEFORM_HOST_DEVICE Int least(Int a, Int b) {
+  return a < b ? a : b;
+}
 
-// How many pieces a run of channels falls into, and one of them.
-SEGDEFORM_HOST_DEVICE int64_t count_pieces(const Geometry& g, int64_t first, int64_t channels) {
+// How many pieces a run of channels falls into.
+inline int64_t count_pieces(const Geometry& g, int64_t first, int64_t channels) {
   const int64_t size = g.channels_per_offset_group();
   return (first + channels - 1) / size - first / size + 1;
 }
 
-SEGDEFORM_HOST_DEVICE Piece piece_of(const Geometry& g, int64_t first, int64_t channels,
-                                     int64_t number) {
-  const int64_t size = g.channels_per_offset_group(), group = first / size + number;
-  const int64_t begin = group * size > first ? group * size : first;
+// One of the pieces.
+SEGDEFORM_HOST_DEVICE Piece piece_of(const Shapes& g, int32_t first, int32_t channels,
+                                     int32_t number) {
+  const int32_t size = g.channels_per_offset_group(), group = first / size + number;
+  const int32_t begin = group * size > first ? group * size : first;
   return {begin, least(first + channels, (group + 1) * size) - begin, group};
 }
 
 // What a block of the grid (tiles of pixels, pieces of channels, ...) works on.
 struct BlockTile {
   Piece piece;
-  int64_t first_row;  // from the first of the rows
+  int32_t first_row;  // from the first of the rows
   int pixels;
   ImagePixel first_pixel;
 };
 
-__device__ __forceinline__ BlockTile tile_of_block(const Geometry& g, Rows rows,
-                                                   int64_t first_channel, int64_t channels) {
-  const int64_t first_row = int64_t(blockIdx.x) * kTilePixels;
-  return {piece_of(g, first_channel, channels, blockIdx.y), first_row,
-          int(least(kTilePixels, rows.count - first_row)), pixel_of_row(g, rows.first + first_row)};
+__device__ __forceinline__ BlockTile tile_of_block(const Shapes& g, const Rows& rows,
+                                                   int32_t first_channel, int32_t channels) {
+  const int32_t first_row = int32_t(blockIdx.x) * kTilePixels;
+  return {piece_of(g, first_channel, channels, int32_t(blockIdx.y)), first_row,
+          least(kTilePixels, rows.count - first_row), later(g, rows.first_pixel, first_row)};
 }
 
 template <typename R>
@@ -101,12 +119,12 @@ struct Position {
 
 // Where a tap samples for one output pixel of an image.
 template <typename T>
-SEGDEFORM_HOST_DEVICE Position<Real<T>> position_of(const Geometry& g, const Sampling<T>& s,
-                                                    ImagePixel at_pixel, int64_t group,
-                                                    int64_t tap) {
+SEGDEFORM_HOST_DEVICE Position<Real<T>> position_of(const Shapes& g, const Sampling<T>& s,
+                                                    ImagePixel at_pixel, int32_t group,
+                                                    int32_t tap) {
   using R = Real<T>;
   const int64_t image = at_pixel.image, channel = group * g.taps() + tap;
-  const int64_t p = at_pixel.pixel / g.out_width, q = at_pixel.pixel % g.out_width;
+  const int32_t p = at_pixel.pixel / g.out_width, q = at_pixel.pixel % g.out_width;
   const R* dy = s.offset + image * s.offset_stride[0] + 2 * channel * s.offset_stride[1] +
                 p * s.offset_stride[2] + q * s.offset_stride[3];
   Position<R> at;
@@ -121,12 +139,11 @@ SEGDEFORM_HOST_DEVICE Position<Real<T>> position_of(const Geometry& g, const Sam
 
 // One that is not asked for derivatives has no corners where its value is 0 by rule.
 template <bool kDerivatives, typename T>
-SEGDEFORM_HOST_DEVICE Sample<Real<T>> sample_of(const Geometry& g, const Sampling<T>& s,
-                                                ImagePixel pixel, int64_t group, int64_t tap) {
+SEGDEFORM_HOST_DEVICE Sample<Real<T>> sample_of(const Shapes& g, const Sampling<T>& s,
+                                                ImagePixel pixel, int32_t group, int32_t tap) {
   using R = Real<T>;
   const Position<R> at = position_of(g, s, pixel, group, tap);
-  const Corners<OneSample<R>> c =
-      corners_at<OneSample<R>>(at.y, at.x, int32_t(g.height), int32_t(g.width));
+  const Corners<OneSample<R>> c = corners_at<OneSample<R>>(at.y, at.x, g.height, g.width);
   Sample<R> sample;
   const bool has_corners = kDerivatives || !c.value_is_zero;
   for (int i = 0; i < 4; ++i) {
@@ -141,14 +158,14 @@ SEGDEFORM_HOST_DEVICE Sample<Real<T>> sample_of(const Geometry& g, const Samplin
 // The samples of the next taps for a tile of pixels, [taps, kTilePixels] in shared memory.
 // All threads of the block call it together, and again only after they have read what they need.
 template <bool kDerivatives, typename T>
-__device__ void stage_samples(const Geometry& g, const Sampling<T>& s, ImagePixel first_pixel,
-                              int pixels, int64_t group, int64_t first_tap, int taps,
+__device__ void stage_samples(const Shapes& g, const Sampling<T>& s, ImagePixel first_pixel,
+                              int pixels, int32_t group, int32_t first_tap, int taps,
                               Sample<Real<T>>* staged) {
   __syncthreads();
-  for (int i = int(threadIdx.x); i < taps * pixels; i += kThreads) {
-    const int t = i / pixels, m = i % pixels;
-    staged[t * kTilePixels + m] =
-        sample_of<kDerivatives>(g, s, later(g, first_pixel, m), group, first_tap + t);
+  for (int i = int(threadIdx.x); i < taps * kTilePixels; i += kThreads) {
+    const int t = i / kTilePixels, m = i % kTilePixels;
+    if (m < pixels)
+      staged[i] = sample_of<kDerivatives>(g, s, later(g, first_pixel, m), group, first_tap + t);
   }
   __syncthreads();
 }
@@ -158,6 +175,12 @@ constexpr size_t staged_bytes(int64_t taps) {
   return size_t(taps < kStagedTaps ? taps : kStagedTaps) * kTilePixels * sizeof(Sample<R>);
 }
 static_assert(staged_bytes<double>(kStagedTaps) <= kMaxSharedBytes);
+
+// Where an image begins.
+template <typename T>
+SEGDEFORM_HOST_DEVICE const T* image_of(const Shapes& g, const Sampling<T>& s, int32_t image) {
+  return s.input + int64_t(image) * g.in_pixels() * g.channels;
+}
 
 // The four corner values. One outside the image is skipped: it counts as 0, whatever its weight.
 template <int V, typename T, typename R>

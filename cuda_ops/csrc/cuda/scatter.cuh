@@ -12,8 +12,10 @@ namespace segdeform::cuda {
 
 constexpr int kTeamVectors = 2;  // vectors of channels that a lane sums up at a time
 
-SEGDEFORM_HOST_DEVICE int64_t count_cells(const Geometry& g) {
-  return (g.height + 1) * (g.width + 1);
+inline int64_t count_cells(const Geometry& g) { return (g.height + 1) * (g.width + 1); }
+
+SEGDEFORM_HOST_DEVICE uint32_t count_cells(const Shapes& g) {
+  return uint32_t(g.height + 1) * uint32_t(g.width + 1);
 }
 
 // Samples of some images by cell. A list for each (image, offset group, cell).
@@ -23,40 +25,43 @@ struct SampleLists {
 };
 
 // A thread a sample: the number of its list, or `none` where its value is 0 or NaN by rule.
+// There are less than 2^32 - 1 samples and lists (sorted_samples.h).
 template <typename T>
-__global__ void find_lists(Geometry g, Sampling<T> s, int64_t first_image, int64_t count,
-                           uint32_t none, uint32_t* lists, uint32_t* samples) {
+__global__ void __launch_bounds__(kThreads)
+    find_lists(Shapes g, Sampling<T> s, int32_t first_image, uint32_t count, uint32_t none,
+               uint32_t* lists, uint32_t* samples) {
   using R = Real<T>;
-  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  const uint32_t i = blockIdx.x * kThreads + threadIdx.x;
   if (i >= count) return;
-  const int64_t of_group = g.taps() * g.out_pixels(), segment = i / of_group, id = i % of_group;
-  const ImagePixel pixel{first_image + segment / g.offset_groups, id % g.out_pixels()};
-  const Position<R> at = position_of(g, s, pixel, segment % g.offset_groups, id / g.out_pixels());
-  samples[i] = uint32_t(id);
+  const uint32_t pixels = uint32_t(g.out_pixels()), of_group = uint32_t(g.taps()) * pixels;
+  const uint32_t segment = i / of_group, id = i % of_group, groups = uint32_t(g.offset_groups);
+  const ImagePixel pixel{first_image + int32_t(segment / groups), int32_t(id % pixels)};
+  const Position<R> at = position_of(g, s, pixel, int32_t(segment % groups), int32_t(id / pixels));
+  samples[i] = id;
   lists[i] = none;
   if (at.y > R(-1) && at.x > R(-1) && at.y < R(g.height) && at.x < R(g.width)) {  // so no NaN
-    const int64_t row = floor_of<OneSample<R>>(at.y) + 1, column = floor_of<OneSample<R>>(at.x) + 1;
-    lists[i] = uint32_t(segment * count_cells(g) + row * (g.width + 1) + column);
+    const int32_t row = floor_of<OneSample<R>>(at.y) + 1, column = floor_of<OneSample<R>>(at.x) + 1;
+    lists[i] = segment * count_cells(g) + uint32_t(row) * uint32_t(g.width + 1) + uint32_t(column);
   }
 }
 
 // A thread a list, and one for the end: where it starts among the sorted samples.
-SEGDEFORM_HOST_DEVICE uint32_t first_not_below(const uint32_t* sorted, int64_t count,
-                                               int64_t value) {
-  int64_t low = 0, high = count;
+SEGDEFORM_HOST_DEVICE uint32_t first_not_below(const uint32_t* sorted, uint32_t count,
+                                               uint32_t value) {
+  uint32_t low = 0, high = count;
   while (low < high) {
-    const int64_t middle = (low + high) / 2;
+    const uint32_t middle = low + (high - low) / 2;
     if (sorted[middle] < value)
       low = middle + 1;
     else
       high = middle;
   }
-  return uint32_t(low);
+  return low;
 }
 
-static __global__ void find_starts(const uint32_t* sorted, int64_t count, int64_t lists,
-                                   uint32_t* starts) {
-  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+static __global__ void __launch_bounds__(kThreads)
+    find_starts(const uint32_t* sorted, uint32_t count, uint32_t lists, uint32_t* starts) {
+  const uint32_t i = blockIdx.x * kThreads + threadIdx.x;
   if (i <= lists) starts[i] = first_not_below(sorted, count, i);
 }
 
@@ -79,13 +84,13 @@ struct PixelLists {
   }
 };
 
-SEGDEFORM_HOST_DEVICE PixelLists lists_of(const Geometry& g, const SampleLists& lists,
-                                          int64_t segment, int64_t pixel) {
-  const int64_t y = pixel / g.width, x = pixel % g.width;
+SEGDEFORM_HOST_DEVICE PixelLists lists_of(const Shapes& g, const SampleLists& lists,
+                                          uint32_t segment, uint32_t pixel) {
+  const uint32_t width = uint32_t(g.width), y = pixel / width, x = pixel % width;
   PixelLists found{};
   for (int i = 0; i < 4; ++i) {  // as corner i it belongs to the cell i/2 above and i%2 to the left
-    const int64_t cell = (y + 1 - i / 2) * (g.width + 1) + x + 1 - i % 2;
-    const uint32_t* start = lists.starts + segment * count_cells(g) + cell;
+    const uint32_t cell = (y + 1 - i / 2) * (width + 1) + x + 1 - i % 2;
+    const uint32_t* start = lists.starts + (segment * count_cells(g) + cell);
     found.begin[i] = start[0];
     found.size[i] = start[1] - start[0];
     found.total += found.size[i];
@@ -101,16 +106,16 @@ struct Entry {
 };
 
 template <typename T, typename Gradient>
-__device__ Entry<Real<T>> entry_of(const Geometry& g, const Sampling<T>& s,
-                                   const SampleLists& lists, const PixelLists& mine,
-                                   const Gradient& gradient, uint32_t number, int64_t image,
-                                   int64_t group) {
+__device__ Entry<Real<T>> entry_of(const Shapes& g, const Sampling<T>& s, const SampleLists& lists,
+                                   const PixelLists& mine, const Gradient& gradient,
+                                   uint32_t number, int32_t image, int32_t group) {
   int corner = 0;
   const uint32_t id = lists.samples[mine.find(number, corner)];
   const uint32_t pixels = uint32_t(g.out_pixels()), pixel = id % pixels, tap = id / pixels;
   // The corner lies in the image and the sample in the open interval: find_lists saw to it. So
   // this is Corners::weight, spelled without an index into an array, which would be memory.
-  const Sample<Real<T>> sample = sample_of<true>(g, s, {image, pixel}, group, tap);
+  const Sample<Real<T>> sample =
+      sample_of<true>(g, s, {image, int32_t(pixel)}, group, int32_t(tap));
   const Real<T> of_row = corner < 2 ? Real<T>(1) - sample.fraction_y : sample.fraction_y;
   const Real<T> of_column = corner % 2 == 0 ? Real<T>(1) - sample.fraction_x : sample.fraction_x;
   return {gradient.place(pixel, tap), of_row * of_column * sample.mask};
@@ -150,24 +155,27 @@ __device__ void add_entries(const Team& team, const Entry<R>& own, int first, bo
 // The lists begin at `first_listed`, the rows of the gradient at image `first_image`.
 template <typename T, int V, typename Gradient>
 __global__ void __launch_bounds__(kThreads, 2)
-    gather_input_gradient(Geometry g, Sampling<T> s, SampleLists lists, int64_t first_listed,
-                          int64_t first_image, int64_t images, int64_t first_channel,
-                          int64_t channels, int bits, Gradient gradient, T* grad_input) {
+    gather_input_gradient(Shapes g, Sampling<T> s, SampleLists lists, int32_t first_listed,
+                          int32_t first_image, int32_t images, int32_t first_channel,
+                          int32_t channels, int bits, Gradient gradient, T* grad_input) {
   using R = Real<T>;
   constexpr int kAtOnce = Gradient::kAtOnce;
   const Team team = team_of(bits);
-  const Piece piece = piece_of(g, first_channel, channels, blockIdx.y);
-  const int64_t vectors = piece.channels / V;
-  const int64_t first_vector = int64_t(blockIdx.z) * kTeamVectors << bits;
-  const int64_t pixels = images * g.in_pixels();
-  const int64_t first_number = int64_t(blockIdx.x) * (kThreads >> bits) + first_team_of_warp(bits);
+  const Piece piece = piece_of(g, first_channel, channels, int32_t(blockIdx.y));
+  const int32_t vectors = piece.channels / V;
+  const int32_t first_vector = int32_t(blockIdx.z) * kTeamVectors << bits;
+  const uint32_t in_pixels = uint32_t(g.in_pixels());
+  const uint32_t pixels = uint32_t(images) * in_pixels;  // less than there are lists
+  const uint32_t first_number = blockIdx.x * (kThreads >> bits) + first_team_of_warp(bits);
   if (first_number >= pixels || first_vector >= vectors) return;  // the whole warp
 
-  const int64_t number = first_number + (team.first >> bits);
+  const uint32_t number = first_number + (team.first >> bits);
   const bool has_pixel = number < pixels;
-  const int64_t image = first_image + (has_pixel ? number : 0) / g.in_pixels();
-  const int64_t pixel = (has_pixel ? number : 0) % g.in_pixels();
-  const int64_t segment = (image - first_listed) * g.offset_groups + piece.offset_group;
+  const int32_t of_images = has_pixel ? int32_t(number / in_pixels) : 0;
+  const int32_t image = first_image + of_images;
+  const uint32_t pixel = number - uint32_t(of_images) * in_pixels;
+  const uint32_t segment =
+      uint32_t(image - first_listed) * uint32_t(g.offset_groups) + uint32_t(piece.offset_group);
   PixelLists mine{};
   if (has_pixel) mine = lists_of(g, lists, segment, pixel);
   typename Gradient::Cursor cursor[kTeamVectors];
@@ -175,17 +183,18 @@ __global__ void __launch_bounds__(kThreads, 2)
   R sum[kTeamVectors][V] = {};
 #pragma unroll
   for (int j = 0; j < kTeamVectors; ++j) {
-    const int64_t vector = first_vector + (j << bits) + team.lane;
+    const int32_t vector = first_vector + (j << bits) + team.lane;
     in_use[j] = vector < vectors;
     cursor[j] = gradient.at(piece.first_channel + (in_use[j] ? vector : 0) * V,
-                            (image - first_image) * g.out_pixels());
+                            int64_t(of_images) * g.out_pixels());
   }
   for (uint32_t first = 0; __any_sync(kAllLanes, first < mine.total); first += 1u << bits) {
     const uint32_t own = first + uint32_t(team.lane);
     Entry<R> entry{};
     if (own < mine.total)
       entry = entry_of(g, s, lists, mine, gradient, own, image, piece.offset_group);
-    const int count = first < mine.total ? int(least(team.width(), mine.total - first)) : 0;
+    const uint32_t left = first < mine.total ? mine.total - first : 0;
+    const int count = int(least(uint32_t(team.width()), left));
     int i = 0;
     for (; __all_sync(kAllLanes, i + kAtOnce <= count); i += kAtOnce)
       add_entries<kAtOnce>(team, entry, i, true, cursor, sum);
@@ -193,7 +202,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       add_entries<1>(team, entry, i, i < count, cursor, sum);
   }
   if (!has_pixel) return;
-  T* out = grad_input + (image * g.in_pixels() + pixel) * g.channels + piece.first_channel;
+  T* out = grad_input + (int64_t(image) * in_pixels + pixel) * g.channels + piece.first_channel;
 #pragma unroll
   for (int j = 0; j < kTeamVectors; ++j)
     if (in_use[j]) store<V>(out + (first_vector + (j << bits) + team.lane) * V, sum[j]);
@@ -210,7 +219,7 @@ void launch_input_gradient(const Geometry& g, const Sampling<T>& s, const Sample
   const dim3 grid(blocks_for(images * g.in_pixels(), kThreads >> bits),
                   planes_for(count_pieces(g, first_channel, channels)),
                   planes_for((widest + part - 1) / part));
-  launch(gather_input_gradient<T, V, Gradient>, grid, kThreads, 0, stream, g, s, lists,
+  launch(gather_input_gradient<T, V, Gradient>, grid, kThreads, 0, stream, *on_device(g), s, lists,
          first_listed, first_image, images, first_channel, channels, bits, gradient, grad_input);
 }
 

@@ -25,8 +25,8 @@ class SortedSamples {
     other_samples_.emplace(operands.input, count);
     starts_.emplace(operands.input, lists + 1);
     const Workspace<uint32_t> keys(operands.input, count), other_keys(operands.input, count);
-    launch(find_lists<T>, blocks_for(count, kThreads), kThreads, 0, stream, g, operands.sampling(),
-           first_image, count, uint32_t(lists), keys.get(), samples_->get());
+    launch(find_lists<T>, blocks_for(count, kThreads), kThreads, 0, stream, *on_device(g),
+           operands.sampling(), first_image, count, uint32_t(lists), keys.get(), samples_->get());
     Pairs pairs{keys.get(), samples_->get(), other_keys.get(), other_samples_->get()};
     sort_pairs(operands.input, pairs, count, int(std::bit_width(uint64_t(lists))), stream);
     if (pairs.values != samples_->get()) std::swap(samples_, other_samples_);
