@@ -30,16 +30,18 @@ using Geometry = ConvGeometry<int64_t>;
 
 constexpr int64_t kMaxRoiSamples = 4096;  // along one axis of one bin
 
-// Of one RoI pooling.
-struct RoiGeometry {
-  int64_t batch, channels, height, width;    // input [N, C, H, W], C = O * group * group
-  int64_t rois;                              // [R, 5]: image, x1, y1, x2, y2 in image pixels
-  int64_t out_channels, pooled_h, pooled_w;  // output [R, O, pooled_h, pooled_w]
-  int64_t group;                             // cells of position-sensitive channels along a side
-  int64_t classes, part_h, part_w;           // shifts [R, 2 * classes, part_h, part_w], x first
-  int64_t samples;                           // along an axis of a bin; 0: one a pixel or denser
-  double spatial_scale, shift_scale;         // image to feature pixels; share of the RoI's size
-  bool position_sensitive;                   // R-FCN's sampling rule, or RoIAlign's
+// Of one RoI pooling; Int as above.
+template <typename Int>
+struct RoiShape {
+  Int batch, channels, height, width;    // input [N, C, H, W], C = O * group * group
+  Int rois;                              // [R, 5]: image, x1, y1, x2, y2 in image pixels
+  Int out_channels, pooled_h, pooled_w;  // output [R, O, pooled_h, pooled_w]
+  Int group;                             // cells of position-sensitive channels along a side
+  Int classes, part_h, part_w;           // shifts [R, 2 * classes, part_h, part_w], x first
+  Int samples;                           // along an axis of a bin; 0: one a pixel or denser
+  double spatial_scale, shift_scale;     // image to feature pixels; share of the RoI's size
+  bool position_sensitive;               // R-FCN's sampling rule, or RoIAlign's
 };
+using RoiGeometry = RoiShape<int64_t>;
 
 }  // namespace segdeform

@@ -22,7 +22,7 @@ struct RoiAxis {
 
 template <typename T>
 struct Roi {
-  int64_t image;  // -1: lost
+  int32_t image;  // -1: lost
   RoiAxis<T> y, x;
 };
 
@@ -57,8 +57,8 @@ SEGDEFORM_HOST_DEVICE T round_half_up(T v) {
   return whole > raised ? whole - 1 : whole;
 }
 
-template <typename T>
-SEGDEFORM_HOST_DEVICE RoiAxis<T> roi_axis(const RoiGeometry& g, T from, T to) {
+template <typename T, typename Int>
+SEGDEFORM_HOST_DEVICE RoiAxis<T> roi_axis(const RoiShape<Int>& g, T from, T to) {
   const T scale = T(g.spatial_scale);
   if (g.position_sensitive) {
     const T start = round_half_up(from) * scale - T(0.5);
@@ -69,21 +69,22 @@ SEGDEFORM_HOST_DEVICE RoiAxis<T> roi_axis(const RoiGeometry& g, T from, T to) {
   return {start, to * scale - T(0.5) - start};
 }
 
-template <typename T>
-SEGDEFORM_HOST_DEVICE Roi<T> roi_at(const RoiGeometry& g, const T* five) {
+template <typename T, typename Int>
+SEGDEFORM_HOST_DEVICE Roi<T> roi_at(const RoiShape<Int>& g, const T* five) {
   const T image = five[0];
   Roi<T> roi{-1, roi_axis(g, five[2], five[4]), roi_axis(g, five[1], five[3])};
   const bool finite = is_finite(roi.y.start) && is_finite(roi.y.size) && is_finite(roi.x.start) &&
                       is_finite(roi.x.size);
-  if (finite && image >= T(0) && image < T(g.batch) && T(int64_t(image)) == image)
-    roi.image = int64_t(image);
+  if (finite && image >= T(0) && image < T(g.batch) && T(int32_t(image)) == image)
+    roi.image = int32_t(image);
   return roi;
 }
 
-// The line of bin number `bin` out of `bins` along a finite axis of an image of `pixels` pixels.
-template <typename T>
-SEGDEFORM_HOST_DEVICE SampleLine<T> sample_line(const RoiGeometry& g, RoiAxis<T> axis, T shift,
-                                                int64_t bin, int64_t bins, int64_t pixels) {
+// The line of bin number `bin` out of `bins` along a finite axis of an image of `pixels` pixels;
+// all three are below 2^24 (roi_arguments.h).
+template <typename T, typename Int>
+SEGDEFORM_HOST_DEVICE SampleLine<T> sample_line(const RoiShape<Int>& g, RoiAxis<T> axis, T shift,
+                                                int32_t bin, int32_t bins, int32_t pixels) {
   SampleLine<T> line;
   line.length = axis.size / T(bins);
   line.origin = axis.start + shift + T(bin) * line.length;
@@ -112,7 +113,7 @@ SEGDEFORM_HOST_DEVICE T sample_position(const SampleLine<T>& line, int32_t i) {
 
 template <typename T>
 SEGDEFORM_HOST_DEVICE LineSample<T> line_sample(const SampleLine<T>& line, int32_t i,
-                                                int64_t pixels) {
+                                                int32_t pixels) {
   const T v = sample_position(line, i);
   const T last = T(pixels - 1);
   LineSample<T> sample;
@@ -126,18 +127,21 @@ SEGDEFORM_HOST_DEVICE LineSample<T> line_sample(const SampleLine<T>& line, int32
 }
 
 // Which of `cells` cells along a side bin number `bin` lies in.
-SEGDEFORM_HOST_DEVICE int64_t cell_of_bin(int64_t bin, int64_t bins, int64_t cells) {
+template <typename Int>
+SEGDEFORM_HOST_DEVICE Int cell_of_bin(Int bin, Int bins, Int cells) {
   return bin * cells / bins;
 }
 
 // The first bin of a cell; those of one cell are consecutive, and there may be none.
-SEGDEFORM_HOST_DEVICE int64_t first_bin_of_cell(int64_t cell, int64_t bins, int64_t cells) {
+template <typename Int>
+SEGDEFORM_HOST_DEVICE Int first_bin_of_cell(Int cell, Int bins, Int cells) {
   return (cell * bins + cells - 1) / cells;
 }
 
 // The first of the O channels that bin (ph, pw) pools, where those of a cell lie side by side.
-SEGDEFORM_HOST_DEVICE int64_t first_channel_of_bin(const RoiGeometry& g, int64_t ph, int64_t pw) {
-  const int64_t cell =
+template <typename Int>
+SEGDEFORM_HOST_DEVICE Int first_channel_of_bin(const RoiShape<Int>& g, Int ph, Int pw) {
+  const Int cell =
       cell_of_bin(ph, g.pooled_h, g.group) * g.group + cell_of_bin(pw, g.pooled_w, g.group);
   return cell * g.out_channels;
 }
@@ -150,17 +154,16 @@ struct BinLines {
 
 // Where bin (ph, pw) of RoI number `index` samples the channels of class `group`. `shifts` are
 // [R, 2 * classes, part_h, part_w], axis 0 is x and 1 is y; nullptr: none.
-template <typename T>
-SEGDEFORM_HOST_DEVICE BinLines<T> bin_lines(const RoiGeometry& g, const T* shifts, int64_t index,
-                                            const Roi<T>& roi, int64_t group, int64_t ph,
-                                            int64_t pw) {
+template <typename T, typename Int>
+SEGDEFORM_HOST_DEVICE BinLines<T> bin_lines(const RoiShape<Int>& g, const T* shifts, int64_t index,
+                                            const Roi<T>& roi, Int group, Int ph, Int pw) {
   BinLines<T> bin{};
   bin.lost = true;
   if (roi.image < 0) return bin;
   T shift_y = T(0), shift_x = T(0);
   if (shifts) {
-    const int64_t parts = g.part_h * g.part_w;
-    const int64_t part =
+    const Int parts = g.part_h * g.part_w;
+    const Int part =
         cell_of_bin(ph, g.pooled_h, g.part_h) * g.part_w + cell_of_bin(pw, g.pooled_w, g.part_w);
     const T* of_part = shifts + (index * g.classes + group) * 2 * parts + part;
     shift_x = T(g.shift_scale) * of_part[0];
@@ -174,8 +177,8 @@ SEGDEFORM_HOST_DEVICE BinLines<T> bin_lines(const RoiGeometry& g, const T* shift
 
 // From the derivative by a bin's shift in pixels to that by the shift itself; `size` is the RoI's.
 // A part of the shifts in which no bin lies gets 0, whatever the RoI is.
-template <typename T>
-SEGDEFORM_HOST_DEVICE T by_shift(const RoiGeometry& g, T by_pixels, T size) {
+template <typename T, typename Int>
+SEGDEFORM_HOST_DEVICE T by_shift(const RoiShape<Int>& g, T by_pixels, T size) {
   return by_pixels == T(0) ? T(0) : by_pixels * T(g.shift_scale) * size;
 }
 

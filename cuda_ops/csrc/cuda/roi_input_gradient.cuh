@@ -46,24 +46,25 @@ SEGDEFORM_HOST_DEVICE Box around(const Box& a, const Box& b) {
 
 // A warp places one RoI and its bins.
 template <typename R>
-__global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
-    place_bins(const RoiGeometry g, const R* rois, const R* shifts, const Places<R> places) {
-  const int64_t index = warp_number();
+__global__ void __launch_bounds__(kWarpsPerBlock* kWarp, 5)
+    place_bins(const RoiShapes g, const R* rois, const R* shifts, const Places<R> places) {
+  const int32_t index = warp_number();
   if (index >= g.rois) return;
-  const int64_t count = g.classes * g.pooled_h * g.pooled_w;
-  const Roi<R> roi = roi_at(g, rois + index * 5);
+  const int32_t count = g.classes * g.pooled_h * g.pooled_w;
+  const int64_t first = int64_t(index) * count;
+  const Roi<R> roi = roi_at(g, rois + int64_t(index) * 5);
   Box all{kNowhere, -1, kNowhere, -1};
-  for (int64_t i = lane_of_warp(); i < count; i += kWarp) {
-    const int64_t pw = i % g.pooled_w, ph = i / g.pooled_w % g.pooled_h;
-    const int64_t group = i / g.pooled_w / g.pooled_h;
+  for (int32_t i = lane_of_warp(); i < count; i += kWarp) {
+    const int32_t pw = i % g.pooled_w, ph = i / g.pooled_w % g.pooled_h;
+    const int32_t group = i / g.pooled_w / g.pooled_h;
     const BinLines<R> lines = bin_lines(g, shifts, index, roi, group, ph, pw);
-    Box& box = places.boxes[index * count + i];
+    Box& box = places.boxes[first + i];
     box = kEmptyBox;
     if (lines.lost) continue;
     const PixelSpan y = span_of(lines.y, g.height), x = span_of(lines.x, g.width);
     if (y.last < y.first || x.last < x.first) continue;
     box = {y.first, y.last, x.first, x.last};
-    places.bins[index * count + i] = {lines.y, lines.x, sample_count(g, lines)};
+    places.bins[first + i] = {lines.y, lines.x, sample_count(g, lines)};
     all = around(all, box);
   }
   __syncwarp();
@@ -73,44 +74,43 @@ __global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
         __shfl_xor_sync(kAllLanes, all.left, lanes), __shfl_xor_sync(kAllLanes, all.right, lanes)};
     all = around(all, other);
   }
-  if (lane_of_warp() == 0) places.rois[index] = {int32_t(roi.image), all};
+  if (lane_of_warp() == 0) places.rois[index] = {roi.image, all};
 }
 
 constexpr int kTileHeight = 4, kTileWidth = 8;  // at most a warp's lanes each
 
 // What a warp of `gradient_of_input` works on.
 struct TileOfGradient {
-  int64_t image, cell, group;
-  int64_t channel;  // of this lane, within those of the class
+  int32_t image, cell, group;
+  int32_t channel;  // of this lane, within those of the class
   Box box;          // of pixels
 };
 
-SEGDEFORM_HOST_DEVICE TileOfGradient tile_of_gradient(const RoiGeometry& g, int64_t unit,
-                                                      int lane) {
-  const int64_t rows = pieces_of(g.height, kTileHeight), columns = pieces_of(g.width, kTileWidth);
-  const int64_t slices = pieces_of(g.out_channels / g.classes, kWarp);
+SEGDEFORM_HOST_DEVICE TileOfGradient tile_of_gradient(const RoiShapes& g, int32_t unit, int lane) {
+  const int32_t rows = pieces_of(g.height, kTileHeight), columns = pieces_of(g.width, kTileWidth);
+  const int32_t slices = pieces_of(g.out_channels / g.classes, kWarp);
   TileOfGradient tile;
   tile.channel = unit % slices * kWarp + lane, unit /= slices;
   tile.group = unit % g.classes, unit /= g.classes;
   tile.cell = unit % (g.group * g.group), unit /= g.group * g.group;
-  const int32_t left = int32_t(unit % columns) * kTileWidth,
-                top = int32_t(unit / columns % rows) * kTileHeight;
+  const int32_t left = unit % columns * kTileWidth, top = unit / columns % rows * kTileHeight;
   tile.image = unit / columns / rows;
   const int32_t bottom = top + kTileHeight - 1, right = left + kTileWidth - 1;
-  tile.box = {top, bottom < g.height ? bottom : int32_t(g.height - 1), left,
-              right < g.width ? right : int32_t(g.width - 1)};
+  tile.box = {top, bottom < g.height ? bottom : g.height - 1, left,
+              right < g.width ? right : g.width - 1};
   return tile;
 }
 
-SEGDEFORM_HOST_DEVICE int64_t tiles_of_gradient(const RoiGeometry& g) {
-  return g.batch * pieces_of(g.height, kTileHeight) * pieces_of(g.width, kTileWidth) * g.group *
-         g.group * g.classes * pieces_of(g.out_channels / g.classes, kWarp);
+inline int64_t tiles_of_gradient(const RoiGeometry& g) {
+  return g.batch * pieces_of<int64_t>(g.height, kTileHeight) *
+         pieces_of<int64_t>(g.width, kTileWidth) * g.group * g.group * g.classes *
+         pieces_of<int64_t>(g.out_channels / g.classes, kWarp);
 }
 
 // Adds what one bin gives to the tile; `grad` is that of the bin in the first channel of the class,
 // `sums` are [kTileHeight, kTileWidth, 32], the last one lanes.
 template <typename T>
-__device__ void add_bin(const RoiGeometry& g, const TileOfGradient& tile,
+__device__ void add_bin(const RoiShapes& g, const TileOfGradient& tile,
                         const PlacedBin<Real<T>>& bin, const T* grad, Real<T>* sums) {
   using R = Real<T>;
   R factor = R(0);
@@ -133,51 +133,51 @@ __device__ void add_bin(const RoiGeometry& g, const TileOfGradient& tile,
 // Adds what the bins of one RoI give to the tile.
 template <typename T>
 __device__ void add_roi(const RoiTask<T>& task, const Places<Real<T>>& places,
-                        const TileOfGradient& tile, int64_t index, Real<T>* sums) {
-  const RoiGeometry& g = task.g;
-  const int64_t top = first_bin_of_cell(tile.cell / g.group, g.pooled_h, g.group);
-  const int64_t bottom = first_bin_of_cell(tile.cell / g.group + 1, g.pooled_h, g.group);
-  const int64_t left = first_bin_of_cell(tile.cell % g.group, g.pooled_w, g.group);
-  const int64_t width = first_bin_of_cell(tile.cell % g.group + 1, g.pooled_w, g.group) - left;
-  const int64_t count = (bottom - top) * width, pooled = g.pooled_h * g.pooled_w;
-  const int64_t first = (index * g.classes + tile.group) * pooled;
-  const T* grad =
-      task.grad + index * pooled * g.out_channels + tile.group * (g.out_channels / g.classes);
-  for (int64_t base = 0; base < count; base += kWarp) {
-    const int64_t i = base + lane_of_warp();
-    const int64_t own = i < count ? (top + i / width) * g.pooled_w + left + i % width : 0;
+                        const TileOfGradient& tile, int32_t index, Real<T>* sums) {
+  const RoiShapes& g = task.g;
+  const int32_t top = first_bin_of_cell(tile.cell / g.group, g.pooled_h, g.group);
+  const int32_t bottom = first_bin_of_cell(tile.cell / g.group + 1, g.pooled_h, g.group);
+  const int32_t left = first_bin_of_cell(tile.cell % g.group, g.pooled_w, g.group);
+  const int32_t width = first_bin_of_cell(tile.cell % g.group + 1, g.pooled_w, g.group) - left;
+  const int32_t count = (bottom - top) * width, pooled = g.pooled_h * g.pooled_w;
+  const int64_t first = (int64_t(index) * g.classes + tile.group) * pooled;
+  const T* grad = task.grad + int64_t(index) * pooled * g.out_channels +
+                  tile.group * (g.out_channels / g.classes);
+  for (int32_t base = 0; base < count; base += kWarp) {
+    const int32_t i = base + lane_of_warp();
+    const int32_t own = i < count ? (top + i / width) * g.pooled_w + left + i % width : 0;
     const bool hit = i < count && meet(places.boxes[first + own], tile.box);
     for_lanes(__ballot_sync(kAllLanes, hit), [&](int lane) {
-      const int64_t b = __shfl_sync(kAllLanes, own, lane);
-      add_bin(g, tile, places.bins[first + b], grad + b * g.out_channels, sums);
+      const int32_t b = __shfl_sync(kAllLanes, own, lane);
+      add_bin(g, tile, places.bins[first + b], grad + int64_t(b) * g.out_channels, sums);
     });
   }
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kWarpsPerBlock* kWarp)
-    gradient_of_input(const RoiTask<T> task, const Places<Real<T>> places, int64_t units) {
+__global__ void __launch_bounds__(kWarpsPerBlock* kWarp, 7)
+    gradient_of_input(const RoiTask<T> task, const Places<Real<T>> places, int32_t units) {
   using R = Real<T>;
-  const RoiGeometry& g = task.g;
-  const int64_t unit = warp_number();
+  const RoiShapes& g = task.g;
+  const int32_t unit = warp_number();
   if (unit >= units) return;
   constexpr int kPixels = kTileHeight * kTileWidth;
   R* sums = shared_memory<R>() + (threadIdx.x / kWarp * kPixels) * kWarp + lane_of_warp();
   for (int i = 0; i < kPixels; ++i) sums[i * kWarp] = R(0);  // read by this lane alone
   const TileOfGradient tile = tile_of_gradient(g, unit, lane_of_warp());
-  for (int64_t base = 0; base < g.rois; base += kWarp) {
-    const int64_t i = base + lane_of_warp();
+  for (int32_t base = 0; base < g.rois; base += kWarp) {
+    const int32_t i = base + lane_of_warp();
     const bool hit =
         i < g.rois && places.rois[i].image == tile.image && meet(places.rois[i].box, tile.box);
     for_lanes(__ballot_sync(kAllLanes, hit),
               [&](int lane) { add_roi(task, places, tile, base + lane, sums); });
   }
-  const int64_t run = g.out_channels / g.classes;
+  const int32_t run = g.out_channels / g.classes;
   if (tile.channel >= run) return;
   T* to = task.grad_input + tile.cell * g.out_channels + tile.group * run + tile.channel;
   for (int32_t y = tile.box.top; y <= tile.box.bottom; ++y)
     for (int32_t x = tile.box.left; x <= tile.box.right; ++x)
-      to[((tile.image * g.height + y) * g.width + x) * g.channels] =
+      to[((int64_t(tile.image) * g.height + y) * g.width + x) * g.channels] =
           T(sums[((y - tile.box.top) * kTileWidth + x - tile.box.left) * kWarp]);
 }
 

@@ -9,6 +9,7 @@
 #include "../tensors.h"
 #include "device.h"
 #include "roi_input_gradient.cuh"
+#include "roi_plan.h"
 
 namespace segdeform::cuda {
 namespace {
@@ -55,8 +56,13 @@ struct Operands {
   }
 
   RoiTask<T> task(const RoiGeometry& g) const {
+    const std::optional<RoiShapes> shapes = on_device(g);
+    STD_TORCH_CHECK(
+        shapes.has_value(),
+        "roi pooling: 2^31 and more RoIs, channels, pixels of an image, bins or parts of "
+        "a RoI are not supported on CUDA");
     RoiTask<T> task{};
-    task.g = g;
+    task.g = *shapes;
     task.input = data<const T>(input);
     task.rois = data<const Real<T>>(rois);
     task.shifts = shifts ? data<const Real<T>>(*shifts) : nullptr;
@@ -84,6 +90,19 @@ void with_vectors(const RoiTask<T>& task, F f) {
 
 constexpr int kRoiThreads = kWarpsPerBlock * kWarp;
 
+// Launches a kernel that gives each of so many units of each RoI a warp; several times where the
+// kernel cannot count all of them.
+template <typename T, typename Kernel>
+void launch_for_rois(Kernel kernel, const RoiTask<T>& task, int64_t units_of_roi, Stream stream) {
+  const int64_t most = rois_of_launch(units_of_roi);
+  STD_TORCH_CHECK(most > 0, "segdeform: too much work for one launch");
+  for (int64_t first = 0; first < task.g.rois; first += most) {
+    const int64_t units = std::min<int64_t>(most, task.g.rois - first) * units_of_roi;
+    launch(kernel, blocks_for(units, kWarpsPerBlock), kRoiThreads, 0, stream, task.from_roi(first),
+           int32_t(units));
+  }
+}
+
 template <typename T>
 Tensor forward(const RoiGeometry& g, const Tensor& input, const Tensor& rois,
                const OptionalTensor& shifts) {
@@ -94,18 +113,17 @@ Tensor forward(const RoiGeometry& g, const Tensor& input, const Tensor& rois,
   RoiTask<T> task = operands.task(g);
   task.output = data<T>(output);
   with_vectors(task, [&](auto vec) {
-    const int64_t slices = pieces_of(g.out_channels / g.classes, kWarp * vec());
-    const int64_t units = g.rois * g.pooled_h * g.pooled_w * g.classes * slices;
-    launch(pool_bins<vec(), T>, blocks_for(units, kWarpsPerBlock), kRoiThreads, 0, device.stream(),
-           task, units);
+    const int64_t slices = pieces_of<int64_t>(g.out_channels / g.classes, kWarp * vec());
+    launch_for_rois(pool_bins<vec(), T>, task, g.pooled_h * g.pooled_w * g.classes * slices,
+                    device.stream());
   });
   return unpacked(output, shape, prefers_channels_last(input));
 }
 
 template <typename T>
-Tensor input_gradient(RoiTask<T> task, const Tensor& input, const CurrentDevice& device) {
+Tensor input_gradient(const RoiGeometry& g, RoiTask<T> task, const Tensor& input,
+                      const CurrentDevice& device) {
   using R = Real<T>;
-  const RoiGeometry& g = task.g;
   const int64_t shape[4] = {g.batch, g.channels, g.height, g.width};
   const Tensor gradient = empty_packed(input, shape, g.group * g.group);
   task.grad_input = data<T>(gradient);
@@ -114,24 +132,23 @@ Tensor input_gradient(RoiTask<T> task, const Tensor& input, const CurrentDevice&
   const Workspace<PlacedBin<R>> bins(input, count);
   const Workspace<RoiBox> rois(input, g.rois);
   const Places<R> places{boxes.get(), bins.get(), rois.get()};
-  launch(place_bins<R>, blocks_for(g.rois, kWarpsPerBlock), kRoiThreads, 0, device.stream(), g,
+  launch(place_bins<R>, blocks_for(g.rois, kWarpsPerBlock), kRoiThreads, 0, device.stream(), task.g,
          task.rois, task.shifts, places);
   const int64_t units = tiles_of_gradient(g);
+  STD_TORCH_CHECK(rois_of_launch(units) > 0, "segdeform: too much work for one launch");
   launch(gradient_of_input<T>, blocks_for(units, kWarpsPerBlock), kRoiThreads,
-         kGradientSharedBytes<R>, device.stream(), task, places, units);
+         kGradientSharedBytes<R>, device.stream(), task, places, int32_t(units));
   return unpacked(gradient, shape, prefers_channels_last(input));
 }
 
 template <typename T>
 Tensor shift_gradient(RoiTask<T> task, const Tensor& shifts, ScalarType type,
                       const CurrentDevice& device) {
-  const RoiGeometry& g = task.g;
   const Tensor gradient = torch::stable::empty_like(shifts);
   task.grad_shifts = data<Real<T>>(gradient);
-  const int64_t units = g.rois * g.classes * g.part_h * g.part_w;
+  const int64_t units = int64_t(task.g.classes) * task.g.part_h * task.g.part_w;
   with_vectors(task, [&](auto vec) {
-    launch(gradient_of_shifts<vec(), T>, blocks_for(units, kWarpsPerBlock), kRoiThreads, 0,
-           device.stream(), task, units);
+    launch_for_rois(gradient_of_shifts<vec(), T>, task, units, device.stream());
   });
   return torch::stable::to(gradient, type);
 }
@@ -146,7 +163,7 @@ std::tuple<Tensor, Tensor> backward(const RoiGeometry& g, const Tensor& grad, co
   RoiTask<T> task = operands.task(g);
   task.grad = data<const T>(flat_grad);
   Tensor grad_input = nothing(input), grad_shifts = nothing(shifts ? *shifts : rois);
-  if (need_input) grad_input = input_gradient(task, input, device);
+  if (need_input) grad_input = input_gradient(g, task, input, device);
   if (need_shifts)
     grad_shifts = shift_gradient(task, *operands.shifts, shifts->scalar_type(), device);
   return {grad_input, grad_shifts};

@@ -13,6 +13,8 @@
 
 namespace segdeform::cuda {
 
+using RoiShapes = RoiShape<int32_t>;  // as the kernels count (roi_plan.h)
+
 template <typename T>
 struct LaneTap {
   int32_t pixel;
@@ -48,7 +50,7 @@ __device__ T warp_sum(T value) {
 
 // No pixel outside is touched; by a lane alone, of positions that rounding keeps in order.
 template <typename T>
-SEGDEFORM_HOST_DEVICE PixelSpan span_of(const SampleLine<T>& line, int64_t pixels) {
+SEGDEFORM_HOST_DEVICE PixelSpan span_of(const SampleLine<T>& line, int32_t pixels) {
   if (line.samples == 0) return {0, -1};
   const T a = sample_position(line, 0), b = sample_position(line, line.samples - 1);
   const T low = a < b ? a : b, high = a < b ? b : a, last = T(pixels - 1);
@@ -61,7 +63,7 @@ SEGDEFORM_HOST_DEVICE PixelSpan span_of(const SampleLine<T>& line, int64_t pixel
 
 // What a line gives to the pixel of each lane (-1: none); no other pixel than those of the window.
 template <bool kSlope, typename T>
-__device__ LaneTap<T> tap_of_pixel(const SampleLine<T>& line, int64_t pixels, int32_t pixel,
+__device__ LaneTap<T> tap_of_pixel(const SampleLine<T>& line, int32_t pixels, int32_t pixel,
                                    PixelSpan window) {
   LaneTap<T> tap{pixel, T(0), T(0)};
   for (int32_t base = 0; base < line.samples; base += kWarp) {
@@ -83,7 +85,7 @@ __device__ LaneTap<T> tap_of_pixel(const SampleLine<T>& line, int64_t pixels, in
 
 // How many samples of a line lie inside; by a lane alone.
 template <typename T>
-SEGDEFORM_HOST_DEVICE int32_t samples_inside(const SampleLine<T>& line, int64_t pixels) {
+SEGDEFORM_HOST_DEVICE int32_t samples_inside(const SampleLine<T>& line, int32_t pixels) {
   int32_t count = 0;
   for (int32_t i = 0; i < line.samples; ++i) count += line_sample(line, i, pixels).inside;
   return count;
@@ -91,7 +93,7 @@ SEGDEFORM_HOST_DEVICE int32_t samples_inside(const SampleLine<T>& line, int64_t 
 
 // What the sum over a bin is divided by; by a lane alone.
 template <typename T>
-SEGDEFORM_HOST_DEVICE T sample_count(const RoiGeometry& g, const BinLines<T>& lines) {
+SEGDEFORM_HOST_DEVICE T sample_count(const RoiShapes& g, const BinLines<T>& lines) {
   int64_t count = int64_t(lines.y.samples) * lines.x.samples;
   if (g.position_sensitive)
     count = int64_t(samples_inside(lines.y, g.height)) * samples_inside(lines.x, g.width);
@@ -102,14 +104,14 @@ SEGDEFORM_HOST_DEVICE T sample_count(const RoiGeometry& g, const BinLines<T>& li
 template <typename T>
 struct WarpLine {
   SampleLine<T> line;
-  int64_t pixels;
+  int32_t pixels;
   PixelSpan span;
   bool lane_is_pixel;
   int32_t chunks;
 };
 
 template <typename T>
-__device__ WarpLine<T> warp_line(const SampleLine<T>& line, int64_t pixels) {
+__device__ WarpLine<T> warp_line(const SampleLine<T>& line, int32_t pixels) {
   WarpLine<T> result{line, pixels, span_of(line, pixels), true, 0};
   const int32_t touched = result.span.last - result.span.first + 1;
   if (touched <= 0) return result;
@@ -149,7 +151,7 @@ struct WarpBin {
 };
 
 template <typename T>
-__device__ WarpBin<T> warp_bin(const RoiGeometry& g, const BinLines<T>& lines) {
+__device__ WarpBin<T> warp_bin(const RoiShapes& g, const BinLines<T>& lines) {
   WarpBin<T> bin{};
   bin.lost = lines.lost;
   if (lines.lost) return bin;
