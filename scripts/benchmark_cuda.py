@@ -7,7 +7,9 @@ repeat by repeat. Before each call the GPU is kept busy for a moment, so that th
 stays out. "conv" is F.conv2d, "ours" deform_conv2d with a mask, both channels-last in the dtype of
 the row; "torchvision" is its operator as autocast calls it, NCHW, left out where torchvision is
 not installed. Extra memory is the peak during a call above what was there before it, results
-included; "workspace" is what ours takes beyond its results in the forward pass.
+included; "workspace" is what ours takes beyond its results in the forward pass. A second table
+times ours with other workspaces (SEGDEFORM_CUDA_WORKSPACE): more rows a chunk against columns that
+stay in the L2 cache.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import statistics
 import sys
 import time
@@ -72,6 +75,10 @@ ROWS = (
 )
 
 
+WORKSPACES = (64, 192, 640)  # MiB; the first is the default
+SWEPT = (ROWS[0], ROWS[2])
+
+
 def set_tf32(on: bool) -> None:
     """Lets float32 matrix products and convolutions use tf32, or not."""
     torch.backends.cuda.matmul.allow_tf32 = on
@@ -113,6 +120,26 @@ def conv_calls(row: Row, backward: bool, device: str = "cuda") -> dict[str, Call
     if torchvision is not None:
         calls["torchvision"] = call_of(theirs, (image, weight, *sampling), grad, backward)
     return calls
+
+
+def workspace_calls(row: Row, backward: bool, device: str = "cuda") -> dict[str, Call]:
+    """Returns ours once for each workspace, by its size in MiB."""
+    ours = conv_calls(row, backward, device)["ours"]
+
+    def with_workspace(mib: int) -> Call:
+        def call() -> object:
+            before = os.environ.get("SEGDEFORM_CUDA_WORKSPACE")
+            os.environ["SEGDEFORM_CUDA_WORKSPACE"] = str(mib << 20)
+            try:
+                return ours()
+            finally:
+                del os.environ["SEGDEFORM_CUDA_WORKSPACE"]
+                if before is not None:
+                    os.environ["SEGDEFORM_CUDA_WORKSPACE"] = before
+
+        return call
+
+    return {str(mib): with_workspace(mib) for mib in WORKSPACES}
 
 
 def roi_calls(backward: bool, device: str = "cuda", count: int = 512) -> dict[str, Call]:
@@ -262,6 +289,20 @@ def roi_table(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def workspace_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Formats the workspaces: a line a row and phase."""
+    lines = [
+        "| ours, by MiB of workspace | phase | " + " | ".join(f"{m}, ms" for m in WORKSPACES) + " |",
+        "|---|---|" + "---|" * len(WORKSPACES),
+    ]
+    for row in rows:
+        for phase in ("forward", "forward+backward"):
+            r = row[phase]
+            cells = [r["error"]] if "error" in r else [f"{r[n]['median_ms']:.3f}" for n in r]
+            lines.append(f"| {row['name']} | {phase} | {' | '.join(cells)} |")
+    return lines
+
+
 def ceilings(device: str = "cuda", mib: int = 1024, side: int = 8192) -> dict[str, float]:
     """Measures what this GPU can do: copied memory (read and written) and a bf16 product."""
     source = torch.randint(255, (mib * 2**20,), dtype=torch.uint8, device=device)
@@ -303,9 +344,11 @@ def main() -> int:
         print("benchmark_cuda: torch sees no CUDA device on this machine", file=sys.stderr)
         return 2
     torch.backends.cudnn.benchmark = True
-    found: dict[str, Any] = {"machine": machine() | ceilings(), "rows": []}
+    found: dict[str, Any] = {"machine": machine() | ceilings(), "rows": [], "workspaces": []}
     wanted = [row for row in ROWS if options.only in row.name]
-    share = options.seconds / (len(wanted) + 1) / 2  # half for warming up and drawing operands
+    swept = [row for row in SWEPT if options.only in row.name]
+    # Half for warming up and drawing operands.
+    share = options.seconds / (len(wanted) + len(swept) + 1) / 2
 
     def write(table: list[str]) -> None:
         if options.json:
@@ -320,12 +363,19 @@ def main() -> int:
         found["rows"].append(asdict(row) | {"name": row.name} | result)
         write(conv_table(found["rows"]))
         torch.cuda.empty_cache()
+    set_tf32(False)
+    for row in swept:
+        print(f"measuring workspaces, {row.name}", file=sys.stderr, flush=True)
+        result = measure(lambda backward, row=row: workspace_calls(row, backward), share)
+        found["workspaces"].append({"name": row.name} | result)
+        torch.cuda.empty_cache()
     found["roi pooling"] = measure(roi_calls, share)
     facts = ", ".join(f"{key}: {found['machine'][key]:.1f}" for key in CEILINGS)
-    table = [*conv_table(found["rows"]), "", *roi_table(found["roi pooling"]), "", facts]
+    table = [*conv_table(found["rows"]), "", *workspace_table(found["workspaces"]), "",
+             *roi_table(found["roi pooling"]), "", facts]  # fmt: skip
     write(table)
     print("\n".join(table))
-    results = [*found["rows"], found["roi pooling"]]
+    results = [*found["rows"], *found["workspaces"], found["roi pooling"]]
     failed = any("error" in r[p] for r in results for p in ("forward", "forward+backward"))
     return 8 if failed else 0
 

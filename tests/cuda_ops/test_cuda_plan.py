@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 from collections.abc import Iterable
@@ -32,6 +33,7 @@ class Question(NamedTuple):
     vector: int
     sorted_images: int  # 0: without the gradient of the input
     cells: int
+    multiprocessors: int = 132
 
     @property
     def rows(self) -> int:
@@ -65,6 +67,7 @@ def drawn(count: int) -> list[Question]:
                 vector,
                 draw.choice([0, draw.randint(1, batch)]),
                 draw.randint(1, 200),
+                draw.choice([1, 2, 7, 132]),
             )
         )
     return found
@@ -185,9 +188,11 @@ def test_a_launch_never_has_more_rows_than_the_kernels_count(program: Path) -> N
 
 
 def test_shapes_are_handed_over_whole_or_not_at_all(program: Path) -> None:
-    names = ("batch channels height width outputs out_height out_width kernel_h kernel_w stride_h "
-             "stride_w pad_h pad_w dilation_h dilation_w groups offset_groups").split()  # fmt: skip
-    usual = dict(zip(names, (5, 12, 7, 9, 8, 3, 2, 3, 2, 2, 4, 1, 0, 2, 3, 4, 6), strict=True))
+    usual = {
+        "batch": 5, "channels": 12, "height": 7, "width": 9, "outputs": 8, "out_height": 3,
+        "out_width": 2, "kernel_h": 3, "kernel_w": 2, "stride_h": 2, "stride_w": 4, "pad_h": 1,
+        "pad_w": 0, "dilation_h": 2, "dilation_w": 3, "groups": 4, "offset_groups": 6,
+    }  # fmt: skip
     refused: list[dict[str, int]] = [
         {"batch": 2**31}, {"outputs": 2**31}, {"channels": 2**29}, {"pad_w": 2**31},
         {"height": 2**20, "width": 2**11}, {"out_height": 2**20, "out_width": 2**11},
@@ -198,10 +203,70 @@ def test_shapes_are_handed_over_whole_or_not_at_all(program: Path) -> None:
         {"pad_h": -3},
     ]  # fmt: skip
     lines = [tuple((usual | change).values()) for change in taken + refused]
-    found = answers(program, lines, "shapes")
+    found = answers(program, lines, "conv")
     assert found[len(taken) :] == ["refused"] * len(refused)
     assert [tuple(map(int, line.split())) for line in found[: len(taken)]] == lines[: len(taken)]
     # A step that is never taken may be as large as it likes.
     far = usual | {"stride_h": 2**40, "out_height": 1, "stride_w": 2**31 + 5, "out_width": 1}
-    (line,) = answers(program, [far.values()], "shapes")
+    (line,) = answers(program, [far.values()], "conv")
     assert tuple(map(int, line.split())) == tuple((far | {"stride_h": 1, "stride_w": 1}).values())
+
+
+def test_shapes_of_roi_pooling_are_handed_over_whole_or_not_at_all(program: Path) -> None:
+    usual = {
+        "batch": 5, "channels": 24, "height": 7, "width": 9, "rois": 11, "outputs": 6,
+        "pooled_h": 3, "pooled_w": 4, "group": 2, "classes": 3, "part_h": 5, "part_w": 8,
+        "samples": 1,
+    }  # fmt: skip
+    refused: list[dict[str, int]] = [
+        {"rois": 2**31}, {"channels": 2**31}, {"height": 2**20, "width": 2**11},
+        {"pooled_h": 2**17, "pooled_w": 2**14}, {"part_h": 2**15, "part_w": 2**14},
+        {"pooled_h": 2**20, "group": 2**11, "pooled_w": 1},
+        {"pooled_w": 2**20, "part_w": 2**11, "pooled_h": 1},
+    ]  # fmt: skip
+    taken: list[dict[str, int]] = [
+        {}, {"rois": MOST}, {"channels": MOST}, {"height": 46_340, "width": 46_340},
+        {"pooled_h": 2**16, "pooled_w": 2**12}, {"part_h": 2**14, "part_w": 2**13},
+    ]  # fmt: skip
+    lines = [tuple((usual | change).values()) for change in taken + refused]
+    found = answers(program, lines, "roi")
+    assert found[len(taken) :] == ["refused"] * len(refused)
+    assert [tuple(map(int, line.split())) for line in found[: len(taken)]] == lines[: len(taken)]
+
+
+def waves(rows: int, multiprocessors: int) -> int:
+    """Rounds of gathering (2 blocks for 32 rows, 4 at once) and of a product 4 tiles wide."""
+    gathering = math.ceil(math.ceil(rows / 32) * 2 / (4 * multiprocessors))
+    return gathering + math.ceil(math.ceil(rows / 128) * 4 / multiprocessors)
+
+
+@pytest.mark.parametrize("multiprocessors", [78, 108, 132])
+def test_chunks_fill_the_multiprocessors(program: Path, multiprocessors: int) -> None:
+    """512 channels, 3x3, bfloat16: the rows of a chunk take the fewest waves that can be had."""
+    for mib in (64, 80, 192):
+        for batch in (3, 16):
+            shape = (batch, 512, 1, 64, 64, 3, 3, 1)
+            question = Question(*shape, mib << 20, 2, 8, 0, 1, multiprocessors)
+            plan = json.loads(answers(program, [question])[0])
+            most = (mib << 20) // (512 * 9 * 2)
+
+            def cost(chunk: int, rows: int = question.rows) -> int:
+                rest = waves(rows % chunk, multiprocessors) if rows % chunk else 0
+                return rows // chunk * waves(chunk, multiprocessors) + rest
+
+            found = plan["forward"]
+            if question.rows <= most:
+                assert found == question.rows
+                continue
+            chunks = math.ceil(question.rows / most)
+            even = 128 * math.ceil(question.rows / chunks / 128)
+            assert found % 128 == 0 and most / 2 < found <= most
+            assert cost(found) == min(cost(c) for c in range(most // 256 * 128 + 128, most, 128))
+            assert cost(found) <= cost(min(even, most))
+
+
+def test_images_of_a_chunk_are_of_like_number(program: Path) -> None:
+    question = Question(16, 64, 1, 16, 16, 3, 3, 1, 11 * 16 * 16 * 64 * 9 * 2, 2, 8, 16, 1, 1)
+    ((_, _, chunks),) = json.loads(answers(program, [question])[0])["sortings"]
+    # Three quarters of the workspace hold 8.25 images: two chunks, not one of 8, of 7 and of 1.
+    assert chunks == [[0, 8 * 256], [8 * 256, 8 * 256]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from torch import Tensor
 
 import cuda_ops
 from cuda_ops import library, parity
+from tests.cuda_ops.machine_code import cuobjdump
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -283,16 +283,27 @@ def test_benchmark_compares_all_contestants(monkeypatch: pytest.MonkeyPatch) -> 
     assert "size" in failed["forward"]["error"]
 
 
+def test_benchmark_sweeps_the_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "SEGDEFORM_CUDA_WORKSPACE"
+    calls = {"ours": lambda: os.environ[name], "conv": pytest.fail}
+    monkeypatch.setattr(benchmark, "conv_calls", lambda row, backward, device: calls)
+    monkeypatch.setattr(benchmark, "extra_memory", lambda call: {})
+    monkeypatch.setattr(benchmark, "device_time", lambda call: int(call()) / 2**20)
+    for before in (None, "12345"):
+        if before:
+            monkeypatch.setenv(name, before)
+        row = benchmark.SWEPT[0]
+        found = benchmark.measure(lambda backward: benchmark.workspace_calls(row, backward), 0)
+        assert os.environ.get(name) == before
+    assert {k: v["median_ms"] for k, v in found["forward"].items()} == {
+        "64": 64, "192": 192, "640": 640,
+    }  # fmt: skip
+    lines = benchmark.workspace_table([{"name": row.name} | found])
+    assert len(lines) == 4 and all(line.count("|") == lines[0].count("|") for line in lines)
+    assert lines[3].endswith("| forward+backward | 64.000 | 192.000 | 640.000 |")
+
+
 # ---- what a library holds ----
-
-
-def cuobjdump() -> str | None:
-    try:
-        import triton
-    except ModuleNotFoundError:
-        return shutil.which("cuobjdump")
-    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return str(bundled) if bundled.exists() else shutil.which("cuobjdump")
 
 
 needs_cuda_half = pytest.mark.skipif(

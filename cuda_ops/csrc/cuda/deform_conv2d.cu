@@ -20,16 +20,19 @@ namespace {
 // had through the stable ABI); of one group torch's product adds it.
 template <typename T, int V>
 void forward_dense(const Operands<T>& operands, const std::optional<Tensor>& bias, T* output,
-                   Stream stream) {
+                   const CurrentDevice& device) {
   using R = Real<T>;
+  const Stream stream = device.stream();
   const Geometry& g = operands.g;
   const Sampling<T> sampling = operands.sampling();
   const int64_t width = g.taps() * g.channels_per_group(), outputs = g.outputs_per_group();
   const bool waits = bias && g.groups > 1;
   const int64_t column_bytes = g.taps() * g.channels * int64_t(sizeof(T));
   const int64_t product_bytes = waits ? g.out_channels * int64_t(sizeof(R)) : 0;
-  const int64_t rows = g.batch * g.out_pixels(),
-                most = forward_rows(rows, workspace_limit(), column_bytes + product_bytes);
+  const Waves waves{device.multiprocessors(), gather_blocks<V>(g), kGatherBlocks,
+                    g.groups * Waves::over(outputs, 128)};
+  const int64_t rows = g.batch * g.out_pixels();
+  const int64_t most = forward_rows(rows, workspace_limit(), column_bytes + product_bytes, waves);
   const Workspace<T> memory(operands.input, most * g.taps() * g.channels);
   const Workspace<R> products(operands.input, waits ? most * g.out_channels : 0);
   const Matrices weight{
@@ -72,7 +75,7 @@ Tensor forward(const Geometry& g, const Tensor& input, const Tensor& offset, con
           data<T>(output), device.stream());
     } else {
       const auto run = wide ? forward_dense<T, kVector<T>> : forward_dense<T, 1>;
-      run(operands, flat_bias, data<T>(output), device.stream());
+      run(operands, flat_bias, data<T>(output), device);
     }
   }
   return finished(output, input.scalar_type(), prefers_channels_last(input));

@@ -36,13 +36,15 @@ class Backward {
  public:
   using R = Real<T>;
 
-  Backward(const Operands<T>& operands, const Tensor& grad, const Needs& need, Stream stream)
+  Backward(const Operands<T>& operands, const Tensor& grad, const Needs& need,
+           const CurrentDevice& device)
       : g_(operands.g),
         operands_(operands),
         sampling_(operands.sampling()),
         grad_(grad),
         need_(need),
-        stream_(stream) {
+        stream_(device.stream()),
+        multiprocessors_(device.multiprocessors()) {
     const std::vector<int64_t> samples = {g_.batch, g_.offset_groups * g_.taps(), g_.out_height,
                                           g_.out_width};
     if (need.input)
@@ -74,7 +76,7 @@ class Backward {
     const int64_t pixels = g_.out_pixels();
     const int64_t sorted_images =
         need_.input ? images_to_sort(g_, count_cells(g_), workspace_limit()) : 0;
-    const BackwardPlan plan(g_, workspace_limit(), sizeof(T), V, sorted_images);
+    const BackwardPlan plan(g_, workspace_limit(), sizeof(T), V, sorted_images, multiprocessors_);
     plan.for_sortings([&](int64_t first, int64_t end) {
       std::optional<SortedSamples<T>> sorted;
       if (need_.input) sorted.emplace(operands_, first / pixels, (end - first) / pixels, stream_);
@@ -185,6 +187,7 @@ class Backward {
   const Tensor grad_;  // [N, P, Q, O]
   const Needs need_;
   const Stream stream_;
+  const int64_t multiprocessors_;
   SampleGradients<R> sample_gradients_;
 };
 
@@ -232,8 +235,8 @@ Gradients backward(const Geometry& g, const Tensor& grad, const Tensor& input, c
             need.mask ? finished(call.grad_mask, mask->scalar_type(), false) : nothing(offset)};
   };
   if (vectors_fit<T>(g, {&operands.input, &flat_grad}))
-    return finish(Backward<T, kVector<T>>(operands, flat_grad, need, device.stream()));
-  return finish(Backward<T, 1>(operands, flat_grad, need, device.stream()));
+    return finish(Backward<T, kVector<T>>(operands, flat_grad, need, device));
+  return finish(Backward<T, 1>(operands, flat_grad, need, device));
 }
 
 Gradients deform_conv2d_backward(const Tensor& grad, const Tensor& input, const Tensor& offset,

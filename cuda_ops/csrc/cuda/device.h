@@ -32,6 +32,19 @@ class CurrentDevice {
 #endif
   Stream stream() const { return stream_; }
 
+  int64_t multiprocessors() const {
+#if defined(SEGDEFORM_HOST_SHIM)
+    return 2;
+#else
+    int device = 0, count = 0;
+    cudaError_t asked = cudaGetDevice(&device);
+    if (asked == cudaSuccess)
+      asked = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+    STD_TORCH_CHECK(asked == cudaSuccess, "segdeform: ", cudaGetErrorString(asked));
+    return count;
+#endif
+  }
+
  private:
 #if !defined(SEGDEFORM_HOST_SHIM)
   torch::stable::accelerator::DeviceGuard guard_;

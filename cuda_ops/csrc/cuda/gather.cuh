@@ -31,9 +31,11 @@ Columns<T> columns_of(T* memory, const Geometry& g, const Slice& slice, int64_t 
           int32_t(g.taps())};
 }
 
+constexpr int kGatherBlocks = 4;  // on a multiprocessor
+
 // Grid: tiles of pixels, pieces of the slice, kSliceVectors vectors of a piece.
 template <typename T, int V>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, kGatherBlocks)
     gather_columns(Shapes g, Sampling<T> s, Rows rows, Columns<T> columns) {
   using R = Real<T>;
   Sample<R>* staged = shared_memory<Sample<R>>();
@@ -59,6 +61,13 @@ __global__ void __launch_bounds__(kThreads, 4)
       }
     }
   }
+}
+
+// Blocks that share a tile of pixels and gather all channels.
+template <int V>
+int64_t gather_blocks(const Geometry& g) {
+  const int64_t vectors = g.channels_per_offset_group() / V;
+  return g.offset_groups * ((vectors + kSliceVectors - 1) / kSliceVectors);
 }
 
 template <typename T, int V>

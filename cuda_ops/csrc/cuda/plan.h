@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "../geometry.h"
@@ -41,15 +42,44 @@ inline std::optional<ConvGeometry<int32_t>> on_device(const Geometry& g) {
                                int32_t(g.offset_groups)};
 }
 
-// Rows of a chunk of the forward pass, at most: as many as fit the workspace, whole tiles of the
-// product, chunks of like size.
-inline int64_t forward_rows(int64_t rows, int64_t workspace, int64_t row_bytes) {
+// How many rounds over the GPU's multiprocessors the blocks of a chunk take: those that go over its
+// rows, 32 at a time, and those of its product, taken to be tiles of 128 x 128. What is left of a
+// last round leaves multiprocessors idle.
+struct Waves {
+  int64_t multiprocessors;
+  int64_t row_blocks;   // that share 32 rows
+  int64_t at_once;      // of these, on a multiprocessor
+  int64_t tile_blocks;  // that share 128 rows of the product
+
+  constexpr int64_t of(int64_t rows) const {
+    return over((over(rows, 32) * row_blocks), at_once * multiprocessors) +
+           over(over(rows, 128) * tile_blocks, multiprocessors);
+  }
+  static constexpr int64_t over(int64_t a, int64_t b) { return (a + b - 1) / b; }
+};
+
+// Rows of a chunk, where `most` fit the workspace: all, or whole `units` of more than half of most,
+// in as few waves as can be, then in few chunks of like size.
+inline int64_t rows_of_chunk(int64_t rows, int64_t most, int64_t unit, const Waves& waves) {
+  constexpr int64_t kCandidates = 64;  // more are not worth the time of each call
+  if (rows <= most || most < 2 * unit) return std::min(rows, most);
+  const int64_t units = most / unit, step = Waves::over(units, 2 * kCandidates);
+  const auto cost = [&](int64_t candidate) {
+    const int64_t whole = rows / candidate, rest = rows % candidate;
+    const int64_t all = whole * waves.of(candidate) + (rest > 0 ? waves.of(rest) : 0);
+    return std::make_tuple(all, whole + (rest > 0), candidate);
+  };
+  auto best = cost(units * unit);
+  for (int64_t u = units - step; 2 * u > units; u -= step) best = std::min(best, cost(u * unit));
+  return std::get<2>(best);
+}
+
+// The same for the forward pass.
+inline int64_t forward_rows(int64_t rows, int64_t workspace, int64_t row_bytes,
+                            const Waves& waves) {
   constexpr int64_t kProductTile = 128;
   const int64_t most = std::clamp<int64_t>(workspace / row_bytes, 1, kMostRows);
-  if (rows <= most) return rows;
-  const int64_t chunks = (rows + most - 1) / most;
-  const int64_t even = ((rows + chunks - 1) / chunks + kProductTile - 1) / kProductTile;
-  return even * kProductTile <= most ? even * kProductTile : most;
+  return rows_of_chunk(rows, most, most < 2 * kProductTile ? 1 : kProductTile, waves);
 }
 
 // A run of channels: whole groups of the weight, or a part of one.
@@ -93,7 +123,7 @@ struct BackwardPlan {
 
   // element_bytes: of a column. sorted_images: 0 without the gradient of the input.
   BackwardPlan(const Geometry& g, int64_t workspace, int64_t element_bytes, int64_t vector,
-               int64_t sorted_images)
+               int64_t sorted_images, int64_t multiprocessors)
       : rows(g.batch * g.out_pixels()) {
     const bool whole_images = sorted_images > 0;
     const int64_t unit = whole_images ? g.out_pixels() : 1;

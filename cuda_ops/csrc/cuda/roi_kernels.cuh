@@ -35,8 +35,8 @@ struct RoiTask {
   }
 };
 
-// The kernels say how many blocks a multiprocessor shall hold, at least: left to itself the compiler
-// wants more of them and moves registers to memory.
+// The kernels say how many blocks a multiprocessor shall hold, at least: left to itself the
+// compiler wants more of them and moves registers to memory.
 constexpr int kWarpsPerBlock = 4;
 
 // Of less than 2^31 units and a block (roi_plan.h).
