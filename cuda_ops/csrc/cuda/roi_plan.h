@@ -28,10 +28,10 @@ inline std::optional<RoiShape<int32_t>> on_device(const RoiGeometry& g) {
       int32_t(g.samples), g.spatial_scale,         g.shift_scale,       g.position_sensitive};
 }
 
-// RoIs of one launch, at most; 0 where even the units of one are too many. A block's warps may
-// lie beyond the last unit and are counted, too.
-inline int64_t rois_of_launch(int64_t units_of_roi) {
-  return (std::numeric_limits<int32_t>::max() - 1024) / units_of_roi;
-}
+// Units of one launch, at most: a block's warps may lie beyond the last and are counted, too.
+constexpr int64_t kMostUnits = std::numeric_limits<int32_t>::max() - 1024;
+
+// RoIs of one launch, at most; 0 where even the units of one are too many.
+inline int64_t rois_of_launch(int64_t units_of_roi) { return kMostUnits / units_of_roi; }
 
 }  // namespace segdeform::cuda

@@ -135,7 +135,7 @@ Tensor input_gradient(const RoiGeometry& g, RoiTask<T> task, const Tensor& input
   launch(place_bins<R>, blocks_for(g.rois, kWarpsPerBlock), kRoiThreads, 0, device.stream(), task.g,
          task.rois, task.shifts, places);
   const int64_t units = tiles_of_gradient(g);
-  STD_TORCH_CHECK(rois_of_launch(units) > 0, "segdeform: too much work for one launch");
+  STD_TORCH_CHECK(units <= kMostUnits, "segdeform: too much work for one launch");
   launch(gradient_of_input<T>, blocks_for(units, kWarpsPerBlock), kRoiThreads,
          kGradientSharedBytes<R>, device.stream(), task, places, int32_t(units));
   return unpacked(gradient, shape, prefers_channels_last(input));
