@@ -289,10 +289,10 @@ def test_benchmark_sweeps_the_workspace(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(benchmark, "conv_calls", lambda row, backward, device: calls)
     monkeypatch.setattr(benchmark, "extra_memory", lambda call: {})
     monkeypatch.setattr(benchmark, "device_time", lambda call: int(call()) / 2**20)
+    row = benchmark.SWEPT[0]
     for before in (None, "12345"):
         if before:
             monkeypatch.setenv(name, before)
-        row = benchmark.SWEPT[0]
         found = benchmark.measure(lambda backward: benchmark.workspace_calls(row, backward), 0)
         assert os.environ.get(name) == before
     assert {k: v["median_ms"] for k, v in found["forward"].items()} == {
