@@ -54,9 +54,10 @@ def deform_conv2d(
     float64 computes in float64; float32, bfloat16 and float16 compute in float32. On CUDA the
     samples are rounded to the input's dtype before the product, which is a matrix product of torch:
     for float32 `torch.backends.cuda.matmul` says whether tf32 may serve (off by default), not
-    `torch.backends.cudnn`, which `nn.Conv2d` follows (on by default). Offset and mask may keep float32 beside an input of lower precision,
-    and do under autocast. Channels-last input gives channels-last output. A sample at an infinite
-    coordinate counts as masked out; at a NaN coordinate it makes what it feeds NaN.
+    `torch.backends.cudnn`, which `nn.Conv2d` follows (on by default). Offset and mask may keep
+    float32 beside an input of lower precision, and do under autocast. Channels-last input gives
+    channels-last output. A sample at an infinite coordinate counts as masked out; at a NaN
+    coordinate it makes what it feeds NaN.
 
     The gradient by an offset follows the cell of pixels that the sample lies in. On a whole pixel
     it is the derivative from the right; at exactly -1, where zero offsets put the taps of a padded

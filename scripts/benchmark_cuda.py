@@ -291,8 +291,9 @@ def roi_table(result: dict[str, Any]) -> list[str]:
 
 def workspace_table(rows: list[dict[str, Any]]) -> list[str]:
     """Formats the workspaces: a line a row and phase."""
+    sizes = " | ".join(f"{mib}, ms" for mib in WORKSPACES)
     lines = [
-        "| ours, by MiB of workspace | phase | " + " | ".join(f"{m}, ms" for m in WORKSPACES) + " |",
+        f"| ours, by MiB of workspace | phase | {sizes} |",
         "|---|---|" + "---|" * len(WORKSPACES),
     ]
     for row in rows:
