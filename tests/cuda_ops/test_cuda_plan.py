@@ -266,7 +266,8 @@ def test_chunks_fill_the_multiprocessors(program: Path, multiprocessors: int) ->
 
 
 def test_images_of_a_chunk_are_of_like_number(program: Path) -> None:
-    question = Question(16, 64, 1, 16, 16, 3, 3, 1, 11 * 16 * 16 * 64 * 9 * 2, 2, 8, 16, 1, 1)
-    ((_, _, chunks),) = json.loads(answers(program, [question])[0])["sortings"]
-    # Three quarters of the workspace hold 8.25 images: two chunks, not one of 8, of 7 and of 1.
+    image = 16 * 16 * 64 * 9 * 2  # bytes of its columns
+    question = Question(16, 64, 1, 16, 16, 3, 3, 1, 14 * image, 2, 8, 16, 1, 1)
+    [[_, _, chunks]] = json.loads(answers(program, [question])[0])["sortings"]
+    # Three quarters of the workspace hold 10 images: two chunks of 8, not one of 10 and one of 6.
     assert chunks == [[0, 8 * 256], [8 * 256, 8 * 256]]

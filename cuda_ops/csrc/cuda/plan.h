@@ -131,7 +131,12 @@ struct BackwardPlan {
     const int64_t fit = limit / (g.taps() * element_bytes * unit);       // channels of a unit
     slices = cut_channels(g, std::clamp<int64_t>(fit, 1, g.channels), vector);
     sorted_rows = whole_images ? sorted_images * unit : rows;
-    chunk_rows = unit * std::clamp<int64_t>(fit / g.channels, 1, std::min(rows, kMostRows) / unit);
+    const int64_t most =
+        unit * std::clamp<int64_t>(fit / g.channels, 1, std::min(rows, kMostRows) / unit);
+    // Two taps a block (samples.cuh), and the product that makes the gradients of the columns.
+    const Waves waves{multiprocessors, g.offset_groups * Waves::over(g.taps(), 2), 2,
+                      g.groups * Waves::over(g.taps() * g.channels_per_group(), 128)};
+    chunk_rows = rows_of_chunk(std::min(sorted_rows, rows), most, unit, waves);
   }
 
   int64_t widest() const {
