@@ -312,6 +312,8 @@ def soak_steps(work: Path, options: argparse.Namespace, chance: random.Random) -
     values = tiny.model_dump()
     values["data"]["crop"], values["train"]["patience"] = (16, 16), None
     values["deform"]["layers"], values["train"]["keep_best"] = 0, False
+    values["train"]["accumulate"], values["train"]["batch_size"] = 1, 2
+    values["model"] |= {"backbone": "timm/test_efficientnet", "head": "deeplab", "aspp_rates": None}
     (work / "steps.yaml").write_text(dump_config(Config.model_validate(values)))
     run, began = work / "steps", time.monotonic()
     shutil.rmtree(run, ignore_errors=True)

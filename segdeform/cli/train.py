@@ -18,8 +18,8 @@ def train(
         str,
         typer.Argument(
             metavar="CONFIG",
-            help="A config file or a shipped config: folder, shapes, camvid, voc, cityscapes, "
-            "paper-voc, paper-cityscapes.",
+            help="A config file or a shipped config: folder, shapes, camvid, camvid-long, voc, "
+            "cityscapes, paper-voc, paper-cityscapes.",
             show_default=False,
         ),
     ],

@@ -42,7 +42,8 @@ def test_shipped_configs_build_a_network_and_name_their_own_command(name: str) -
 
 def test_the_configs_that_people_rely_on_are_shipped() -> None:
     assert shipped_configs().keys() >= {
-        *("camvid", "cityscapes", "folder", "paper-cityscapes", "paper-voc", "shapes", "voc")
+        *("camvid", "camvid-long", "cityscapes", "folder", "paper-cityscapes", "paper-voc"),
+        *("shapes", "voc"),
     }
 
 
