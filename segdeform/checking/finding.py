@@ -90,7 +90,9 @@ KINDS = {
     "animated-mask": Kind("warning", "Masks of several frames", "the first frame is used"),
     "void-mask": Kind("warning", "Masks without a label", "the picture teaches nothing"),
     "leak": Kind(
-        "warning", "Pictures in several splits", "remove it from one: the score would be too good"
+        "warning",
+        "Pictures in several splits",
+        "remove it from one: where the other is trained on, the score is too good",
     ),
     "never": Kind("warning", "Classes that never occur", "is the class list the right one?"),
     "absent-train": Kind("warning", "Classes without training pixels", "they cannot be learned"),

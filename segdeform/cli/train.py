@@ -108,6 +108,8 @@ def train(
                 f"--minutes {minutes:g} and {draft.overridden[key]} contradict each other: "
                 "give one of them"
             )
+    if dry_run and track:
+        raise UsageError("--track sends the numbers of a training, and --dry-run does none")
     if dry_run and profile:
         raise UsageError("--profile tells of a training, and --dry-run does none: give one of them")
     if largest_batch and not dry_run:

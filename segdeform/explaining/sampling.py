@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -164,9 +165,19 @@ def record_layers(
 
     Raises:
         NotFiniteError: a layer predicts offsets that are no numbers.
+        ModelError: something between them reduces the map.
     """
     with torch.inference_mode(), _recording(layers) as calls:
         value = run()
+    for (name, layer), after in pairwise(layers.items()):
+        size = tuple(
+            -(-side // step) for side, step in zip(calls[name][0], layer.stride, strict=True)
+        )
+        if size != calls[after[0]][0]:
+            raise ModelError(
+                f"between the deformable layers {name} and {after[0]} something else reduces the "
+                "map, through which samples are not followed: train with fewer deform.layers"
+            )
     found: list[LayerSampling] = []
     stride = output_stride
     for name, layer in reversed(layers.items()):

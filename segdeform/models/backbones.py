@@ -21,6 +21,7 @@ from segdeform.models.blocks import (
 )
 from segdeform.models.deform import Layers, choose_layers
 from segdeform.models.mobilenet_v3 import large_features
+from segdeform.models.same_padding import PaddedConv2d, make_plain
 from segdeform.models.stem import deepen_first, widen_first
 from segdeform.models.weights import imagenet_file, load_weights
 
@@ -224,17 +225,19 @@ def build_backbone(
             deepen_first(backbone)
         load_weights(backbone, name, weights)
     if channels != 3:
+        first = next(layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d))
+        make_plain(backbone, [first])  # a standardised weight would undo the widening's scale
         widen_first(backbone, channels)
     return backbone
 
 
-def fetch_imagenet(name: str) -> None:
+def fetch_imagenet(name: str, output_stride: int) -> None:
     """Downloads a backbone's ImageNet weights, if they are not here yet.
 
     Raises as `build_backbone`.
     """
     if name.startswith("timm/"):
-        build_backbone(name, "imagenet", 32)
+        build_backbone(name, "imagenet", output_stride)
     else:
         imagenet_file(name)
 
@@ -242,6 +245,9 @@ def fetch_imagenet(name: str) -> None:
 def set_dilation(backbone: Backbone, layers: Layers, dilation: int) -> None:
     """Gives convolutions (`choose_layers`) one dilation; sizes of the features stay."""
     for conv in choose_layers(backbone, layers, backbone.deformable_kernels).values():
+        if isinstance(conv, PaddedConv2d):
+            conv.dilate(dilation)
+            continue
         conv.dilation = (dilation, dilation)
         conv.padding = (conv.kernel_size[0] // 2 * dilation,) * 2
 

@@ -17,6 +17,7 @@ from torch import nn
 from cuda_ops.arguments import pair
 from cuda_ops.layers import DeformConv2d, ModulatedDeformConv2d
 from segdeform.errors import ConfigError
+from segdeform.models.same_padding import PaddedConv2d
 
 Layers = int | str | Sequence[str]
 """How many of the last 3x3 convolutions, or patterns of their names."""
@@ -151,6 +152,12 @@ def _check_replaceable(name: str, conv: nn.Conv2d) -> None:
     if not isinstance(conv.weight, nn.Parameter):
         raise ConfigError(f"{name} computes its weight (weight norm?); remove that first")
     choice = "or choose other layers by name, as layers='layer4.*.conv2'"
+    if isinstance(conv, PaddedConv2d):
+        raise ConfigError(
+            f"{name} pads unevenly before its stride of {conv.stride[0]}, which a deformable layer "
+            "does not: a smaller model.output_stride leaves the stride out, or name other layers "
+            "in deform.layers"
+        )
     if type(conv) is not nn.Conv2d:
         raise ConfigError(
             f"{name} is a {type(conv).__qualname__}, not nn.Conv2d itself, and may compute its "

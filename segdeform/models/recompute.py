@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,15 +35,17 @@ def recompute_blocks(backbone: nn.Module) -> int:
     return len(blocks)
 
 
-def _forward(block: nn.Module, x: Tensor) -> Tensor:
+def _forward(block: nn.Module, *given: Any, **named: Any) -> Tensor:
     plain = partial(type(block).forward, block)
     if not (block.training and torch.is_grad_enabled()):
-        return cast(Tensor, plain(x))
+        return cast(Tensor, plain(*given, **named))
+    # A list may be added to before it is needed again.
+    kept = [list(each) if isinstance(each, list) else each for each in given]
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), statistics_kept(block)
 
-    return cast(Tensor, checkpoint(plain, x, use_reentrant=False, context_fn=contexts))
+    return cast(Tensor, checkpoint(plain, *kept, use_reentrant=False, context_fn=contexts, **named))
 
 
 @contextmanager

@@ -29,6 +29,15 @@ class PaddedConv2d(nn.Conv2d):
         super().__init__(*arguments, **named)
         self.pads = pads
 
+    def dilate(self, rate: int) -> None:
+        """Sets the dilation; maps keep their size."""
+        self.dilation = (rate, rate)
+        (top, bottom), (left, right) = (
+            same_pads(side, stride, rate)
+            for side, stride in zip(self.kernel_size, self.stride, strict=True)
+        )
+        self.pads = (left, right, top, bottom)
+
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         output: Tensor = super()._conv_forward(F.pad(x, self.pads), weight, bias)
         return output

@@ -30,6 +30,10 @@ _ROWS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # what blocks stand in, s
 _PROBE = (64, 96)  # pixels: two and three values at the largest stride
 
 
+class NoWeightsError(ConfigError):
+    """There are no weights of a network to begin with."""
+
+
 class TimmBackbone(Backbone):
     """Is a network of timm without what follows its last stage.
 
@@ -73,6 +77,9 @@ class TimmBackbone(Backbone):
         else:
             whole = [max(side, self._least) for side in whole]
             maps = self.network(F.pad(x, (0, whole[1] - columns, 0, whole[0] - rows)))
+            for place, stride in zip(self._places, self.stage_strides, strict=True):
+                if maps[place].shape[-2:] != (whole[0] // stride, whole[1] // stride):
+                    raise ValueError(f"features of stride {stride} have another size")
         low, second, middle, high = (
             cut(maps[place], (_shrunk(rows, stride), _shrunk(columns, stride)))
             for place, stride in zip(self._places, self.stage_strides, strict=True)
@@ -140,7 +147,9 @@ def build_timm(name: str, weights: str, output_stride: int) -> TimmBackbone:
     """
     if weights != "none":
         with torch.device("meta"):  # what cannot work is found out before a byte is fetched
-            TimmBackbone(_network(name, output_stride), name)
+            network = _network(name, output_stride)
+            _timm_names(network.state_dict(), _timm().create_model(name).state_dict())
+            TimmBackbone(network, name)
     network = _network(name, output_stride)
     _fill_buffers(network)
     if weights != "none":
@@ -254,7 +263,7 @@ def _fetched(name: str) -> dict[str, Tensor]:
     timm = _timm()
     config = timm.get_pretrained_cfg(name)
     if config is None or not (config.hf_hub_id or config.url or config.file):
-        raise ConfigError(
+        raise NoWeightsError(
             f"timm has no weights of {name}: set model.weights to none or to a file of its keys"
         )
     try:

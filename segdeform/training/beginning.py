@@ -15,6 +15,7 @@ from segdeform.config.schema import ATROUS_HEADS, Config
 from segdeform.errors import ConfigError
 from segdeform.models.deeplab import DeepLab
 from segdeform.models.deform import deformable_layers
+from segdeform.models.same_padding import make_plain
 from segdeform.segmenter import Segmenter, load
 from segdeform.training.channels import statistics_used
 
@@ -66,7 +67,13 @@ def begin_with_folder(
             f"model.weights: {folder} holds another network than the config describes: {overrides}"
         )
     _refuse_lost_layers(model, theirs, folder)
+    make_plain(  # weights that are standardised there, and are not where a layer deforms
+        theirs.model.backbone,
+        map(theirs.model.backbone.get_submodule, deformable_layers(model.backbone)),
+    )
     own, given = model.state_dict(), theirs.model.state_dict()
+    if lost := sorted(key for key in given.keys() - own.keys() if key.startswith("backbone.")):
+        raise ConfigError(f"model.weights: {folder} has {lost[0]}, for which there is no place")
     known = {key: value for key, value in given.items() if key in own}
     if theirs.classes != classes:
         rows = _rows(theirs.classes, classes)

@@ -204,12 +204,9 @@ def _delete_others(run: Path, newest_folder: Path, state: TrainState) -> None:
 
 
 def best_step(scores: Mapping[int, float]) -> int | None:
-    """Returns the step of the highest mIoU, of equal ones the first; None: nothing was scored."""
-
-    def rank(step: int) -> float:
-        return -math.inf if math.isnan(scores[step]) else scores[step]
-
-    return max(sorted(scores), key=rank, default=None)
+    """Returns the step of the highest mIoU, of equal ones the first; None: there is no score."""
+    scored = sorted(step for step, score in scores.items() if not math.isnan(score))
+    return max(scored, key=scores.__getitem__, default=None)
 
 
 def _best_steps(scores: Mapping[int, float], checkpoints: Sequence[Path]) -> set[int]:

@@ -50,7 +50,7 @@ def table(entries: Sequence[Entry], classes: Sequence[str]) -> str:
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    split = ["split"] if _other_splits(entries) else []
+    split = ["split"] if any("split" in entry for entry in entries) else []
     writer.writerow(
         ["step", "kind", *split, *_TRAINED, *_SCORED, *(f"IoU {name}" for name in classes)]
     )
@@ -70,7 +70,7 @@ def picture(entries: Sequence[Entry], classes: Sequence[str]) -> bytes:
     from matplotlib.figure import Figure
 
     trained = [entry for entry in entries if entry["kind"] == "train"]
-    scored = [entry for entry in entries if entry["kind"] == "val" and "split" not in entry]
+    first, *others = _by_split(entries).items()
     figure = Figure(figsize=(12, 5), dpi=110)
     FigureCanvasAgg(figure)
     sides = {"left": 0.05, "right": 0.86, "bottom": 0.1, "top": 0.94}
@@ -83,7 +83,7 @@ def picture(entries: Sequence[Entry], classes: Sequence[str]) -> bytes:
     rate.set_ylim(bottom=0)
     loss.sharex(rate)
     loss.tick_params(labelbottom=False)
-    _draw_scores(scores, scored, classes, _other_splits(entries))
+    _draw_scores(scores, first[1], classes, dict(others))
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
@@ -96,13 +96,14 @@ def _draw(axes: Axes, title: str, entries: Sequence[Entry], key: str, colour: st
     _tidy(axes)
 
 
-def _other_splits(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """Returns the evaluations of the splits beside the first one, by their names."""
+def _by_split(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Returns the evaluations by the names of their splits, "" where there is one; the one that
+    decides is the first."""
     found: dict[str, list[Entry]] = {}
     for entry in entries:
-        if "split" in entry:
-            found.setdefault(entry["split"], []).append(entry)
-    return found
+        if entry["kind"] == "val":
+            found.setdefault(entry.get("split", ""), []).append(entry)
+    return found or {"": []}
 
 
 def _draw_scores(

@@ -19,6 +19,7 @@ from segdeform.config.dotted import by_key
 from segdeform.config.loading import Draft
 from segdeform.config.schema import Config
 from segdeform.errors import InterruptedByUserError
+from segdeform.machine.processes import own_rank
 from segdeform.training import checkpoint
 from segdeform.training.best import chosen, evaluation_is_due, is_over, keep_best, tell_end
 from segdeform.training.checkpoint import TrainState, best_step
@@ -85,7 +86,8 @@ def train(
         InterruptedByUserError, StoppedError: SIGINT, SIGTERM or SIGHUP; the state is saved.
         ResourceError: disk or memory ended; the last checkpoint stays as it is.
     """
-    refuse_untrackable(track)
+    if own_rank() == 0:  # which alone tells them
+        refuse_untrackable(track)
     with open_run(
         config,
         data,
@@ -116,7 +118,7 @@ def _log_of(plan: Plan, state: TrainState, track: Sequence[str]) -> Iterator[Run
     config = by_key(plan.config.model_dump(mode="json"))
     with (
         tracked(track, plan.run, config, plan.reporter.message) as trackers,
-        RunLog(plan.run, state.step, trackers) as log,
+        RunLog(plan.run, state.step, trackers, scored=state.step in state.scores) as log,
     ):
         yield log
 

@@ -37,17 +37,17 @@ def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any
     """Divides the trainable parameters by learning rate and weight decay, each into one group.
 
     Parameters below `backbone` learn at `backbone_lr_factor`, in part k of n from its end at
-    `layer_decay`^k of that (see `depth_from_end`), those below an `offset_conv` at
+    `layer_decay`^k of that (see `depths_from_end`), those below an `offset_conv` at
     `offset_lr_factor` times what surrounds them. Biases and normalisation do not decay. Every
     group carries its `lr_factor`, which `set_learning_rate` multiplies with the schedule.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    parts = backbone_parts(model)
+    depths = depths_from_end(model)
     for module_name, module in model.named_modules():
         path = module_name.split(".")
         factor = 1.0
         if path[0] == "backbone":
-            depth = depth_from_end(path[1:], parts)
+            depth = depths[".".join(path[1:])]
             factor = train.backbone_lr_factor * train.layer_decay**depth
         if "offset_conv" in path:
             factor *= train.offset_lr_factor
@@ -73,14 +73,22 @@ def backbone_parts(model: nn.Module) -> list[str]:
     return names or [f"features.{name}" for name, _ in blocks.named_children()]
 
 
-def depth_from_end(path: list[str], parts: list[str]) -> int:
-    """Returns 1 for what lies in the last part, and one more for each part nearer to the pictures.
+def depths_from_end(model: nn.Module) -> dict[str, int]:
+    """Returns 1 for a backbone's modules in its last part, one more for each part before it.
 
-    What lies in none (a ResNet's stem) counts as the part before the first. Heads have depth 0.
+    By their names below the backbone. What lies in no part counts as the one that follows it, or
+    that it follows at the end; what comes before the first, a stem, as one more part.
     """
-    name = ".".join(path) + "."
-    place = next((k for k, part in enumerate(parts) if name.startswith(f"{part}.")), -1)
-    return len(parts) - place
+    parts, place, depths = backbone_parts(model), -1, {}
+    for name, _ in getattr(model, "backbone", nn.Module()).named_modules():
+        own = (k for k, part in enumerate(parts) if f"{name}.".startswith(f"{part}."))
+        inside = next(own, None)
+        if inside is not None:
+            place = inside
+        elif place >= 0:
+            inside = min(place + 1, len(parts) - 1)
+        depths[name] = len(parts) - (-1 if inside is None else inside)
+    return depths
 
 
 def build_optimizer(model: nn.Module, train: TrainConfig) -> Optimizer:

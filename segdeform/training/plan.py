@@ -195,9 +195,10 @@ def check_resumable(plan: Plan, record: dict[str, Any]) -> None:
         old["model.aspp_rates"] = list(ASPP_RATES[plan.config.model.output_stride])
     for key in sorted(old.keys() | new.keys()):
         if key not in FREE_KEYS and old.get(key) != new.get(key):
+            was = f"{key}={json.dumps(old.get(key))}"
             raise ConfigError(
                 f"{key} is {new.get(key)} now and was {old.get(key)} when {plan.run} began: resume "
-                f"with the config that it began with (--set {key}={json.dumps(old.get(key))}), or "
+                f"with the config that it began with (--set {shlex.quote(was)}), or "
                 f"start anew with --overwrite{_another_length(plan) if key in _LENGTH else ''}"
             )
     old_data = record.get("data")

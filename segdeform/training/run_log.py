@@ -22,10 +22,13 @@ from segdeform.training.tracking import Tracker
 class RunLog:
     """RUN/log.jsonl, one JSON object a line, and the same values as TensorBoard scalars."""
 
-    def __init__(self, run: Path, step: int, trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(
+        self, run: Path, step: int, trackers: Sequence[Tracker] = (), *, scored: bool = True
+    ) -> None:
         """Opens both; what an interrupted run wrote after step `step` is dropped.
 
-        `trackers` hear of the numbers, too.
+        So are the scores of that step unless it counts as `scored`. `trackers` hear of the numbers,
+        too.
 
         Raises:
             ResourceError: the disk is full.
@@ -34,7 +37,7 @@ class RunLog:
         self._path, self._trackers = run / "log.jsonl", trackers
         from torch.utils.tensorboard import SummaryWriter  # costs a second, so only where needed
 
-        lines = _lines_until(self._path, step)
+        lines = _lines_until(self._path, step, scored)
         found = (json.loads(line).get("loss") for line in lines)
         self.losses = [loss for loss in found if loss is not None]  # of the steps before
         write_text(self._path, "".join(lines))
@@ -75,13 +78,20 @@ class RunLog:
         self._write(record.step, "train", values, {"offsets": layers} if layers else {}, board)
 
     def evaluation(
-        self, step: int, scores: Scores, classes: Sequence[str], split: str | None = None
+        self,
+        step: int,
+        scores: Scores,
+        classes: Sequence[str],
+        split: str | None = None,
+        *,
+        first: bool = True,
     ) -> None:
         """Logs the scores of an evaluation under val/, the IoU of each class under val/iou/.
 
-        Of a split beside the first one they stand under val-SPLIT/, and the entry names it.
+        Of several splits each entry names its own; in TensorBoard those beside the first stand
+        under val-SPLIT/.
         """
-        board_name = "val" if split is None else f"val-{split}"
+        board_name = "val" if first else f"val-{split}"
         values = {"miou": scores.miou, "accuracy": scores.accuracy}
         iou = dict(zip(classes, scores.iou, strict=True))
         board = {f"{board_name}/iou/{name}": value for name, value in iou.items()}
@@ -134,7 +144,7 @@ def _plain(value: Any) -> Any:
     return json_number(value) if isinstance(value, float) else value
 
 
-def _lines_until(path: Path, step: int) -> list[str]:
+def _lines_until(path: Path, step: int, scored: bool) -> list[str]:
     """Returns the whole lines of a log up to a step; a line that a kill cut short is dropped."""
     if step == 0 or not path.exists():
         return []
@@ -144,6 +154,9 @@ def _lines_until(path: Path, step: int) -> list[str]:
             entry = json.loads(line)
         except ValueError:
             continue
-        if line.endswith("\n") and isinstance(entry, dict) and entry.get("step", step) <= step:
+        if not line.endswith("\n") or not isinstance(entry, dict):
+            continue
+        again = entry.get("kind") == "val" and entry.get("step") == step and not scored
+        if entry.get("step", step) <= step and not again:
             lines.append(line)
     return lines

@@ -125,8 +125,9 @@ def show_scores(
             plan.reporter.message(f"warning: {warning}")
     if log is not None:
         for val_set, found in zip(plan.val_sets, evaluations, strict=True):
-            split = None if found is evaluation else val_set.split
-            log.evaluation(step, found.scores, found.classes, split)
+            split = val_set.split if len(evaluations) > 1 else None
+            first = found is evaluation
+            log.evaluation(step, found.scores, found.classes, split, first=first)
         log.pictures(step, pictures.drawn())
 
 

@@ -29,6 +29,7 @@ from segdeform.model_folder import DESCRIPTION, find_model
 from segdeform.models.backbones import fetch_imagenet
 from segdeform.models.precision import has_bf16
 from segdeform.models.pyramid import fit_to_crop
+from segdeform.models.timm_backbone import NoWeightsError
 from segdeform.segmenter import read_description
 from segdeform.training.beginning import begins_with_folder
 from segdeform.training.channels import with_channels
@@ -192,15 +193,15 @@ def _look(
         rates = read_description(folder / DESCRIPTION).model.aspp_rates
     if "model.weights" in draft.auto:
         try:
-            fetch_imagenet(given.model.backbone)
-        except DownloadError as error:
+            fetch_imagenet(given.model.backbone, given.model.output_stride)
+        except (DownloadError, NoWeightsError) as error:
             no_weights = str(error)
-    train, val = report.split(given.data.train_split), report.split(given.data.val_splits[0])
+    train = report.split(given.data.train_split)
     return Seen(
         classes=train_set.classes,
         pixels=train.pixels,
         train=train.sizes,
-        val=val.sizes,
+        val=tuple(size for name in given.data.val_splits for size in report.split(name).sizes),
         device=device.type,
         processes=processes,
         memory=usable_memory(device),

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from segdeform.errors import ConfigError
 from segdeform.files.manifest import sha256
 from segdeform.models import build_model, freeze_batch_norm
 from segdeform.models.deeplab import DeepLab
@@ -18,7 +19,7 @@ from segdeform.training.beginning import begin_with_folder, begins_with_folder
 from segdeform.training.channels import statistics_used
 from segdeform.training.checkpoint import Checkpoint, TrainState
 from segdeform.training.ema import averaged_model
-from segdeform.training.optim import build_optimizer
+from segdeform.training.optim import backbone_parts, build_optimizer
 from segdeform.training.plan import Plan
 from segdeform.training.together import synchronize_batch_norm
 
@@ -40,6 +41,13 @@ def build_state(plan: Plan, found: Checkpoint | None) -> TrainState:
     plan.reporter.message(f"deformable layers: {chosen or 'none'}")
     if train.freeze_bn:
         freeze_batch_norm(model.backbone)
+    by_parts = {"checkpointing": train.checkpointing, "layer_decay": train.layer_decay < 1}
+    for key, wanted in by_parts.items():
+        if wanted and not backbone_parts(model):
+            raise ConfigError(
+                f"train.{key} is of the blocks of a backbone, and none were found in "
+                f"{plan.config.model.backbone}: leave it out"
+            )
     if train.checkpointing:
         recompute_blocks(model.backbone)
     layout = torch.channels_last if train.channels_last else torch.contiguous_format

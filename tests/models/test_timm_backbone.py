@@ -18,15 +18,18 @@ from segdeform.config.loading import load_config
 from segdeform.config.schema import Config, ModelConfig
 from segdeform.errors import ConfigError, DownloadError, ModelError
 from segdeform.models import build_model, timm_backbone
-from segdeform.models.backbones import Features, build_backbone
+from segdeform.models.backbones import Features, build_backbone, set_dilation
 from segdeform.models.deform import choose_layers, deformable_layers, deformify
 from segdeform.models.folding import fold_batch_norm
 from segdeform.models.frozen import freeze_batch_norm
 from segdeform.models.receptive import backbone_reach, reach_of
 from segdeform.models.recompute import recompute_blocks
 from segdeform.models.same_padding import PaddedConv2d, make_plain
+from segdeform.models.stem import widened
 from segdeform.models.timm_backbone import TimmBackbone, normalization
-from segdeform.training.optim import backbone_parts
+from segdeform.segmenter import ModelDescription, save_model
+from segdeform.training.beginning import begin_with_folder
+from segdeform.training.optim import backbone_parts, depths_from_end
 
 # Of every way in which timm builds: BatchNorm with and without its activation, group and layer
 # normalisation, standardised weights, SAME padding, kernels of 5 and 7, pools before strides, blur.
@@ -301,6 +304,97 @@ def test_checkpointing_and_layer_decay_know_its_blocks() -> None:
 def test_features_that_no_head_looks_at_are_not_held() -> None:
     backbone = build_backbone("timm/test_efficientnet", "none", 16)
     assert len(backbone.network(torch.zeros(1, 3, 32, 32))) == 4  # type: ignore[operator]
+
+
+def test_a_dilated_layer_with_uneven_padding_keeps_the_size() -> None:
+    """Of the last three some have a stride, which SAME pads to one side more than to the other."""
+    backbone = build_backbone("timm/tf_mobilenetv3_small_minimal_100", "none", 32).eval()
+    pictures = torch.randn(1, 3, 64, 96)
+    before = [features.shape for features in backbone(pictures)[:3]]
+    set_dilation(backbone, 3, 2)
+    assert [features.shape for features in backbone(pictures)[:3]] == before
+    layer = next(m for m in backbone.modules() if isinstance(m, PaddedConv2d) and m.dilation[0] > 1)
+    assert sum(layer.pads[:2]) == 2 * (layer.kernel_size[0] - 1) - 1
+    with pytest.raises(ConfigError, match=r"pads unevenly .*model\.output_stride"):
+        deformify(backbone, 3)
+
+
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "densenet121"])
+def test_checkpointing_of_blocks_that_take_more_than_a_map(name: str) -> None:
+    backbone = build_backbone(f"timm/{name}", "none", 32).train()
+    assert recompute_blocks(backbone) > 0
+    backbone(torch.rand(2, 3, 64, 64)).high.mean().backward()
+    assert all(p.grad is not None for p in backbone.parameters())
+
+
+def test_a_standardised_stem_answers_grey_in_more_channels_as_before() -> None:
+    backbone = ours(theirs("test_nfnet", 16), "test_nfnet")
+    grey = torch.rand(1, 1, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        expected = backbone(grey.expand(1, 3, 64, 96)).high
+        torch.manual_seed(0)
+        wide = build_backbone("timm/test_nfnet", "none", 16, channels=6).double().eval()
+        first = next(m for m in backbone.modules() if isinstance(m, nn.Conv2d))
+        make_plain(backbone, [first])
+        given = backbone.state_dict()
+        name = next(key for key, value in given.items() if value.shape[1:2] == (3,))
+        given[name] = widened(given[name], 6)
+        wide.load_state_dict(given)
+        torch.testing.assert_close(wide(grey.expand(1, 6, 64, 96)).high, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("mobilenetv3_small_050", "network.blocks.5.0.conv"),
+        ("test_convnext", "network.stages_3.downsample.1"),
+    ],
+)
+def test_what_lies_in_no_block_learns_as_the_next(name: str, last: str) -> None:
+    backbone = build_backbone(f"timm/{name}", "none", 16)
+    depths = depths_from_end(nn.ModuleDict({"backbone": backbone}))
+    stem = next(n for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d))
+    blocks = backbone_parts(nn.ModuleDict({"backbone": backbone}))
+    assert depths[stem] == len(blocks) + 1
+    assert depths[last] == (1 if "blocks.5" in last else depths["network.stages_3.blocks.0"])
+
+
+def test_a_folder_with_standardised_weights_is_a_start_for_more_deformable_layers(
+    tmp_path: Path,
+) -> None:
+    mean = std = (0.5,) * 3
+    values = Config().model_dump(mode="json")
+    values["model"] |= {"backbone": "timm/test_nfnet", "weights": "none", "head": "deeplab"}
+    values["data"] |= {"channels": 3, "mean": mean, "std": std}
+    values["deform"] |= {"layers": 0}
+    config = Config.model_validate(values)
+    first = build_model(config.model, config.deform, 2, pretrained=False, mean=mean, std=std)
+    first.backbone.network.load_state_dict(
+        {k: v.float() for k, v in theirs("test_nfnet", 16).state_dict().items()}
+    )
+    palette = ((0, 0, 0), (9, 9, 9))
+    description = ModelDescription(
+        model=config.model,
+        deform=config.deform,
+        classes=("a", "b"),
+        palette=palette,
+        mean=mean,
+        std=std,
+        eval=config.eval,
+        value_range=None,
+        bands=None,
+        crop=config.data.crop,
+        training={},
+    )
+    save_model(tmp_path / "model", first, description)
+    values["model"]["weights"], values["deform"]["layers"] = str(tmp_path / "model"), 2
+    config = Config.model_validate(values)
+    second = build_model(config.model, config.deform, 2, pretrained=False, mean=mean, std=std)
+    begin_with_folder(second, config, ("a", "b"))
+    pictures = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected, got = (model.eval()(pictures).logits for model in (first, second))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_padding_that_depends_on_the_size_is_written_down() -> None:

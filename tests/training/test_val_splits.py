@@ -73,9 +73,9 @@ def test_all_are_scored_as_eval_scores_them(both: Path, data: Path) -> None:
         assert found["protocol"]["split"] == split
     assert segmenter.info["training"]["miou"] == metrics["miou"]
     assert [(e["step"], e.get("split")) for e in evaluations(both)] == [
-        (2, None),
+        (2, "val"),
         (2, "night"),
-        (4, None),
+        (4, "val"),
         (4, "night"),
     ]
     last = evaluations(both)[-2:]
@@ -94,7 +94,7 @@ def test_the_first_alone_is_what_it_was(both: Path, data: Path, tmp_path: Path) 
     metrics = json.loads((both / "metrics.json").read_text())
     assert "other_splits" not in json.loads((one / "metrics.json").read_text())
     assert [e["miou"] for e in evaluations(one)] == [
-        e["miou"] for e in evaluations(both) if "split" not in e
+        e["miou"] for e in evaluations(both) if e["split"] == "val"
     ]
     assert json.loads((one / "metrics.json").read_text())["miou"] == metrics["miou"]
     assert "split" not in curves.table(read_log(one / "log.jsonl"), ["a"]).partition("\n")[0]
@@ -140,6 +140,23 @@ def test_stopped_and_resumed_is_never_stopped(both: Path, data: Path, tmp_path: 
         run(scored("val"), data, folder, resume=True)
 
 
+def test_a_run_killed_before_its_end_lists_no_score_twice(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, both: Path
+) -> None:
+    """The last scores are in the log already when the result is still to be written."""
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write_result", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(scored(["val", "night"]), data, tmp_path / "run")
+    assert len(evaluations(tmp_path / "run")) == 4
+    run(scored(["val", "night"]), data, tmp_path / "run", resume=True)
+    assert evaluations(tmp_path / "run") == evaluations(both)
+
+
 def _train(data: Path, folder: Path) -> None:
     train(scored(["val", "night"]), data, folder, **OPTIONS | {"reporter": ReporterThat()})
 
@@ -169,8 +186,8 @@ def test_the_curves_show_them_all(both: Path) -> None:
     entries, classes = read_log(both / "log.jsonl"), ["ground", "disc"]
     header, *rows = csv.reader(curves.table(entries, classes).splitlines())
     assert header[:3] == ["step", "kind", "split"]
-    assert [row[2] for row in rows if row[1] == "val"] == ["", "night", "", "night"]
-    alone = [entry for entry in entries if "split" not in entry]
+    assert [row[2] for row in rows if row[1] == "val"] == ["val", "night"] * 2
+    alone = [entry for entry in entries if entry.get("split") != "night"]
     assert picture(entries, classes) != picture(alone, classes)
 
 
