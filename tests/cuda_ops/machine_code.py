@@ -83,6 +83,8 @@ def kernels(architecture: str) -> dict[str, Kernel]:
     for line in dump("-sass", architecture).splitlines():
         if "Function : " in line:
             current = found.get(line.partition("Function : ")[2].strip())
+            if current:  # two sources may hold the same kernel
+                current.opcodes.clear()
         elif current and (match := instruction.match(line)) and match[1] != "NOP":
             current.opcodes[match[1]] += 1
     return found
