@@ -137,7 +137,7 @@ def _description(segmenter: Segmenter, wanted: Wanted) -> ExportDescription:
         pure=wanted.pure,
         opset=wanted.opset if "onnx" in wanted.formats else None,
         stride=stride,
-        smallest=segmenter.network.backbone.stride + 1,
+        smallest=max(segmenter.network.backbone.stride + 1, segmenter.network.backbone.least),
         source_sha256=segmenter.info["sha256"],
         source_segdeform=segmenter.info["segdeform_version"],
         deformable_layers=tuple(deformable_layers(segmenter.network.backbone)),

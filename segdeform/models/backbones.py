@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from segdeform.errors import ConfigError
 from segdeform.models.blocks import (
     BasicBlock,
     Bottleneck,
@@ -71,6 +72,7 @@ class Backbone(nn.Module):
     middle_stride: int
     stride: int
     gives_second = False  # set by who builds a network: heads that do not look need not hold them
+    least = 0  # side of the smallest pictures that are not padded, pixels
     deformable_kernels: tuple[int, ...] = (3,)  # sides of those that are counted from the end
     norm_pairs: Sequence[tuple[str, str]] = ()  # convolution, its BatchNorm, where names hide them
 
@@ -225,7 +227,12 @@ def build_backbone(
             deepen_first(backbone)
         load_weights(backbone, name, weights)
     if channels != 3:
-        first = next(layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d))
+        first, *others = (m for m in backbone.modules() if isinstance(m, nn.Conv2d))
+        if any(conv.in_channels == 3 for conv in others):
+            raise ConfigError(
+                f"{name} looks at pictures by several convolutions, which are not widened for "
+                f"{channels} channels: choose another model.backbone"
+            )
         make_plain(backbone, [first])  # a standardised weight would undo the widening's scale
         widen_first(backbone, channels)
     return backbone

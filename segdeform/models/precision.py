@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cuda_ops.layers import DeformConv2d
 from segdeform.errors import UsageError
 from segdeform.models.deeplab import DeepLab
+from segdeform.models.timm_backbone import TimmBackbone
 
 Precision = Literal["fp32", "bf16"]
 Asked = Literal["auto", "fp32", "bf16"]
@@ -65,6 +66,24 @@ def compute_in(model: DeepLab, precision: Precision) -> None:
         if isinstance(layer, nn.Conv2d | nn.Linear | DeformConv2d) and layer not in positions:
             layer.weight = _rounded(layer.weight)
             layer.bias = None if layer.bias is None else _rounded(layer.bias)
+    if isinstance(model.backbone, TimmBackbone):
+        _round_rest(model.backbone, positions)
+
+
+def _round_rest(backbone: TimmBackbone, positions: set[nn.Conv2d]) -> None:
+    """Rounds what else maps are multiplied with: scales of layers, norms over channels, blurs.
+
+    In float32 they would make float32 of the maps, which the next convolution does not take.
+    """
+    for layer in backbone.modules():
+        if layer in positions or isinstance(layer, nn.BatchNorm2d):
+            continue
+        for name, parameter in layer._parameters.items():
+            if parameter is not None and parameter.dtype == torch.float32:
+                layer._parameters[name] = _rounded(parameter)
+        for name, buffer in layer._buffers.items():
+            if buffer is not None and buffer.dtype == torch.float32:
+                layer._buffers[name] = buffer.to(torch.bfloat16)
 
 
 def _rounded(parameter: Tensor) -> nn.Parameter:

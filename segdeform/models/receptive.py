@@ -131,13 +131,14 @@ def _sees_beyond(backbone: TimmBackbone, reach: int) -> bool:
     width = 2 * _aligned(reach + 1, backbone.stride)
     draw = torch.Generator().manual_seed(0)
     with torch.inference_mode(False), torch.enable_grad():
-        copied = deepcopy(backbone).eval()  # in here, as a prediction asks in inference mode
+        # In here, as a prediction asks in inference mode; in float32, whatever it computes in.
+        copied = deepcopy(backbone).float().eval()
         for name, parameter in copied.named_parameters():
             parameter.requires_grad_(False)
             if "offset_conv" not in name:
                 parameter[parameter == 0] = 0.1
         x = torch.randn(1, copied.picture_channels, 4 * copied.stride, width, generator=draw)
-        x = x.to(parameter.device, parameter.dtype).requires_grad_()
+        x = x.to(parameter.device).requires_grad_()
         copied(x).high[..., 0].sum().backward(inputs=[x])
     assert x.grad is not None
     return bool(x.grad[..., reach + backbone.stride :].any())

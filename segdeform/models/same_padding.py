@@ -49,6 +49,40 @@ def same_pads(kernel: int, stride: int, dilation: int) -> tuple[int, int]:
     return both // 2, both - both // 2
 
 
+class PaddedPool2d(nn.Module):
+    """Pools with a border of one value around the map that may differ from side to side."""
+
+    def __init__(self, pool: nn.Module, pads: tuple[int, int, int, int], value: float) -> None:
+        super().__init__()
+        self.pool, self.pads, self.value = pool, pads, value
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W]
+        pooled: Tensor = self.pool(F.pad(x, self.pads, value=self.value))
+        return pooled
+
+
+def padded_pool(pool: nn.AvgPool2d | nn.MaxPool2d, value: float) -> PaddedPool2d:
+    """Returns what timm's pool with SAME padding computes, with that written down."""
+    (top, bottom), (left, right) = (
+        same_pads(kernel, stride, dilation)
+        for kernel, stride, dilation in zip(
+            pair(pool.kernel_size),
+            pair(pool.stride),
+            pair(getattr(pool, "dilation", 1)),
+            strict=True,
+        )
+    )
+    size, stride = pair(pool.kernel_size), pair(pool.stride)
+    plain: nn.Module
+    if isinstance(pool, nn.MaxPool2d):
+        plain = nn.MaxPool2d(size, stride, 0, pair(pool.dilation), ceil_mode=pool.ceil_mode)
+    else:
+        # Values around the border count as they do in timm: as zeros.
+        counted = pool.count_include_pad
+        plain = nn.AvgPool2d(size, stride, 0, pool.ceil_mode, count_include_pad=counted)
+    return PaddedPool2d(plain, (left, right, top, bottom), value)
+
+
 def plain_convolution(conv: nn.Conv2d) -> nn.Conv2d:
     """Returns a convolution that computes what timm's does, with explicit padding and weight.
 

@@ -7,6 +7,7 @@ from its activation, explicit padding, names of the convolutions that each Batch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from segdeform.errors import ConfigError, DownloadError, ModelError
 from segdeform.files.tensors import check_fit
 from segdeform.models.backbones import Backbone, Features
 from segdeform.models.resizing import cut
-from segdeform.models.same_padding import plain_convolution
+from segdeform.models.same_padding import padded_pool, plain_convolution
 from segdeform.models.weights import read_weights
 
 TIMM = "timm/"
@@ -39,7 +40,7 @@ class TimmBackbone(Backbone):
 
     Pictures are padded below and to the right, by zeros after normalisation, to a multiple of the
     largest stride, so that each stage halves its maps exactly; the features are cut to
-    ceil(size / stride). The last features of strides 4 and 8, those before the last and the last
+    ceil(size / stride). The first features of strides 4 and 8, those before the last and the last
     ones are what heads see.
 
     Args:
@@ -63,7 +64,7 @@ class TimmBackbone(Backbone):
         )
         # Blurs mirror the border of their maps, which takes more values than one.
         blurs = any(hasattr(layer, "filt_size") for layer in network.modules())
-        self._least = 3 * self.stride if blurs else 0
+        self.least = 3 * self.stride if blurs else 0
         _split_activations(network)
         _write_padding_down(network)
         self.norm_pairs = _probe(self, name, [(w, s) for w, s in zip(widths, strides, strict=True)])
@@ -75,7 +76,7 @@ class TimmBackbone(Backbone):
             more = self.stride - 1
             maps = self.network(cut(F.pad(x, (0, more, 0, more)), (whole[0], whole[1])))
         else:
-            whole = [max(side, self._least) for side in whole]
+            whole = [max(side, self.least) for side in whole]
             maps = self.network(F.pad(x, (0, whole[1] - columns, 0, whole[0] - rows)))
             for place, stride in zip(self._places, self.stage_strides, strict=True):
                 if maps[place].shape[-2:] != (whole[0] // stride, whole[1] // stride):
@@ -218,7 +219,9 @@ def _network(name: str, output_stride: int) -> nn.Module:
             f"model.backbone = {TIMM}{name} has features at strides {strides}, the last of which "
             f"is not model.output_stride = {output_stride}"
         )
-    return _extractor(name, output_stride, out_indices=sorted(set(_stages(strides, name))))
+    # timm counts from the stem, its list from where its features begin.
+    places = [list(info.out_indices)[place] for place in sorted(set(_stages(strides, name)))]
+    return _extractor(name, output_stride, out_indices=places)
 
 
 def _extractor(name: str, output_stride: int, **more: Any) -> nn.Module:
@@ -285,9 +288,10 @@ def _timm_names(own: dict[str, Tensor], whole: dict[str, Tensor]) -> dict[str, s
     """
     names = {}
     for key in own:
-        first, _, rest = key.partition(".")
+        bare = key.removeprefix("model.")  # where the network itself is asked for what lies between
+        first, _, rest = bare.partition(".")
         splits = [k for k, letter in enumerate(first) if letter == "_"]
-        candidates = [key, *(f"{first[:k]}.{first[k + 1 :]}.{rest}" for k in splits)]
+        candidates = [bare, *(f"{first[:k]}.{first[k + 1 :]}.{rest}" for k in splits)]
         found = [c for c in candidates if c in whole and whole[c].shape == own[key].shape]
         if not found:
             raise ModelError(f"timm's features have a {key} that its network has not")
@@ -330,6 +334,10 @@ def _write_padding_down(network: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, nn.Conv2d) and type(child).__name__ == "Conv2dSame":
                 setattr(parent, name, plain_convolution(child))
+            elif isinstance(child, nn.AvgPool2d) and type(child).__name__ == "AvgPool2dSame":
+                setattr(parent, name, padded_pool(child, 0.0))
+            elif isinstance(child, nn.MaxPool2d) and type(child).__name__ == "MaxPool2dSame":
+                setattr(parent, name, padded_pool(child, -math.inf))
 
 
 def _probe(
@@ -362,7 +370,7 @@ def _probe(
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigError(
             f"model.backbone = {TIMM}{name} does not take pictures of any size: "
-            f"{str(error).partition(chr(10))[0]}"
+            f"{str(error).partition(chr(10))[0] or type(error).__name__}"
         ) from error
     shapes = [tuple(values.shape[1:]) for values in maps]
     rows, columns = _PROBE

@@ -22,6 +22,7 @@ from segdeform.models.backbones import Features, build_backbone, set_dilation
 from segdeform.models.deform import choose_layers, deformable_layers, deformify
 from segdeform.models.folding import fold_batch_norm
 from segdeform.models.frozen import freeze_batch_norm
+from segdeform.models.precision import compute_in
 from segdeform.models.receptive import backbone_reach, reach_of
 from segdeform.models.recompute import recompute_blocks
 from segdeform.models.same_padding import PaddedConv2d, make_plain
@@ -395,6 +396,72 @@ def test_a_folder_with_standardised_weights_is_a_start_for_more_deformable_layer
     with torch.no_grad():
         expected, got = (model.eval()(pictures).logits for model in (first, second))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["convnext_atto", "resnet18", "test_efficientnet_gn", "test_nfnet"]
+)
+def test_bfloat16(name: str) -> None:
+    """Also where scales and norms are parameters that no convolution folds in."""
+    config = ModelConfig(backbone=f"timm/{name}", weights="none", head="deeplab")
+    torch.manual_seed(0)
+    model = build_model(config, Config().deform, 3, mean=(0.5,) * 3, std=(0.5,) * 3).eval()
+    randomised = theirs(name, 16).float().state_dict()
+    model.backbone.load_state_dict(
+        {
+            key: randomised.get(key.removeprefix("network."), value)
+            for key, value in model.backbone.state_dict().items()
+        }
+    )
+    pictures = torch.rand(1, 3, 40, 56)
+    fold_batch_norm(model)
+    with torch.no_grad():
+        expected = model.maps(pictures)
+        compute_in(model, "bf16")
+        got = model.maps(pictures)
+    assert model.features(pictures).high.dtype == torch.bfloat16
+    assert float((got - expected).norm() / expected.norm()) < 0.1
+    assert reach_of(model) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "stride"), [("test_resnet", 16), ("resnet18d", 16), ("dla46_c", 32)]
+)
+def test_pools_that_pad_by_size_and_features_that_begin_late(name: str, stride: int) -> None:
+    network = theirs(name, stride)
+    pictures = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        expected = network(pictures)[-1]
+        torch.manual_seed(0)
+        backbone = build_backbone(f"timm/{name}", "none", stride).double().eval()
+        kept = backbone.network.state_dict()
+        ours_by_theirs = TimmBackbone(copy.deepcopy(network), name).network.state_dict()
+        backbone.network.load_state_dict({key: ours_by_theirs[key] for key in kept})
+        got = backbone(pictures).high
+    assert got.shape[-2:] == (64 // stride, 96 // stride)
+    torch.testing.assert_close(got, expected)
+    assert not any(type(m).__name__.endswith("Pool2dSame") for m in backbone.modules())
+
+
+def test_weights_of_a_network_that_is_asked_for_what_lies_between(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(whole_weights("twins_svt_small"), path)
+    whole = whole_weights("twins_svt_small")
+    backbone = build_backbone("timm/twins_svt_small", str(path), 32)
+    own = backbone.state_dict()
+    name = next(key for key in own if key.endswith("patch_embeds.0.proj.weight"))
+    assert torch.equal(own[name], whole[name.partition("model.")[2]])
+
+
+def test_several_first_convolutions_are_not_widened() -> None:
+    with pytest.raises(ConfigError, match="repvgg_a0 looks at pictures by several convolutions"):
+        build_backbone("timm/repvgg_a0", "none", 16, channels=5)
+
+
+def test_blocks_of_linear_layers_are_blocks() -> None:
+    backbone = build_backbone("timm/convnext_atto", "none", 32)
+    assert isinstance(backbone, TimmBackbone)
+    assert len(backbone.blocks()) == 2 + 2 + 6 + 2
 
 
 def test_padding_that_depends_on_the_size_is_written_down() -> None:
