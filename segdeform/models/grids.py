@@ -3,8 +3,8 @@
 A grid of g x g lies over a map of h x w values as in adaptive pooling: cell i of a side has the
 values from floor(i * h / g) up to ceil((i + 1) * h / g), so that cells overlap where g does not
 divide h. Both ways are products with small matrices instead of torch's pooling and resizing: so
-they can be had of a part of a map, whose place in the whole is known, add up in the same order on
-every device, and once exported serve every size.
+they can be had of a part of a map, whose place in the whole is known, have gradients that torch
+adds up in the same order each time, and once exported serve every size.
 """
 
 from __future__ import annotations
