@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from segdeform.config.schema import IMAGENET_MEAN, IMAGENET_STD, DeformConfig, ModelConfig
-from segdeform.models.backbones import Backbone, build_backbone, set_dilation
+from segdeform.models.backbones import build_backbone, set_dilation
 from segdeform.models.deeplab import DeepLab, Output
 from segdeform.models.deform import choose_layers, deformify
+from segdeform.models.features import Backbone
 from segdeform.models.frozen import freeze_batch_norm
 from segdeform.models.heads import (
     AuxiliaryHead,

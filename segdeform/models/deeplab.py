@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segdeform.config.schema import IMAGENET_MEAN, IMAGENET_STD
-from segdeform.models.backbones import Backbone, Features
+from segdeform.models.features import Backbone, Features
 from segdeform.models.heads import Head
 from segdeform.models.resizing import enlarge, stride_of
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cuda_ops.layers import DeformConv2d
-from segdeform.models.backbones import Backbone
+from segdeform.models.features import Backbone
 from segdeform.models.frozen import CONVOLUTIONS, FoldedSequential, FrozenBatchNorm2d
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)

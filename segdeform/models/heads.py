@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segdeform.models.backbones import Features
+from segdeform.models.features import Features
 from segdeform.models.grids import Whole
 from segdeform.models.resizing import enlarge
 

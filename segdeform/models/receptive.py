@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from cuda_ops.layers import DeformConv2d
-from segdeform.models.backbones import Backbone
 from segdeform.models.deeplab import DeepLab
+from segdeform.models.features import Backbone
 from segdeform.models.heads import ASPP, DeepLabHead, DeepLabV3Head, DeepLabV3PlusHead
 from segdeform.models.segformer import SegFormerHead
 from segdeform.models.timm_backbone import TimmBackbone

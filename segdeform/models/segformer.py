@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segdeform.models.backbones import Features
+from segdeform.models.features import Features
 from segdeform.models.grids import Whole
 from segdeform.models.heads import Head, conv_bn_relu, initialize
 from segdeform.models.resizing import enlarge

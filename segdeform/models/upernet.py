@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from segdeform.models.backbones import Features
+from segdeform.models.features import Features
 from segdeform.models.grids import Whole, spread, whole_of
 from segdeform.models.heads import Head, conv_bn_relu, initialize
 from segdeform.models.resizing import enlarge

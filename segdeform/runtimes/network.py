@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from segdeform.errors import DataError, ModelError, UsageError
-from segdeform.models.backbones import Backbone
 from segdeform.models.deeplab import DeepLab, Output
+from segdeform.models.features import Backbone
 from segdeform.models.resizing import enlarge
 from segdeform.runtimes.description import FILES, ExportDescription, Runtime, read_export
 from segdeform.runtimes.sessions import Run, installed, open_file

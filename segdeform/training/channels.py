@@ -18,7 +18,8 @@ from segdeform.errors import ConfigError, DataError, ModelError, UnsafeInputErro
 from segdeform.files.manifest import read_json
 from segdeform.machine.cpu import available_cores
 from segdeform.machine.processes import neighbours
-from segdeform.models.timm_backbone import TIMM, normalization
+from segdeform.models.timm_backbone import TIMM
+from segdeform.models.timm_networks import normalization
 from segdeform.training.plan import Plan
 from segdeform.training.run_folder import checkpoint_folders
 

@@ -29,7 +29,7 @@ from segdeform.model_folder import DESCRIPTION, find_model
 from segdeform.models.backbones import fetch_imagenet
 from segdeform.models.precision import has_bf16
 from segdeform.models.pyramid import fit_to_crop
-from segdeform.models.timm_backbone import NoWeightsError
+from segdeform.models.timm_networks import NoWeightsError
 from segdeform.segmenter import read_description
 from segdeform.training.beginning import begins_with_folder
 from segdeform.training.channels import with_channels

@@ -9,11 +9,7 @@ from torchvision import models as torchvision_models
 
 from segdeform.config.schema import BackboneName
 from segdeform.errors import ConfigError
-from segdeform.models.backbones import (
-    BACKBONES,
-    build_backbone,
-    set_dilation,
-)
+from segdeform.models.backbones import BACKBONES, build_backbone, set_dilation
 from segdeform.models.deform import square_convolutions
 from segdeform.models.weights import CLASSIFIER
 

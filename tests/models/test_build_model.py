@@ -9,9 +9,9 @@ from cuda_ops import DeformConv2d
 from segdeform.config.schema import DeformConfig, ModelConfig
 from segdeform.errors import ConfigError
 from segdeform.models import build_model
-from segdeform.models.backbones import Backbone, Features
 from segdeform.models.deeplab import DeepLab
 from segdeform.models.deform import square_convolutions
+from segdeform.models.features import Backbone, Features
 
 
 def config(**keys: object) -> ModelConfig:

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from cuda_ops import ModulatedDeformConv2d
 from segdeform.config.schema import DeformConfig, ModelConfig
 from segdeform.models import build_model, deformify, freeze_batch_norm
-from segdeform.models.backbones import Backbone, Features
 from segdeform.models.deeplab import DeepLab
 from segdeform.models.deform import deformable_layers
+from segdeform.models.features import Backbone, Features
 from segdeform.models.heads import DeepLabHead, conv_bn_relu
 
 SIZES = ((65, 47), (49, 80))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from segdeform.config.schema import DeformConfig, ModelConfig
 from segdeform.models import build_model
-from segdeform.models.backbones import Features
+from segdeform.models.features import Features
 from segdeform.models.heads import Head
 from segdeform.models.segformer import SegFormerHead
 from segdeform.models.upernet import UPerNetHead

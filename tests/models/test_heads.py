@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from segdeform.models.backbones import Features
+from segdeform.models.features import Features
 from segdeform.models.heads import (
     ASPP,
     AuxiliaryHead,

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from segdeform.config.schema import EvalConfig
 from segdeform.inference import logits
-from segdeform.models.backbones import Backbone, Features
 from segdeform.models.deeplab import DeepLab
+from segdeform.models.features import Backbone, Features
 from segdeform.models.grids import Whole
 from segdeform.models.heads import DeepLabV3PlusHead
 from segdeform.models.resizing import enlarge, stride_of

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from segdeform.config.loading import load_config
 from segdeform.config.schema import Config, ModelConfig
 from segdeform.errors import ConfigError, DownloadError, ModelError
-from segdeform.models import build_model, timm_backbone
-from segdeform.models.backbones import Features, build_backbone, set_dilation
+from segdeform.models import build_model, timm_networks
+from segdeform.models.backbones import build_backbone, set_dilation
 from segdeform.models.deform import choose_layers, deformable_layers, deformify
+from segdeform.models.features import Features
 from segdeform.models.folding import fold_batch_norm
 from segdeform.models.frozen import freeze_batch_norm
 from segdeform.models.precision import compute_in
@@ -27,7 +28,8 @@ from segdeform.models.receptive import backbone_reach, reach_of
 from segdeform.models.recompute import recompute_blocks
 from segdeform.models.same_padding import PaddedConv2d, make_plain
 from segdeform.models.stem import widened
-from segdeform.models.timm_backbone import TimmBackbone, normalization
+from segdeform.models.timm_backbone import TimmBackbone
+from segdeform.models.timm_networks import normalization
 from segdeform.segmenter import ModelDescription, save_model
 from segdeform.training.beginning import begin_with_folder
 from segdeform.training.optim import backbone_parts, depths_from_end
@@ -203,7 +205,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 def test_what_cannot_work_says_why_before_anything_is_fetched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(timm_backbone, "_fetched", lambda _name: pytest.fail("fetched"))
+    monkeypatch.setattr(timm_networks, "_fetched", lambda _name: pytest.fail("fetched"))
     for name, stride, reason in [
         ("convnxt_tiny", 16, r"timm knows no convnxt_tiny; near: convnext_tiny"),
         ("resnet18.b1k", 16, r"has no weights called 'b1k'; it has .*a1_in1k"),

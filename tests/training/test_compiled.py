@@ -19,9 +19,9 @@ from segdeform.errors import ConfigError, StoppedError
 from segdeform.files.tensors import read_tensors
 from segdeform.machine.processes import own_rank
 from segdeform.models import deformify
-from segdeform.models.backbones import Features
 from segdeform.models.deeplab import DeepLab
 from segdeform.models.deform import deformable_layers
+from segdeform.models.features import Features
 from segdeform.models.heads import DeepLabHead
 from segdeform.training import loop
 from segdeform.training import state as states
