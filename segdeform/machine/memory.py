@@ -8,9 +8,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-# What torch's CPU allocator says, what oneDNN does, and Python where a thread has no room.
+# What torch's CPU allocator says, what oneDNN and C++ do, and Python where a thread has no room.
 _WORDS = re.compile(
-    r"DefaultCPUAllocator|^could not create a primitive$|^can't start new thread$", re.MULTILINE
+    r"DefaultCPUAllocator|^could not create a primitive$|^can't start new thread$"
+    r"|^std::bad_alloc$",
+    re.MULTILINE,
 )
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 

@@ -38,7 +38,7 @@ def test_the_end_of_memory_is_known_where_onednn_tells_it() -> None:
     """In a process of its own: one that has computed before keeps memory that would do."""
     command = [sys.executable, "-c", CONVOLVES]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert said.startswith("memory |")  # "could not create a primitive"
+    assert said.startswith("memory |")  # "could not create a primitive" or "std::bad_alloc"
 
 
 def begin_thread() -> None:

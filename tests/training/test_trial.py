@@ -71,8 +71,9 @@ def test_pictures_after_the_first_stand_for_the_split(
         samples = range(pictures)
         classes = ("a", "b")
 
+    val_set = Split(range(pictures))
     plan: Any = SimpleNamespace(
-        val_set=Split(range(pictures)), peers=SimpleNamespace(size=processes)
+        val_set=val_set, val_sets=(val_set,), peers=SimpleNamespace(size=processes)
     )
     assert trial.evaluation_seconds(plan, None) == seconds  # type: ignore[arg-type]
 
