@@ -52,12 +52,13 @@ def build_model(
         len(mean),
         deep_stem=model.stem == "deep",
     )
-    kernels = backbone.deformable_kernels
-    make_plain(backbone, choose_layers(backbone, deform.layers, kernels).values())
+    kernels, layers = backbone.deformable_kernels, deform.layers
+    changed = layers
+    if deform.dilation is not None and isinstance(layers, int):
+        changed = max(3, layers)
+    make_plain(backbone, choose_layers(backbone, changed, kernels).values())
     if deform.dilation is not None:
-        layers = deform.layers
-        covered = max(3, layers) if isinstance(layers, int) else layers
-        set_dilation(backbone, covered, deform.dilation)
+        set_dilation(backbone, changed, deform.dilation)
     deformify(
         backbone,
         deform.layers,

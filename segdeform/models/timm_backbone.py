@@ -102,16 +102,14 @@ class TimmBackbone(Backbone):
         return seen
 
     def blocks(self) -> dict[str, nn.Module]:
-        """Lists the blocks of several convolutions that its stages repeat, in their order."""
+        """Lists the blocks of several weighted layers that its stages repeat, in their order."""
         found: dict[str, nn.Module] = {}
         for name, parent in self.named_modules():
             if not isinstance(parent, _ROWS) and not type(parent).__name__.endswith("Stage"):
                 continue
             for own, child in parent.named_children():
-                if (
-                    sum(isinstance(layer, nn.Conv2d | DeformConv2d) for layer in child.modules())
-                    > 1
-                ):
+                kinds = (nn.Conv2d, nn.Linear, DeformConv2d)
+                if sum(isinstance(layer, kinds) for layer in child.modules()) > 1:
                     found[f"{name}.{own}"] = child
         return {
             name: block

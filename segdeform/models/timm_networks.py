@@ -40,7 +40,7 @@ def build_timm(name: str, weights: str, output_stride: int) -> TimmBackbone:
             _timm_names(network.state_dict(), _timm().create_model(name).state_dict())
             TimmBackbone(network, name)
     network = _network(name, output_stride)
-    _fill_buffers(network)
+    _fill_buffers(network, name, output_stride)
     if weights != "none":
         _load(network, name, weights)
     return TimmBackbone(network, name)
@@ -174,12 +174,20 @@ def _timm_names(own: dict[str, Tensor], whole: dict[str, Tensor]) -> dict[str, s
     return names
 
 
-def _fill_buffers(network: nn.Module) -> None:
-    """Gives buffers that no file has their values, where the network was built on "meta"."""
-    for layer in network.modules():
-        for name in layer._non_persistent_buffers_set:
-            buffer = layer._buffers[name]
-            if buffer is None or not buffer.is_meta:
-                continue
-            layer._buffers[name] = torch.empty_like(buffer, device="cpu")
-            layer.reset_parameters()  # type: ignore[operator]
+def _fill_buffers(network: nn.Module, name: str, output_stride: int) -> None:
+    """Gives buffers that no file has their values, where the network was built on "meta".
+
+    They are those of one that is built for them, which few networks need.
+    """
+    lacking = [
+        (path, key)
+        for path, layer in network.named_modules()
+        for key in layer._non_persistent_buffers_set
+        if (buffer := layer._buffers[key]) is not None and buffer.is_meta
+    ]
+    if not lacking:
+        return
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # a file's numbers follow
+        real = _network(name, output_stride)
+    for path, key in lacking:
+        network.get_submodule(path)._buffers[key] = real.get_submodule(path)._buffers[key]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segdeform.config.loading import load_config
-from segdeform.config.schema import Config, ModelConfig
+from segdeform.config.schema import Config, DeformConfig, ModelConfig
 from segdeform.errors import ConfigError, DownloadError, ModelError
 from segdeform.models import build_model, timm_networks
 from segdeform.models.backbones import build_backbone, set_dilation
@@ -461,9 +461,21 @@ def test_several_first_convolutions_are_not_widened() -> None:
 
 
 def test_blocks_of_linear_layers_are_blocks() -> None:
-    backbone = build_backbone("timm/convnext_atto", "none", 32)
+    with torch.device("meta"):
+        backbone = build_backbone("timm/convnext_tiny", "none", 32)
     assert isinstance(backbone, TimmBackbone)
-    assert len(backbone.blocks()) == 2 + 2 + 6 + 2
+    assert len(backbone.blocks()) == 3 + 3 + 9 + 3
+
+
+def test_a_plain_network_of_computed_padding_is_dilated() -> None:
+    """The baseline without deformable layers, whose last three are changed all the same."""
+    model = ModelConfig(backbone="timm/dm_nfnet_f0", weights="none", head="deeplab")
+    model = model.model_copy(update={"output_stride": 32})
+    with torch.device("meta"):
+        network = build_model(model, DeformConfig(layers=0, dilation=2), 3)
+        assert network.backbone(torch.zeros(1, 3, 64, 96)).high.shape[-2:] == (2, 3)
+    dilated = [m for m in network.backbone.modules() if getattr(m, "dilation", 1) == (2, 2)]
+    assert len(dilated) == 3 and all(type(m) in (nn.Conv2d, PaddedConv2d) for m in dilated)
 
 
 def test_padding_that_depends_on_the_size_is_written_down() -> None:
