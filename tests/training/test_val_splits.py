@@ -23,6 +23,7 @@ from segdeform.segmenter import load
 from segdeform.training import curves, loop
 from segdeform.training.curves import picture, read_log
 from segdeform.training.loop import train
+from segdeform.training.pictures import Pictures
 from tests.ranks import run_ranks
 from tests.training.conftest import ReporterThat, send, tiny_config
 
@@ -155,6 +156,21 @@ def test_a_run_killed_before_its_end_lists_no_score_twice(
     assert len(evaluations(tmp_path / "run")) == 4
     run(scored(["val", "night"]), data, tmp_path / "run", resume=True)
     assert evaluations(tmp_path / "run") == evaluations(both)
+
+
+def test_pictures_shown_are_of_the_first(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the others may have the same names."""
+    seen, keep = [], Pictures.keep
+
+    def noted(self: Pictures, sample: Any, labels: Any) -> None:
+        seen.append((sample.image.parents[1].name, labels.shape))
+        keep(self, sample, labels)
+
+    monkeypatch.setattr(Pictures, "keep", noted)
+    run(scored(["val", "night"], steps=1, eval_every=0), data, tmp_path / "run")
+    assert seen == [("val", (64, 64))] * 2
 
 
 def _train(data: Path, folder: Path) -> None:
